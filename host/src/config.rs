@@ -1,0 +1,3 @@
+//! Pipeline files: raw TOML as written → one validated [`model::Plan`], or all the errors at once.
+
+pub mod model;

@@ -1,0 +1,271 @@
+//! The validated pipeline: what the rest of the program is given. Every value has its unit type,
+//! every path is absolute, every secret is resolved and prints as `<redacted>`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Everything that one `tidemill run` does.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Settings of the process, from the one file that has `[process]`, overridden by flags.
+    pub process: Process,
+    /// One entry a file.
+    pub pipelines: Vec<Arc<Pipeline>>,
+}
+
+/// `[process]`: settings that all pipelines of the process share.
+#[derive(Debug, Clone)]
+pub struct Process {
+    /// Bytes in flight in the whole process.
+    pub budget_bytes: u64,
+    /// Lanes a pipeline; none = as many as cores, at most 12 and at most the partitions.
+    pub lanes: Option<usize>,
+    /// Where `/health`, `/ready` and `/metrics` listen; none = nowhere.
+    pub admin: Option<SocketAddr>,
+    /// Where compiled plugins are kept.
+    pub cache_dir: PathBuf,
+    /// How long a drain may take.
+    pub shutdown_timeout: Duration,
+    /// How long without progress although there is lag until `/ready` turns red.
+    pub stall_after: Duration,
+}
+
+/// One pipeline file.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    /// `[pipeline] name`: label prefix and, by default, the Kafka group. `[A-Za-z0-9_-]{1,64}`.
+    pub name: String,
+    /// The file it came from, for messages.
+    pub file: PathBuf,
+    /// What is promised.
+    pub delivery: Delivery,
+    /// Where records come from.
+    pub source: Source,
+    /// The chain of plugins, in order; may be empty.
+    pub transforms: Vec<Transform>,
+    /// When to cut.
+    pub batch: BatchLimits,
+    /// Where rows go.
+    pub sink: StarRocks,
+    /// Where rejects go; none = the first reject halts.
+    pub dead_letters: Option<DeadLetters>,
+}
+
+/// `[pipeline] delivery`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// Nothing lost; duplicates only after a crash, an undrained rebalance or a forgotten label.
+    AtLeastOnce,
+}
+
+/// The one source of a pipeline.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// `[source.kafka]`
+    Kafka(Kafka),
+}
+
+/// `[source.kafka]`.
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    /// `host:port` each.
+    pub brokers: Vec<String>,
+    /// Topics by name.
+    pub topics: Vec<String>,
+    /// Consumer group; the pipeline's name by default.
+    pub group: String,
+    /// Where to start a partition that has no committed offset.
+    pub start: Start,
+    /// Records of aborted transactions are left out by default.
+    pub isolation: Isolation,
+    /// How often watermarks are committed.
+    pub commit_interval: Duration,
+    /// Memory of librdkafka's own queue.
+    pub fetch_queue_bytes: u64,
+    /// `security.protocol` and what belongs to it.
+    pub security: KafkaSecurity,
+    /// Any other librdkafka setting, checked against those that would break delivery.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// `[source.kafka] start`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// The oldest record that the broker has.
+    Earliest,
+    /// Only what arrives from now on.
+    Latest,
+    /// The first record not older than this, in milliseconds since 1970 UTC.
+    TimestampMs(i64),
+}
+
+/// `[source.kafka] isolation`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// Records of open and aborted transactions are not seen.
+    ReadCommitted,
+    /// Everything is seen.
+    ReadUncommitted,
+}
+
+/// `[source.kafka.tls]` and `[source.kafka.sasl]`.
+#[derive(Debug, Clone, Default)]
+pub struct KafkaSecurity {
+    /// Present = TLS.
+    pub tls: Option<Tls>,
+    /// Present = SASL.
+    pub sasl: Option<Sasl>,
+}
+
+/// TLS files, PEM each.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// Certificate authorities; none = the system's.
+    pub ca: Option<PathBuf>,
+    /// Client certificate.
+    pub certificate: Option<PathBuf>,
+    /// Client key.
+    pub key: Option<PathBuf>,
+}
+
+/// SASL credentials.
+#[derive(Debug, Clone)]
+pub struct Sasl {
+    /// `PLAIN`, `SCRAM-SHA-256` or `SCRAM-SHA-512`.
+    pub mechanism: String,
+    /// User.
+    pub username: String,
+    /// Password.
+    pub password: Secret,
+}
+
+/// One `[[transform]]`.
+#[derive(Debug, Clone)]
+pub struct Transform {
+    /// The component's file.
+    pub plugin: PathBuf,
+    /// Its configuration, as the JSON text that `configure` gets.
+    pub config_json: String,
+    /// What is granted beyond `log`.
+    pub wasi: Wasi,
+    /// Linear memory of one instance.
+    pub memory_bytes: u64,
+    /// Wall time of one call, to the next 10 ms tick.
+    pub timeout: Duration,
+    /// Bytes that one call may return.
+    pub output_bytes: u64,
+    /// Log lines a second that are passed on; the rest is counted.
+    pub log_lines_per_second: u32,
+    /// Failing records in a row after which the pipeline halts.
+    pub failures_in_a_row: u32,
+}
+
+/// `[[transform]] wasi`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wasi {
+    /// Nothing: an import of `wasi:*` traps when it is called.
+    None,
+    /// Clocks, random numbers and a stdio that goes nowhere.
+    Minimal,
+}
+
+/// `[batch]`: limits of one batch, a table each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimits {
+    /// Rows.
+    pub max_rows: u64,
+    /// Bytes of the request body.
+    pub max_bytes: u64,
+    /// Time since the first row.
+    pub linger: Duration,
+}
+
+/// `[sink.starrocks]`.
+#[derive(Debug, Clone)]
+pub struct StarRocks {
+    /// FE HTTP addresses, `http://host:port` each, in order of preference.
+    pub fe: Vec<String>,
+    /// MySQL protocol address `host:port`; none = the first FE's host and 9030.
+    pub query: Option<String>,
+    /// Database.
+    pub database: String,
+    /// The pipeline's own table; none = every row is routed by a plugin.
+    pub table: Option<String>,
+    /// Tables that plugins may route to, besides `table`; empty = whatever the plugin declares.
+    pub tables: Vec<String>,
+    /// User.
+    pub user: String,
+    /// Password; a fresh StarRocks has none.
+    pub password: Secret,
+    /// Key model of the tables; none = read over the query port.
+    pub table_model: Option<TableModel>,
+    /// Loads in flight a table; 1 keeps order.
+    pub in_flight: usize,
+    /// StarRocks' own time-out of a load.
+    pub load_timeout: Duration,
+    /// Redirect targets `host` or `host:port`; empty = whatever the FE names is accepted, printed once.
+    pub redirect_hosts: Vec<String>,
+    /// Certificate authority for `https://`, PEM; none = the system's.
+    pub ca: Option<PathBuf>,
+    /// Any other Stream Load header.
+    pub properties: BTreeMap<String, String>,
+}
+
+/// Key model of a StarRocks table: what a delete may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TableModel {
+    /// Duplicate Key: rows are only added.
+    Duplicate,
+    /// Unique Key: the last row of a key wins.
+    Unique,
+    /// Aggregate Key: rows of a key are folded.
+    Aggregate,
+    /// Primary Key: upserts and deletes.
+    Primary,
+}
+
+/// `[dead_letters]`.
+#[derive(Debug, Clone)]
+pub enum DeadLetters {
+    /// Files `*.ndjson` in a directory, fsynced.
+    Directory(PathBuf),
+    /// A Kafka topic on the brokers given, or on those of the source.
+    Kafka {
+        /// Topic.
+        topic: String,
+        /// Brokers; empty = the source's, with its security.
+        brokers: Vec<String>,
+    },
+}
+
+/// A value that must never be printed.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a value.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value, for the one call that sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<redacted>")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<redacted>")
+    }
+}

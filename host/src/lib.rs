@@ -1,0 +1,8 @@
+//! Tidemill loads StarRocks from streams: sources → WebAssembly plugins → one shared batching stage →
+//! Stream Load. `host/README.md` is the map; `pipeline` wires everything in the order in which data flows.
+
+pub mod config;
+pub mod fault;
+pub mod position;
+pub mod record;
+pub mod sink;

@@ -1,0 +1,80 @@
+//! Where batches go. One kind of sink today; what a load can end in is a value.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::config::model::{StarRocks, TableModel};
+use crate::fault::Fault;
+
+pub mod starrocks;
+
+/// Everything that shapes a load request: rows may share a batch only if all of it is equal
+/// (delivery.md §1 rule 9).
+#[derive(Debug)]
+pub struct Destination {
+    /// Name of the pipeline: label prefix, and whose halt concerns the rows.
+    pub pipeline: Arc<str>,
+    /// Cluster, database, user, headers.
+    pub cluster: Arc<StarRocks>,
+    /// Table within `cluster.database`.
+    pub table: String,
+    /// Its key model.
+    pub model: TableModel,
+}
+
+/// The body and name of one load; immutable once it was sent under its label.
+#[derive(Debug, Clone)]
+pub struct Load {
+    /// Where to.
+    pub destination: Arc<Destination>,
+    /// The idempotency key; kept for every attempt until the outcome is known.
+    pub label: String,
+    /// NDJSON in pieces; each piece ends with a line feed.
+    pub segments: Vec<Bytes>,
+    /// Sum of the segments' lengths.
+    pub bytes: u64,
+    /// Rows in all segments.
+    pub rows: u64,
+    /// Whether a body was ever sent under this label: "already exists" is only then about us.
+    pub body_sent: bool,
+}
+
+/// What is known after an attempt.
+#[derive(Debug)]
+#[must_use]
+pub enum Outcome {
+    /// Committed: visible, or visible soon.
+    Durable(Receipt),
+    /// Nothing of it was or will be committed under this attempt: the same label may be sent again.
+    /// The fault says whether waiting helps.
+    Refused(Fault),
+    /// It may have been committed, or may yet be: ask for the label's state before anything else.
+    Unsure(Fault),
+    /// StarRocks refused rows for their data; nothing was committed.
+    BadRows(Rejection),
+}
+
+/// Proof of a durable load.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// Transaction id, if the answer had one.
+    pub txn: Option<i64>,
+    /// Rows that StarRocks says it loaded; none if the state was only asked for by label.
+    pub loaded_rows: Option<u64>,
+    /// False after "Publish Timeout": committed, not yet visible.
+    pub visible: bool,
+}
+
+/// Rows refused for their data.
+#[derive(Debug)]
+pub struct Rejection {
+    /// StarRocks' own message.
+    pub message: String,
+    /// Rows it counted as filtered; 0 for a syntax error, which fails the whole body.
+    pub filtered_rows: u64,
+    /// True when the body could not be parsed as JSON (a row's syntax), false for filtered rows.
+    pub syntax: bool,
+    /// What the error log said, at most 64 KiB.
+    pub error_log: Option<String>,
+}
