@@ -1,2 +1,65 @@
-//! stub
-fn main() {}
+//! `cargo xtask …`: set-up and chores, in Rust, from a bare machine on.
+
+mod chore;
+mod command;
+mod setup;
+mod suite;
+mod tally;
+
+use clap::{Parser, Subcommand};
+use std::{ffi::OsString, process::ExitCode};
+
+/// Set-up and chores of Tidemill.
+#[derive(Parser)]
+#[command(name = "cargo xtask", version, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Build the plugins and the binary, then run `tidemill demo` with the arguments that follow
+    Demo {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Install what is missing, check format and lints, and run every test against a real Kafka
+    Test {
+        /// Runs only the tests whose name contains one of these
+        filters: Vec<String>,
+    },
+    /// Build, start Kafka, and run the benchmarks with the arguments that follow
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Build the example plugins into `plugins/*.wasm`
+    Plugins,
+    /// Generate the configuration reference from the types
+    Docs {
+        /// Fail when what is committed differs from what would be generated
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check licences, advisories and duplicate versions with `cargo deny`, when it is installed
+    Deny,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().chore {
+        Chore::Demo { arguments } => chore::demo(&arguments),
+        Chore::Test { filters } => suite::run(&filters),
+        Chore::Bench { arguments } => chore::bench(&arguments),
+        Chore::Plugins => chore::plugins(),
+        Chore::Docs { check } => chore::docs(check),
+        Chore::Deny => chore::deny(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What the machine needs beyond rustup, and how it gets there. Each need is looked for first; installing is announced.
+
+use crate::command::{self, Failure};
+use std::{
+    env,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+/// A program that a chore calls, and the Debian package that brings it.
+struct Need {
+    program: &'static str,
+    package: &'static str,
+    why: &'static str,
+}
+
+/// To compile at all: OpenSSL, librdkafka and SQLite are built from source.
+const BUILD_NEEDS: [Need; 4] = [
+    Need { program: "cc", package: "build-essential", why: "compiles librdkafka, OpenSSL and SQLite" },
+    Need { program: "c++", package: "build-essential", why: "librdkafka's configure asks for it" },
+    Need { program: "make", package: "build-essential", why: "builds librdkafka and OpenSSL" },
+    Need { program: "perl", package: "perl", why: "configures OpenSSL" },
+];
+
+/// To run a real Kafka.
+const KAFKA_NEEDS: [Need; 2] = [
+    Need { program: "java", package: "default-jre-headless", why: "runs Apache Kafka" },
+    Need { program: "mvn", package: "maven", why: "resolves Apache Kafka's jars" },
+];
+
+/// The stock MySQL client with which a test counts rows, as a user would.
+const CLIENT_NEEDS: [Need; 1] =
+    [Need { program: "mysql", package: "default-mysql-client", why: "queries the sandbox as a user would" }];
+
+const RUST_TARGETS: [&str; 2] = ["wasm32-unknown-unknown", "wasm32-wasip2"];
+const RUST_COMPONENTS: [&str; 2] = ["clippy", "rustfmt"];
+
+/// What is needed to build the workspace and its plugins.
+pub(crate) fn for_building() -> Result<(), Failure> {
+    packages(&BUILD_NEEDS)?;
+    rust_parts("target", &RUST_TARGETS)
+}
+
+/// What is needed to start Kafka.
+pub(crate) fn for_kafka() -> Result<(), Failure> {
+    packages(&KAFKA_NEEDS)
+}
+
+/// What is needed for the whole suite.
+pub(crate) fn for_testing() -> Result<(), Failure> {
+    for_building()?;
+    rust_parts("component", &RUST_COMPONENTS)?;
+    for_kafka()?;
+    packages(&CLIENT_NEEDS)
+}
+
+fn packages(needs: &[Need]) -> Result<(), Failure> {
+    let missing: Vec<&Need> = needs.iter().filter(|need| !on_path(need.program)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for need in &missing {
+        println!("`{}` is missing ({}): installing {}", need.program, need.why, need.package);
+    }
+    let mut names: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    names.dedup();
+    let by_hand = format!("apt-get install --no-install-recommends {}", names.join(" "));
+    if !on_path("apt-get") {
+        return Err(Failure::new(format!(
+            "this machine has no apt-get; install what Debian calls {}",
+            names.join(", ")
+        )));
+    }
+    if !is_root()? {
+        return Err(Failure::new(format!(
+            "installing packages needs root; run `sudo {by_hand}` and try again"
+        )));
+    }
+    command::run(&mut apt(&["update", "--quiet"]))?;
+    let mut install = apt(&["install", "--yes", "--quiet", "--no-install-recommends"]);
+    command::run(install.args(&names))?;
+    match missing.iter().find(|need| !on_path(need.program)) {
+        None => Ok(()),
+        Some(need) => Err(Failure::new(format!(
+            "{} is installed, but `{}` is not on the PATH",
+            need.package, need.program
+        ))),
+    }
+}
+
+fn apt(arguments: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+/// Adds targets or components that the active toolchain lacks. `rust-toolchain.toml` names them too, but rustup
+/// installs them by itself only where automatic installation is on.
+fn rust_parts(kind: &str, wanted: &[&str]) -> Result<(), Failure> {
+    if !on_path("rustup") {
+        println!("no rustup here: trusting that the toolchain has the {kind}s {}", wanted.join(", "));
+        return Ok(());
+    }
+    let listing = Command::new("rustup")
+        .args([kind, "list", "--installed"])
+        .current_dir(command::root())
+        .output()
+        .map_err(|cause| Failure::new(format!("list the installed Rust {kind}s: {cause}")))?;
+    let installed = String::from_utf8_lossy(&listing.stdout);
+    // components are listed with their host: `clippy-x86_64-unknown-linux-gnu`
+    let missing: Vec<&str> =
+        wanted.iter().copied().filter(|name| !installed.lines().any(|line| line.starts_with(name))).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("the Rust toolchain lacks {}", missing.join(", "));
+    let mut add = Command::new("rustup");
+    command::run(add.args([kind, "add"]).args(missing).current_dir(command::root()))
+}
+
+pub(crate) fn on_path(program: &str) -> bool {
+    env::var_os("PATH")
+        .is_some_and(|path| env::split_paths(&path).any(|folder| is_executable(&folder.join(program))))
+}
+
+fn is_executable(file: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+fn is_root() -> Result<bool, Failure> {
+    let output = Command::new("id")
+        .arg("-u")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|cause| Failure::new(format!("ask for the user's id: {cause}")))?;
+    Ok(output.stdout.trim_ascii() == b"0")
+}
