@@ -6,3 +6,8 @@ pub mod fault;
 pub mod position;
 pub mod record;
 pub mod sink;
+pub mod budget;
+pub mod ledger;
+pub mod batch;
+pub mod meter;
+pub mod retry;

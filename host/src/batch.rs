@@ -1,0 +1,250 @@
+//! The shared batching stage: rows of all lanes gather here, a batch a table, until one is full by
+//! rows or bytes or old enough; then it is loaded. When to cut is a pure function ([`decide`]).
+//!
+//! A batch is a list of segments that the lanes made: nothing is copied here, one message a chunk.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::budget::Permit;
+use crate::config::model::BatchLimits;
+use crate::ledger::Ticket;
+use crate::sink::Destination;
+
+pub mod stage;
+
+/// Top bit of [`RowIndex::deltas`]: the row is its record's first, so that records can be counted
+/// although a record may give several rows.
+pub const FIRST_ROW: u32 = 1 << 31;
+
+/// Where each row of a segment ends and which record it came from. Shared by the parts of a piece.
+#[derive(Debug)]
+pub struct RowIndex {
+    /// End of each row, its line feed included, in the segment as it was made.
+    pub ends: Vec<u32>,
+    /// Position of each row's record less `base`, with [`FIRST_ROW`] set on a record's first row.
+    pub deltas: Vec<u32>,
+    /// Position of the chunk's first record.
+    pub base: i64,
+}
+
+/// Rows of one chunk for one destination: what a lane hands over.
+#[derive(Debug)]
+pub struct Piece {
+    /// NDJSON of the whole segment; this piece's rows are `rows` of it.
+    segment: Bytes,
+    index: Arc<RowIndex>,
+    rows: std::ops::Range<usize>,
+    /// Last plugin that touched the rows, for dead letters.
+    pub plugin: Option<Arc<str>>,
+    ticket: Ticket,
+    permit: Permit,
+}
+
+impl Piece {
+    /// A piece of all rows of `segment`, each of which ends with a line feed.
+    pub fn new(
+        segment: Bytes,
+        index: RowIndex,
+        plugin: Option<Arc<str>>,
+        ticket: Ticket,
+        permit: Permit,
+    ) -> Self {
+        assert!(index.ends.len() == index.deltas.len(), "a row index has one entry a row");
+        let rows = 0..index.ends.len();
+        Self { segment, index: Arc::new(index), rows, plugin, ticket, permit }
+    }
+
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    fn start_of(&self, row: usize) -> usize {
+        if row == 0 { 0 } else { self.index.ends[row - 1] as usize }
+    }
+
+    /// Bytes of the rows.
+    pub fn bytes(&self) -> u64 {
+        (self.start_of(self.rows.end) - self.start_of(self.rows.start)) as u64
+    }
+
+    /// The rows' bytes, without a copy.
+    pub fn body(&self) -> Bytes {
+        self.segment.slice(self.start_of(self.rows.start)..self.start_of(self.rows.end))
+    }
+
+    /// Bytes of the first row, its line feed included.
+    pub fn first_row_bytes(&self) -> u64 {
+        let end = self.index.ends.get(self.rows.start).map_or(0, |end| *end as usize);
+        end.saturating_sub(self.start_of(self.rows.start)) as u64
+    }
+
+    /// Number of records whose first row is in this piece.
+    pub fn records(&self) -> u64 {
+        self.index.deltas[self.rows.clone()].iter().filter(|delta| **delta & FIRST_ROW != 0).count() as u64
+    }
+
+    /// Each row with the position of its record.
+    pub fn iter(&self) -> impl Iterator<Item = (i64, &[u8])> {
+        self.rows.clone().map(|row| {
+            let delta = self.index.deltas[row] & !FIRST_ROW;
+            (
+                self.index.base + i64::from(delta),
+                &self.segment[self.start_of(row)..self.index.ends[row] as usize],
+            )
+        })
+    }
+
+    /// The ticket that this piece holds.
+    pub fn ticket(&self) -> &Ticket {
+        &self.ticket
+    }
+
+    /// Keeps the first rows that fit within `rows` and `bytes` (at least one row) and returns the
+    /// others, if any. Costs no copy: both parts share the segment.
+    pub fn split(&mut self, rows: u64, bytes: u64) -> Option<Piece> {
+        let start = self.start_of(self.rows.start) as u64;
+        let most = usize::try_from(rows.max(1)).unwrap_or(usize::MAX).min(self.len());
+        let ends = &self.index.ends[self.rows.start..self.rows.start + most];
+        let kept = ends.partition_point(|end| u64::from(*end) - start <= bytes).max(1);
+        if kept >= self.len() {
+            return None;
+        }
+        let at = self.rows.start + kept;
+        let mut rest = Piece {
+            segment: self.segment.clone(),
+            index: Arc::clone(&self.index),
+            rows: at..self.rows.end,
+            plugin: self.plugin.clone(),
+            ticket: self.ticket.hold(),
+            permit: self.permit.empty(),
+        };
+        self.rows.end = at;
+        rest.permit.resize(rest.bytes());
+        self.permit.resize(self.bytes());
+        Some(rest)
+    }
+
+    /// Takes the piece apart when its rows are durable: settles the ticket and gives the bytes back.
+    /// Returns the segment, for its memory.
+    pub fn settle(self) -> Bytes {
+        let _ = self.ticket.settle();
+        self.segment
+    }
+
+    /// Gives the rows up because their partition was: they will be read again.
+    pub fn forget(self) {
+        self.ticket.forget();
+    }
+}
+
+/// A batch that was cut: immutable, loaded under one label.
+#[derive(Debug)]
+pub struct Batch {
+    /// Where to.
+    pub destination: Arc<Destination>,
+    /// The rows.
+    pub pieces: Vec<Piece>,
+    /// Why it was cut, for the metric.
+    pub reason: Cut,
+    /// When its first row came.
+    pub since: Instant,
+}
+
+impl Batch {
+    /// Rows in all pieces.
+    pub fn rows(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.len() as u64).sum()
+    }
+
+    /// Bytes of all rows.
+    pub fn bytes(&self) -> u64 {
+        self.pieces.iter().map(Piece::bytes).sum()
+    }
+
+    /// Records whose first row is in the batch.
+    pub fn records(&self) -> u64 {
+        self.pieces.iter().map(Piece::records).sum()
+    }
+}
+
+/// Why a batch was cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cut {
+    /// `max_rows` reached.
+    Rows,
+    /// `max_bytes` reached.
+    Bytes,
+    /// `linger` over.
+    Linger,
+    /// A reader waits for the budget.
+    Pressure,
+    /// The pipeline drains.
+    Flush,
+}
+
+impl Cut {
+    /// The metric's label.
+    pub fn name(self) -> &'static str {
+        match self {
+            Cut::Rows => "rows",
+            Cut::Bytes => "bytes",
+            Cut::Linger => "linger",
+            Cut::Pressure => "pressure",
+            Cut::Flush => "flush",
+        }
+    }
+}
+
+/// What [`decide`] looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    /// Rows in the open batch.
+    pub rows: u64,
+    /// Bytes in the open batch.
+    pub bytes: u64,
+    /// Time since its first row.
+    pub age: Duration,
+    /// Whether a load could start at once.
+    pub slot_free: bool,
+    /// Whether a reader waits for the budget.
+    pub pressure: bool,
+    /// Whether the pipeline drains.
+    pub draining: bool,
+}
+
+/// Whether to cut now, and why. A full batch is cut in any case. Age, pressure and draining count
+/// only when the load could start at once: as long as the table is busy, a larger batch costs fewer
+/// versions and not a millisecond.
+pub fn decide(fill: &Fill, limits: &BatchLimits) -> Option<Cut> {
+    if fill.rows == 0 {
+        return None;
+    }
+    if fill.rows >= limits.max_rows {
+        return Some(Cut::Rows);
+    }
+    if fill.bytes >= limits.max_bytes {
+        return Some(Cut::Bytes);
+    }
+    if !fill.slot_free {
+        return None;
+    }
+    if fill.draining {
+        return Some(Cut::Flush);
+    }
+    if fill.age >= limits.linger {
+        return Some(Cut::Linger);
+    }
+    fill.pressure.then_some(Cut::Pressure)
+}
+
+#[cfg(test)]
+mod tests;

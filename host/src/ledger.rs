@@ -1,0 +1,215 @@
+//! Which spans are open, and how far each partition is safe: no I/O, no clock, no async.
+//!
+//! A span is opened before its records go anywhere and is closed when every ticket that was made for
+//! it is settled. The watermark of a stay is the end of the last span before the first open one.
+//! Nothing is settled by default: a ticket that is dropped poisons its span, and the watermark never
+//! passes a poisoned span (delivery.md §1 rule 6).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::position::{Span, Stay, Watermark};
+
+/// A pipeline's ledger: a handle that lanes, stage and control share. Locked once a chunk.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    stays: BTreeMap<Stay, Track>,
+    /// First span of which a ticket was dropped unsettled.
+    poisoned: Option<Span>,
+}
+
+/// The open spans of one stay, oldest first.
+#[derive(Debug)]
+struct Track {
+    spans: VecDeque<OpenSpan>,
+    /// Index of `spans[0]` among all spans ever opened in this stay.
+    first: u64,
+    /// End of the last span that was opened.
+    opened_upto: i64,
+    /// Everything up to here is safe.
+    safe_upto: i64,
+    /// What the last [`Ledger::progress`] told.
+    told_upto: i64,
+}
+
+#[derive(Debug)]
+struct OpenSpan {
+    after: i64,
+    upto: i64,
+    /// Tickets not yet settled.
+    holds: u32,
+    /// A ticket was given up or dropped: the watermark never passes this span.
+    lost: bool,
+}
+
+/// The right to say that a piece of a span is safe, and the duty to say it.
+#[derive(Debug)]
+#[must_use = "a ticket that is dropped poisons its span"]
+pub struct Ticket {
+    state: Arc<Mutex<State>>,
+    stay: Stay,
+    index: u64,
+    settled: bool,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // A thread that panicked while it held the lock left its own ticket unsettled: the watermark
+    // cannot move past it, so the state is safe to go on with.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Ledger {
+    /// An empty ledger.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Begins a stay whose first span starts behind `after`.
+    pub fn begin(&self, stay: Stay, after: i64) {
+        let track =
+            Track { spans: VecDeque::new(), first: 0, opened_upto: after, safe_upto: after, told_upto: after };
+        lock(&self.state).stays.insert(stay, track);
+    }
+
+    /// Opens a span; none if its stay has ended, in which case its records must not be used.
+    ///
+    /// # Panics
+    /// If the span does not begin where the last one ended: that would hide a lost record.
+    pub fn open(&self, span: &Span) -> Option<Ticket> {
+        let mut state = lock(&self.state);
+        let track = state.stays.get_mut(&span.stay)?;
+        assert!(
+            span.after == track.opened_upto && span.upto > span.after,
+            "span {span} does not follow {}",
+            track.opened_upto
+        );
+        track.opened_upto = span.upto;
+        let index = track.first + track.spans.len() as u64;
+        track.spans.push_back(OpenSpan { after: span.after, upto: span.upto, holds: 1, lost: false });
+        Some(Ticket { state: Arc::clone(&self.state), stay: span.stay.clone(), index, settled: false })
+    }
+
+    /// Where the next span of a stay has to begin; none if the stay has ended.
+    pub fn opened_upto(&self, stay: &Stay) -> Option<i64> {
+        lock(&self.state).stays.get(stay).map(|track| track.opened_upto)
+    }
+
+    /// The watermarks that moved since the last call.
+    pub fn progress(&self) -> Vec<Watermark> {
+        let mut state = lock(&self.state);
+        let moved = state.stays.iter_mut().filter(|(_, track)| track.safe_upto > track.told_upto);
+        moved
+            .map(|(stay, track)| {
+                track.told_upto = track.safe_upto;
+                Watermark { stay: stay.clone(), upto: track.safe_upto }
+            })
+            .collect()
+    }
+
+    /// The watermark of a stay; none if it has ended.
+    pub fn watermark(&self, stay: &Stay) -> Option<Watermark> {
+        let state = lock(&self.state);
+        let track = state.stays.get(stay)?;
+        Some(Watermark { stay: stay.clone(), upto: track.safe_upto })
+    }
+
+    /// Whether nobody holds a ticket of the stay: what is safe by now is all that will be. A stay that
+    /// has ended is quiet.
+    pub fn is_quiet(&self, stay: &Stay) -> bool {
+        let state = lock(&self.state);
+        state.stays.get(stay).is_none_or(|track| track.spans.iter().all(|span| span.holds == 0))
+    }
+
+    /// Number of open spans in all stays.
+    pub fn open_spans(&self) -> usize {
+        lock(&self.state).stays.values().map(|track| track.spans.len()).sum()
+    }
+
+    /// Ends a stay: its open spans are forgotten and their tickets mean nothing any more. Returns the
+    /// last watermark, which may still be committed while the partition is owned.
+    pub fn end(&self, stay: &Stay) -> Option<Watermark> {
+        let track = lock(&self.state).stays.remove(stay)?;
+        Some(Watermark { stay: stay.clone(), upto: track.safe_upto })
+    }
+
+    /// The first span of which a ticket was dropped: the pipeline has to halt.
+    pub fn poisoned(&self) -> Option<Span> {
+        lock(&self.state).poisoned.clone()
+    }
+}
+
+impl Ticket {
+    /// Another ticket for the same span: both have to be settled.
+    pub fn hold(&self) -> Ticket {
+        let mut state = lock(&self.state);
+        if let Some(span) = state.span(&self.stay, self.index) {
+            span.holds += 1;
+        }
+        Ticket { state: Arc::clone(&self.state), stay: self.stay.clone(), index: self.index, settled: false }
+    }
+
+    /// Says that this piece of the span is safe. Returns the stay's watermark if that moved it.
+    pub fn settle(mut self) -> Option<Watermark> {
+        self.settled = true;
+        let mut state = lock(&self.state);
+        let span = state.span(&self.stay, self.index)?;
+        span.holds -= 1;
+        let track = state.stays.get_mut(&self.stay)?;
+        let before = track.safe_upto;
+        while track.spans.front().is_some_and(|span| span.holds == 0 && !span.lost) {
+            let closed = track.spans.pop_front()?;
+            track.first += 1;
+            track.safe_upto = closed.upto;
+        }
+        (track.safe_upto > before).then(|| Watermark { stay: self.stay.clone(), upto: track.safe_upto })
+    }
+
+    /// Gives the ticket up without settling and without poisoning: only for spans whose stay is about
+    /// to end, so that their records will be read again. The watermark stays before the span.
+    pub fn forget(mut self) {
+        self.settled = true;
+        let mut state = lock(&self.state);
+        if let Some(span) = state.span(&self.stay, self.index) {
+            span.holds -= 1;
+            span.lost = true;
+        }
+    }
+
+    /// The stay that the span belongs to.
+    pub fn stay(&self) -> &Stay {
+        &self.stay
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.settled {
+            return;
+        }
+        let mut state = lock(&self.state);
+        let stay = self.stay.clone();
+        if let Some(span) = state.span(&self.stay, self.index) {
+            span.holds -= 1;
+            span.lost = true;
+            let span = Span { stay, after: span.after, upto: span.upto };
+            state.poisoned.get_or_insert(span);
+        }
+    }
+}
+
+impl State {
+    /// The open span, if its stay still stands.
+    fn span(&mut self, stay: &Stay, index: u64) -> Option<&mut OpenSpan> {
+        let track = self.stays.get_mut(stay)?;
+        let place = index.checked_sub(track.first)?;
+        track.spans.get_mut(usize::try_from(place).ok()?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,138 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::position::{Epoch, Partition};
+
+fn stay(epoch: u64) -> Stay {
+    Stay { partition: Partition { source: "orders".into(), number: 0 }, epoch: Epoch(epoch) }
+}
+
+fn span(epoch: u64, after: i64, upto: i64) -> Span {
+    Span { stay: stay(epoch), after, upto }
+}
+
+fn ledger_with(spans: &[(i64, i64)]) -> (Ledger, Vec<Ticket>) {
+    let ledger = Ledger::new();
+    ledger.begin(stay(1), spans[0].0);
+    let tickets = spans.iter().map(|(after, upto)| ledger.open(&span(1, *after, *upto)).unwrap()).collect();
+    (ledger, tickets)
+}
+
+#[test]
+fn a_later_span_does_not_move_the_watermark_past_an_open_one() {
+    let (ledger, mut tickets) = ledger_with(&[(-1, 9), (9, 19), (19, 29)]);
+    assert_eq!(tickets.remove(1).settle(), None);
+    assert_eq!(ledger.progress(), []);
+    assert_eq!(tickets.remove(0).settle().unwrap().upto, 19);
+    assert_eq!(ledger.progress(), [Watermark { stay: stay(1), upto: 19 }]);
+    assert_eq!(ledger.progress(), []);
+    assert_eq!(tickets.remove(0).settle().unwrap().upto, 29);
+    assert!(ledger.is_quiet(&stay(1)));
+    assert_eq!(ledger.open_spans(), 0);
+}
+
+#[test]
+fn a_span_waits_for_all_of_its_tickets() {
+    let (ledger, mut tickets) = ledger_with(&[(-1, 9)]);
+    let first = tickets.remove(0);
+    let second = first.hold();
+    assert_eq!(first.settle(), None);
+    assert_eq!(ledger.open_spans(), 1);
+    assert_eq!(second.settle().unwrap().upto, 9);
+    assert_eq!(ledger.poisoned(), None);
+}
+
+#[test]
+fn a_dropped_ticket_poisons_its_span_and_stops_the_watermark() {
+    let (ledger, mut tickets) = ledger_with(&[(-1, 9), (9, 19)]);
+    drop(tickets.remove(0));
+    assert_eq!(tickets.remove(0).settle(), None);
+    assert_eq!(ledger.poisoned(), Some(span(1, -1, 9)));
+    assert_eq!(ledger.watermark(&stay(1)).unwrap().upto, -1);
+}
+
+#[test]
+fn a_panicked_thread_poisons_what_it_carried() {
+    let (ledger, mut tickets) = ledger_with(&[(-1, 9)]);
+    let ticket = tickets.remove(0);
+    let thread = std::thread::spawn(move || {
+        let _carried = ticket;
+        panic!("as a plugin host might");
+    });
+    assert!(thread.join().is_err());
+    assert_eq!(ledger.poisoned(), Some(span(1, -1, 9)));
+}
+
+#[test]
+fn a_settle_after_the_stay_ended_moves_nothing() {
+    let (ledger, mut tickets) = ledger_with(&[(-1, 9)]);
+    assert_eq!(ledger.end(&stay(1)).unwrap().upto, -1);
+    ledger.begin(stay(2), -1);
+    assert_eq!(tickets.remove(0).settle(), None);
+    assert_eq!(ledger.progress(), []);
+    assert_eq!(ledger.watermark(&stay(2)).unwrap().upto, -1);
+    assert!(ledger.open(&span(1, 9, 19)).is_none());
+}
+
+#[test]
+fn a_forgotten_ticket_stops_the_watermark_but_poisons_nothing() {
+    let (ledger, mut tickets) = ledger_with(&[(-1, 9), (9, 19)]);
+    assert!(!ledger.is_quiet(&stay(1)));
+    tickets.remove(0).forget();
+    assert_eq!(tickets.remove(0).settle(), None);
+    assert!(ledger.is_quiet(&stay(1)));
+    assert_eq!(ledger.poisoned(), None);
+    assert_eq!(ledger.end(&stay(1)).unwrap().upto, -1);
+}
+
+#[test]
+fn a_ticket_dropped_after_the_stay_ended_poisons_nothing() {
+    let (ledger, tickets) = ledger_with(&[(-1, 9)]);
+    ledger.end(&stay(1));
+    drop(tickets);
+    assert_eq!(ledger.poisoned(), None);
+}
+
+#[test]
+#[should_panic(expected = "does not follow")]
+fn a_gap_between_spans_is_refused() {
+    let (ledger, _tickets) = ledger_with(&[(-1, 9)]);
+    let _ = ledger.open(&span(1, 10, 19));
+}
+
+proptest! {
+    /// Against the definition: the watermark is the end of the longest settled prefix.
+    #[test]
+    fn the_watermark_is_the_longest_settled_prefix(
+        lengths in prop::collection::vec(1_i64..50, 1..40),
+        holds in prop::collection::vec(0_usize..3, 40),
+        order in prop::collection::vec(any::<prop::sample::Index>(), 200),
+    ) {
+        let ledger = Ledger::new();
+        ledger.begin(stay(1), -1);
+        let mut ends = Vec::new();
+        let mut left = Vec::new();
+        let mut tickets = Vec::new();
+        let mut after = -1;
+        for (index, length) in lengths.iter().enumerate() {
+            let ticket = ledger.open(&span(1, after, after + length)).unwrap();
+            after += length;
+            ends.push(after);
+            left.push(holds[index] + 1);
+            tickets.extend((0..holds[index]).map(|_| (index, ticket.hold())).collect::<Vec<_>>());
+            tickets.push((index, ticket));
+        }
+        for choice in order {
+            if tickets.is_empty() {
+                break;
+            }
+            let (index, ticket) = tickets.swap_remove(choice.index(tickets.len()));
+            left[index] -= 1;
+            let _ = ticket.settle();
+            let settled = left.iter().take_while(|left| **left == 0).count();
+            let expected = if settled == 0 { -1 } else { ends[settled - 1] };
+            prop_assert_eq!(ledger.watermark(&stay(1)).unwrap().upto, expected);
+        }
+        tickets.into_iter().for_each(|(_, ticket)| ticket.forget());
+    }
+}

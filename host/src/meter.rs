@@ -1,0 +1,415 @@
+//! Every metric, once: its name, its help, its unit. `docs/metrics.md` is generated from here.
+//!
+//! Counters are resolved once a pipeline; on the hot path a chunk costs a few atomic additions.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Labels of a pipeline's metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PipelineLabels {
+    /// `[pipeline] name`.
+    pub pipeline: String,
+}
+
+/// Labels of a table's metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TableLabels {
+    /// `[pipeline] name`.
+    pub pipeline: String,
+    /// `database.table`.
+    pub table: String,
+}
+
+/// Labels of `tidemill_batches_cut_total`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CutLabels {
+    /// `[pipeline] name`.
+    pub pipeline: String,
+    /// `rows`, `bytes`, `linger`, `pressure` or `flush`.
+    pub reason: String,
+}
+
+/// Labels of a plugin's metrics.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct PluginLabels {
+    /// `[pipeline] name`.
+    pub pipeline: String,
+    /// File stem of the component.
+    pub plugin: String,
+}
+
+type PerPipeline = Family<PipelineLabels, Counter>;
+type PerPipelineGauge = Family<PipelineLabels, Gauge>;
+
+/// Upper bounds of the load time's buckets, in seconds.
+const LOAD_SECONDS_BUCKETS: [f64; 10] = [0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 60.0];
+
+fn load_seconds_histogram() -> Histogram {
+    Histogram::new(LOAD_SECONDS_BUCKETS)
+}
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Meter {
+    registry: Registry,
+    /// `tidemill_budget_used_bytes`.
+    pub budget_used: Gauge,
+    /// `tidemill_budget_limit_bytes`.
+    pub budget_limit: Gauge,
+    records_read: PerPipeline,
+    bytes_read: PerPipeline,
+    records_loaded: PerPipeline,
+    records_dropped: PerPipeline,
+    records_dead_lettered: PerPipeline,
+    records_given_up: PerPipeline,
+    records_in_flight: PerPipelineGauge,
+    commits: PerPipeline,
+    commit_failures: PerPipeline,
+    rebalances: PerPipeline,
+    partitions: PerPipelineGauge,
+    lag: PerPipelineGauge,
+    stalled: PerPipelineGauge,
+    load_retries: PerPipeline,
+    possible_duplicates: PerPipeline,
+    row_count_mismatches: PerPipeline,
+    batches_cut: Family<CutLabels, Counter>,
+    loads: Family<TableLabels, Counter>,
+    rows_loaded: Family<TableLabels, Counter>,
+    bytes_loaded: Family<TableLabels, Counter>,
+    load_seconds: Family<TableLabels, Histogram, fn() -> Histogram>,
+    versions: Family<TableLabels, Gauge>,
+    plugin_calls: Family<PluginLabels, Gauge>,
+    plugin_nanoseconds: Family<PluginLabels, Gauge>,
+    plugin_traps: Family<PluginLabels, Gauge>,
+    plugin_replacements: Family<PluginLabels, Gauge>,
+    plugin_log_dropped: Family<PluginLabels, Gauge>,
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Meter {
+    /// Registers everything.
+    #[expect(clippy::too_many_lines, reason = "one line a metric: the table of metrics is this list")]
+    pub fn new() -> Self {
+        let mut r = Registry::with_prefix("tidemill");
+        Self {
+            budget_used: gauge(&mut r, "budget_used", "Bytes in flight", Some(Unit::Bytes)),
+            budget_limit: gauge(&mut r, "budget_limit", "Limit of the bytes in flight", Some(Unit::Bytes)),
+            records_read: family(&mut r, "records_read", "Records handed to the plugins"),
+            bytes_read: family(&mut r, "bytes_read", "Bytes of keys, values and headers of those records"),
+            records_loaded: family(&mut r, "records_loaded", "Records whose rows are durable in StarRocks"),
+            records_dropped: family(&mut r, "records_dropped", "Records that a plugin left out"),
+            records_dead_lettered: family(
+                &mut r,
+                "records_dead_lettered",
+                "Records kept as dead letters, durably",
+            ),
+            records_given_up: family(
+                &mut r,
+                "records_given_up",
+                "Records dropped unsent because their partition moved to another process, which reads them again",
+            ),
+            records_in_flight: family_gauge(
+                &mut r,
+                "records_in_flight",
+                "Records read and not yet loaded, dropped, dead-lettered or given up",
+            ),
+            commits: family(&mut r, "commits", "Commits of offsets that the broker confirmed"),
+            commit_failures: family(&mut r, "commit_failures", "Commits of offsets that failed"),
+            rebalances: family(&mut r, "rebalances", "Assignments and revocations by the consumer group"),
+            partitions: family_gauge(&mut r, "partitions", "Partitions assigned to this process"),
+            lag: family_gauge(&mut r, "lag_records", "Records between the read position and the partition's end"),
+            stalled: family_gauge(&mut r, "stalled", "1 while the watermark does not move although there is lag"),
+            load_retries: family(&mut r, "load_retries", "Attempts to load after the first one of a batch"),
+            possible_duplicates: family(
+                &mut r,
+                "possible_duplicate_batches",
+                "Batches sent again although StarRocks may have had them: their label was forgotten",
+            ),
+            row_count_mismatches: family(
+                &mut r,
+                "row_count_mismatches",
+                "Loads of which StarRocks counted other than the rows sent (a value held several documents)",
+            ),
+            batches_cut: family(&mut r, "batches_cut", "Batches cut, by reason"),
+            loads: family(&mut r, "loads", "Durable loads: each is one new version of the table"),
+            rows_loaded: family(&mut r, "rows_loaded", "Rows in those loads"),
+            bytes_loaded: family(&mut r, "bytes_loaded", "Bytes of the bodies of those loads"),
+            load_seconds: {
+                let metric: Family<TableLabels, Histogram, fn() -> Histogram> =
+                    Family::new_with_constructor(load_seconds_histogram);
+                r.register_with_unit(
+                    "load",
+                    "Time from the first attempt to the durable answer",
+                    Unit::Seconds,
+                    metric.clone(),
+                );
+                metric
+            },
+            versions: family_gauge(&mut r, "table_versions", "Versions of the fullest tablet, where rights allow"),
+            plugin_calls: family_gauge(&mut r, "plugin_calls", "Calls of process"),
+            plugin_nanoseconds: family_gauge(&mut r, "plugin_nanoseconds", "Time in the guest"),
+            plugin_traps: family_gauge(&mut r, "plugin_traps", "Traps, time-outs and memory limits hit"),
+            plugin_replacements: family_gauge(&mut r, "plugin_replacements", "Instances replaced"),
+            plugin_log_dropped: family_gauge(&mut r, "plugin_log_lines_dropped", "Log lines over the limit"),
+            registry: r,
+        }
+    }
+
+    /// The text of `/metrics`.
+    ///
+    /// # Errors
+    /// Never in practice: writing to a string does not fail.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// The counters of one pipeline.
+    pub fn pipeline(&self, name: &str) -> Arc<PipelineMeter> {
+        let labels = PipelineLabels { pipeline: name.to_owned() };
+        let of = |family: &PerPipeline| family.get_or_create(&labels).clone();
+        let gauge_of = |family: &PerPipelineGauge| family.get_or_create(&labels).clone();
+        Arc::new(PipelineMeter {
+            name: name.to_owned(),
+            records_read: of(&self.records_read),
+            bytes_read: of(&self.bytes_read),
+            records_loaded: of(&self.records_loaded),
+            records_dropped: of(&self.records_dropped),
+            records_dead_lettered: of(&self.records_dead_lettered),
+            records_given_up: of(&self.records_given_up),
+            records_in_flight: gauge_of(&self.records_in_flight),
+            commits: of(&self.commits),
+            commit_failures: of(&self.commit_failures),
+            rebalances: of(&self.rebalances),
+            partitions: gauge_of(&self.partitions),
+            lag: gauge_of(&self.lag),
+            stalled: gauge_of(&self.stalled),
+            load_retries: of(&self.load_retries),
+            possible_duplicates: of(&self.possible_duplicates),
+            row_count_mismatches: of(&self.row_count_mismatches),
+            batches_cut: self.batches_cut.clone(),
+            plugin_calls: self.plugin_calls.clone(),
+            plugin_nanoseconds: self.plugin_nanoseconds.clone(),
+            plugin_traps: self.plugin_traps.clone(),
+            plugin_replacements: self.plugin_replacements.clone(),
+            plugin_log_dropped: self.plugin_log_dropped.clone(),
+            health: Health::default(),
+        })
+    }
+
+    /// The counters of one table of a pipeline.
+    pub fn table(&self, pipeline: &str, table: &str) -> TableMeter {
+        let labels = TableLabels { pipeline: pipeline.to_owned(), table: table.to_owned() };
+        TableMeter {
+            loads: self.loads.get_or_create(&labels).clone(),
+            rows_loaded: self.rows_loaded.get_or_create(&labels).clone(),
+            bytes_loaded: self.bytes_loaded.get_or_create(&labels).clone(),
+            load_seconds: self.load_seconds.get_or_create(&labels).clone(),
+            versions: self.versions.get_or_create(&labels).clone(),
+        }
+    }
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str, unit: Option<Unit>) -> Gauge {
+    let metric = Gauge::default();
+    match unit {
+        Some(unit) => registry.register_with_unit(name, help, unit, metric.clone()),
+        None => registry.register(name, help, metric.clone()),
+    }
+    metric
+}
+
+fn family<L>(registry: &mut Registry, name: &str, help: &str) -> Family<L, Counter>
+where
+    L: EncodeLabelSet + Clone + std::hash::Hash + Eq + std::fmt::Debug + Send + Sync + 'static,
+{
+    let metric = Family::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+fn family_gauge<L>(registry: &mut Registry, name: &str, help: &str) -> Family<L, Gauge>
+where
+    L: EncodeLabelSet + Clone + std::hash::Hash + Eq + std::fmt::Debug + Send + Sync + 'static,
+{
+    let metric = Family::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// One pipeline's counters and health. `read = loaded + dropped + dead_lettered + given_up + in flight`
+/// holds at every moment in which no chunk is between two of its additions.
+#[derive(Debug)]
+#[expect(missing_docs, reason = "each field is the metric of its name; Meter::new has the help texts")]
+pub struct PipelineMeter {
+    pub name: String,
+    pub records_read: Counter,
+    pub bytes_read: Counter,
+    pub records_loaded: Counter,
+    pub records_dropped: Counter,
+    pub records_dead_lettered: Counter,
+    pub records_given_up: Counter,
+    pub records_in_flight: Gauge,
+    pub commits: Counter,
+    pub commit_failures: Counter,
+    pub rebalances: Counter,
+    pub partitions: Gauge,
+    pub lag: Gauge,
+    pub stalled: Gauge,
+    pub load_retries: Counter,
+    pub possible_duplicates: Counter,
+    pub row_count_mismatches: Counter,
+    batches_cut: Family<CutLabels, Counter>,
+    pub(crate) plugin_calls: Family<PluginLabels, Gauge>,
+    pub(crate) plugin_nanoseconds: Family<PluginLabels, Gauge>,
+    pub(crate) plugin_traps: Family<PluginLabels, Gauge>,
+    pub(crate) plugin_replacements: Family<PluginLabels, Gauge>,
+    pub(crate) plugin_log_dropped: Family<PluginLabels, Gauge>,
+    pub health: Health,
+}
+
+impl PipelineMeter {
+    /// Counts a chunk that was read.
+    pub fn read(&self, records: u64, bytes: u64) {
+        self.records_read.inc_by(records);
+        self.bytes_read.inc_by(bytes);
+        self.records_in_flight.inc_by(records.cast_signed());
+    }
+
+    /// Counts records that left the pipeline one way or the other.
+    pub fn leave(&self, how: &Counter, records: u64) {
+        how.inc_by(records);
+        self.records_in_flight.dec_by(records.cast_signed());
+    }
+
+    /// Counts a cut.
+    pub fn cut(&self, reason: crate::batch::Cut) {
+        let labels = CutLabels { pipeline: self.name.clone(), reason: reason.name().to_owned() };
+        self.batches_cut.get_or_create(&labels).inc();
+    }
+}
+
+/// One table's counters.
+#[derive(Debug, Clone)]
+#[expect(missing_docs, reason = "each field is the metric of its name; Meter::new has the help texts")]
+pub struct TableMeter {
+    pub loads: Counter,
+    pub rows_loaded: Counter,
+    pub bytes_loaded: Counter,
+    pub load_seconds: Histogram,
+    pub versions: Gauge,
+}
+
+/// What `/ready` says of one pipeline.
+#[derive(Debug, Default)]
+pub struct Health {
+    state: Mutex<HealthState>,
+}
+
+#[derive(Debug, Default)]
+struct HealthState {
+    running: bool,
+    halted: Option<String>,
+    /// What is being waited for, and since when: the oldest one is told.
+    waiting: Vec<(u64, String, Instant)>,
+    next_wait: u64,
+    progress_at: Option<Instant>,
+}
+
+/// A step that waits for something outside; over when dropped.
+#[derive(Debug)]
+pub struct Waiting {
+    meter: Arc<PipelineMeter>,
+    id: u64,
+}
+
+impl Health {
+    fn with<T>(&self, act: impl FnOnce(&mut HealthState) -> T) -> T {
+        // Plain data: a panic in between leaves it usable.
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The pipeline reads.
+    pub fn started(&self) {
+        self.with(|state| {
+            state.running = true;
+            state.progress_at = Some(Instant::now());
+        });
+    }
+
+    /// The pipeline has ended; `halted` says why if it was not asked to.
+    pub fn ended(&self, halted: Option<String>) {
+        self.with(|state| {
+            state.running = false;
+            state.halted = halted;
+        });
+    }
+
+    /// A watermark moved, or there is nothing to do.
+    pub fn progress(&self) {
+        self.with(|state| state.progress_at = Some(Instant::now()));
+    }
+
+    /// Time since the last progress.
+    pub fn since_progress(&self) -> Duration {
+        self.with(|state| state.progress_at.map_or(Duration::ZERO, |at| at.elapsed()))
+    }
+
+    /// What is being waited for, longest first.
+    pub fn waiting_for(&self) -> Option<(String, Duration)> {
+        self.with(|state| {
+            let oldest = state.waiting.iter().min_by_key(|(_, _, since)| *since)?;
+            Some((oldest.1.clone(), oldest.2.elapsed()))
+        })
+    }
+
+    /// Why the pipeline is not ready; none if it is. Waiting counts after `patience`.
+    pub fn unready(&self, stalled: bool, patience: Duration) -> Option<String> {
+        if let Some(why) = self.with(|state| state.halted.clone()) {
+            return Some(format!("halted: {why}"));
+        }
+        if !self.with(|state| state.running) {
+            return Some("starting".to_owned());
+        }
+        match self.waiting_for() {
+            Some((what, since)) if since >= patience => {
+                return Some(format!("waiting for {} s: {what}", since.as_secs()));
+            }
+            Some(_) | None => {}
+        }
+        stalled.then(|| format!("stalled: nothing released for {} s", self.since_progress().as_secs()))
+    }
+}
+
+impl Waiting {
+    /// Begins to wait for `what`.
+    pub fn begin(meter: &Arc<PipelineMeter>, what: impl Into<String>) -> Waiting {
+        let id = meter.health.with(|state| {
+            state.next_wait += 1;
+            state.waiting.push((state.next_wait, what.into(), Instant::now()));
+            state.next_wait
+        });
+        Waiting { meter: Arc::clone(meter), id }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.meter.health.with(|state| state.waiting.retain(|(id, _, _)| *id != self.id));
+    }
+}
