@@ -2,6 +2,7 @@
 
 mod chore;
 mod command;
+mod plugins;
 mod setup;
 mod suite;
 mod tally;
@@ -34,8 +35,12 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Build the example plugins into `plugins/*.wasm`
-    Plugins,
+    /// Build the example plugins into `target/plugins/*.wasm`
+    Plugins {
+        /// Build them for `wasm32-wasip2` instead, into `target/plugins/wasip2/*.wasm`
+        #[arg(long)]
+        wasip2: bool,
+    },
     /// Generate the configuration reference from the types
     Docs {
         /// Fail when what is committed differs from what would be generated
@@ -51,7 +56,8 @@ fn main() -> ExitCode {
         Chore::Demo { arguments } => chore::demo(&arguments),
         Chore::Test { filters } => suite::run(&filters),
         Chore::Bench { arguments } => chore::bench(&arguments),
-        Chore::Plugins => chore::plugins(),
+        Chore::Plugins { wasip2: false } => chore::plugins(),
+        Chore::Plugins { wasip2: true } => plugins::build(plugins::Platform::Wasip2),
         Chore::Docs { check } => chore::docs(check),
         Chore::Deny => chore::deny(),
     };

@@ -1,0 +1,182 @@
+//! From an order event to a row: filter, rename, flatten, compute.
+
+use crate::Config;
+use crate::moment::Moment;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use tidemill_sdk::Reject;
+use tidemill_sdk::json::{RawValue, Text};
+
+/// The code of an order whose price or shipping is no amount with at most two decimals.
+pub const CODE_AMOUNT: &str = "amount";
+/// The code of an order in another currency than the configured one.
+pub const CODE_CURRENCY: &str = "currency";
+/// The code of an order whose time is before 1970 or after 9999.
+pub const CODE_TIME: &str = "time";
+
+/// An order as the shop sends it. Fields that are not named here are ignored.
+#[derive(Debug, Deserialize)]
+struct Event<'a> {
+    id: u64,
+    /// Milliseconds since 1970 UTC.
+    ts: i64,
+    #[serde(borrow)]
+    status: Cow<'a, str>,
+    #[serde(borrow)]
+    customer: Customer<'a>,
+    #[serde(borrow)]
+    sku: Cow<'a, str>,
+    items: u32,
+    /// For one item. Kept as it is written, because a float cannot hold cents exactly.
+    #[serde(borrow)]
+    price: &'a RawValue,
+    /// For the whole order.
+    #[serde(borrow)]
+    shipping: &'a RawValue,
+    #[serde(borrow)]
+    currency: Option<Text<'a>>,
+    #[serde(borrow)]
+    channel: Cow<'a, str>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Customer<'a> {
+    id: u64,
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(borrow)]
+    address: Address<'a>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Address<'a> {
+    #[serde(borrow)]
+    city: Cow<'a, str>,
+    #[serde(borrow)]
+    zip: Cow<'a, str>,
+    #[serde(borrow)]
+    country: Cow<'a, str>,
+}
+
+/// The row that an order becomes; its fields are the columns of [`crate::sample::CREATE_TABLE`].
+#[derive(Debug, Serialize)]
+pub struct Row<'a> {
+    order_id: u64,
+    #[serde(serialize_with = "Moment::serialize_day")]
+    order_day: Moment,
+    #[serde(serialize_with = "Moment::serialize_time")]
+    ordered_at: Moment,
+    status: Cow<'a, str>,
+    customer_id: u64,
+    customer_name: Cow<'a, str>,
+    city: Cow<'a, str>,
+    zip: Cow<'a, str>,
+    country: Cow<'a, str>,
+    sku: Cow<'a, str>,
+    items: u32,
+    price_cents: i64,
+    total_cents: i64,
+    currency: Cow<'a, str>,
+    channel: Cow<'a, str>,
+}
+
+/// Makes the row of an order; `None` if its status says to leave it out. Everything is borrowed from `value`.
+///
+/// # Errors
+///
+/// `parse` if it is not the JSON of an order; [`CODE_AMOUNT`], [`CODE_CURRENCY`] or [`CODE_TIME`] if it cannot be right.
+pub fn flatten<'a>(value: &'a [u8], config: &'a Config) -> Result<Option<Row<'a>>, Reject> {
+    let event: Event<'a> = serde_json::from_slice(value)?;
+    if event.status == config.drop_status {
+        return Ok(None);
+    }
+    let currency = event.currency.map_or(Cow::Borrowed(config.currency.as_str()), |currency| currency.0);
+    if currency != config.currency {
+        return Err(Reject::new(
+            CODE_CURRENCY,
+            format_args!("the order is in `{currency}`, the table in `{}`", config.currency),
+        ));
+    }
+    let Some(moment) = Moment::from_unix_ms(event.ts) else {
+        return Err(Reject::new(CODE_TIME, format_args!("`ts` {} is before 1970 or after 9999", event.ts)));
+    };
+    let price_cents = cents("price", event.price)?;
+    let shipping_cents = cents("shipping", event.shipping)?;
+    let goods_cents = price_cents.checked_mul(i64::from(event.items));
+    let Some(total_cents) = goods_cents.and_then(|goods| goods.checked_add(shipping_cents)) else {
+        return Err(Reject::new(CODE_AMOUNT, "the total is too large"));
+    };
+    Ok(Some(Row {
+        order_id: event.id,
+        order_day: moment,
+        ordered_at: moment,
+        status: event.status,
+        customer_id: event.customer.id,
+        customer_name: event.customer.name,
+        city: event.customer.address.city,
+        zip: event.customer.address.zip,
+        country: event.customer.address.country,
+        sku: event.sku,
+        items: event.items,
+        price_cents,
+        total_cents,
+        currency,
+        channel: event.channel,
+    }))
+}
+
+/// An amount as a whole number of cents: `12`, `12.5` and `12.50` are, `12.345`, `1e3` and `"12"` are not.
+fn cents(name: &str, amount: &RawValue) -> Result<i64, Reject> {
+    parse_cents(amount.get()).ok_or_else(|| {
+        Reject::new(CODE_AMOUNT, format_args!("`{name}` is no number with at most two decimals"))
+    })
+}
+
+fn parse_cents(text: &str) -> Option<i64> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text),
+    };
+    let (whole, decimals) = digits.split_once('.').unwrap_or((digits, ""));
+    let decimals = match *decimals.as_bytes() {
+        [] => 0,
+        [tens] => 10 * digit(tens)?,
+        [tens, ones] => 10 * digit(tens)? + digit(ones)?,
+        _ => return None,
+    };
+    let mut cents = 0_i64;
+    for byte in whole.bytes() {
+        cents = cents.checked_mul(10)?.checked_add(digit(byte)?)?;
+    }
+    let cents = cents.checked_mul(100)?.checked_add(decimals)?;
+    Some(if negative { -cents } else { cents })
+}
+
+fn digit(byte: u8) -> Option<i64> {
+    byte.is_ascii_digit().then(|| i64::from(byte - b'0'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_exact_or_refused() {
+        for (text, expected) in [
+            ("0", Some(0)),
+            ("12", Some(1200)),
+            ("12.5", Some(1250)),
+            ("0.07", Some(7)),
+            ("-3.99", Some(-399)),
+            ("92233720368547758.07", Some(i64::MAX)),
+            ("92233720368547758.08", None),
+            ("12.345", None),
+            ("1e3", None),
+            ("\"12\"", None),
+            ("null", None),
+            ("true", None),
+        ] {
+            assert_eq!(parse_cents(text), expected, "{text}");
+        }
+    }
+}
