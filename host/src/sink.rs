@@ -49,6 +49,9 @@ pub enum Outcome {
     /// Nothing of it was or will be committed under this attempt: the same label may be sent again.
     /// The fault says whether waiting helps.
     Refused(Fault),
+    /// Refused because StarRocks takes no more just now (too many versions, transactions or memory):
+    /// nothing was committed, the same label may be sent again, after a long pause.
+    Overloaded(Fault),
     /// It may have been committed, or may yet be: ask for the label's state before anything else.
     Unsure(Fault),
     /// StarRocks refused rows for their data; nothing was committed.

@@ -1,1 +1,30 @@
-//! StarRocks over Stream Load: requests in `client`, answers to [`crate::sink::Outcome`] in `outcome`.
+//! StarRocks over Stream Load. The way of one load through the files here:
+//!
+//! [`deliver`] sends one batch until its outcome is known · [`client`] makes one attempt: FE, redirect, BE ·
+//! `redirect` says where a redirect may lead · `transport` moves bytes and holds the body back until the
+//! BE wants it · [`outcome`] turns an answer into an [`Outcome`](crate::sink::Outcome) · [`state`] reads
+//! what a label's transaction came to · [`label`] names loads. Beside it, [`query`] speaks to the query
+//! port (models, columns, versions) and [`create_table`] writes the statement for a missing table.
+//!
+//! All requests go through `transport`, also those that a library client could make: there is then one
+//! set of TLS roots, one connect time-out and one rule for where credentials may go.
+
+pub mod client;
+pub mod create_table;
+pub mod deliver;
+pub mod label;
+pub mod outcome;
+pub mod query;
+pub mod state;
+
+mod address;
+mod body;
+mod frontends;
+mod redirect;
+mod request;
+mod transport;
+
+pub use request::RESERVED_HEADERS;
+
+#[cfg(test)]
+mod scripted;

@@ -1,0 +1,308 @@
+//! What an answer means: pure, and tested row by row with bodies as StarRocks sends them
+//! (reference/starrocks-load-protocol.md §2, reference/faults.md §3).
+//!
+//! A BE answers HTTP 200 for success and for failure, so the JSON `Status` decides, against a list of
+//! what is known. `Success` and `Publish Timeout` are durable. What nobody has seen before is
+//! [`Outcome::Unsure`] once a body has left, and never a success.
+
+use serde_json::{Map, Value};
+
+use super::create_table::suggest_create_table;
+use crate::fault::Fault;
+use crate::sink::{Load, Outcome, Receipt, Rejection};
+
+/// Characters of StarRocks' own message that are passed on.
+const MESSAGE_CHARS_MAX: usize = 400;
+/// Rows that the suggested CREATE TABLE is drawn from.
+const SAMPLE_ROWS_MAX: usize = 200;
+/// Load headers with which one row of the body is not one row of the table.
+const ROW_COUNT_CHANGERS: [&str; 2] = ["json_root", "envelope"];
+
+/// An answer to one attempt, with what it needs to be understood.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// HTTP status: only used where there is no JSON `Status`.
+    pub status: u16,
+    /// Body, as it came.
+    pub body: &'a [u8],
+    /// Whether the first body byte of this attempt may have left.
+    pub body_left: bool,
+    /// Whether a body left under this label in an earlier attempt.
+    pub sent_before: bool,
+    /// The load that was answered.
+    pub load: &'a Load,
+}
+
+/// The meaning of an answer.
+#[derive(Debug)]
+pub struct Classified {
+    /// What is known now.
+    pub outcome: Outcome,
+    /// Where StarRocks keeps the reasons for refused rows.
+    pub error_url: Option<String>,
+    /// The transaction did not begin, so a body that left in this attempt belongs to no transaction.
+    pub begin_refused: bool,
+}
+
+impl Classified {
+    fn plain(outcome: Outcome) -> Self {
+        Self { outcome, error_url: None, begin_refused: false }
+    }
+}
+
+/// Decides what is known after `seen`.
+pub fn classify(seen: &Seen<'_>) -> Classified {
+    let fields = Fields::parse(seen.body);
+    let status = fields.as_ref().and_then(|fields| fields.text("status"));
+    let (Some(fields), Some(status)) = (&fields, status) else {
+        return Classified::plain(without_status(seen));
+    };
+    match status.to_ascii_lowercase().replace('_', " ").as_str() {
+        "success" | "ok" => Classified::plain(committed(seen, fields, true)),
+        "publish timeout" => Classified::plain(committed(seen, fields, false)),
+        "label already exists" => conflict(seen, fields),
+        "txn in processing" => {
+            Classified::plain(Outcome::Overloaded(Fault::retry(refusal(seen, &fields.message()))))
+        }
+        _ => failed(seen, fields),
+    }
+}
+
+fn committed(seen: &Seen<'_>, fields: &Fields, visible: bool) -> Outcome {
+    let load = seen.load;
+    if !seen.body_left && load.bytes > 0 {
+        return Outcome::Unsure(Fault::retry(format!(
+            "the FE answered load {} with success before it was given the rows: is there a proxy that follows redirects?",
+            load.label
+        )));
+    }
+    let total = fields.number("numbertotalrows").and_then(|rows| u64::try_from(rows).ok());
+    let loaded = fields.number("numberloadedrows").and_then(|rows| u64::try_from(rows).ok());
+    let counted = !load
+        .destination
+        .cluster
+        .properties
+        .keys()
+        .any(|name| ROW_COUNT_CHANGERS.iter().any(|changer| name.eq_ignore_ascii_case(changer)));
+    if let Some(total) = total.filter(|total| counted && *total != load.rows && (visible || *total > 0)) {
+        return Outcome::Refused(Fault::halt(
+            format!("StarRocks counted {total} rows in load {}, {} were sent", load.label, load.rows),
+            "each row must be exactly one JSON object on one line: check what the last plugin returns",
+        ));
+    }
+    let txn = fields.number("txnid").filter(|id| *id > 0);
+    Outcome::Durable(Receipt { txn, loaded_rows: loaded, visible })
+}
+
+fn conflict(seen: &Seen<'_>, fields: &Fields) -> Classified {
+    let label = &seen.load.label;
+    let finished =
+        fields.text("existingjobstatus").is_some_and(|status| status.eq_ignore_ascii_case("finished"));
+    let outcome = if finished && seen.sent_before {
+        Outcome::Durable(Receipt { txn: None, loaded_rows: None, visible: false })
+    } else if finished {
+        Outcome::Refused(foreign_label(label))
+    } else {
+        // Running, or an older wording without the state: ask.
+        Outcome::Unsure(Fault::retry(format!("a transaction under label {label} exists already")))
+    };
+    Classified { outcome, error_url: None, begin_refused: true }
+}
+
+/// A finished load under a label whose body this process never sent.
+pub(super) fn foreign_label(label: &str) -> Fault {
+    Fault::halt(
+        format!("label {label} was already loaded by somebody else"),
+        "two processes made the same label, which a random nonce should exclude: look for other loads with this \
+         prefix, and start again for a new nonce",
+    )
+}
+
+/// A JSON answer with any other status.
+fn failed(seen: &Seen<'_>, fields: &Fields) -> Classified {
+    let message = fields.message();
+    let lower = message.to_ascii_lowercase();
+    let says = |texts: &[&str]| texts.iter().any(|text| lower.contains(text));
+    if says(&["transaction status unknown", "status is unknown"]) {
+        return Classified::plain(Outcome::Unsure(Fault::retry(refusal(seen, &message))));
+    }
+    if says(&["has already been used"]) {
+        return conflict(seen, fields);
+    }
+    let syntax = says(SYNTAX);
+    if syntax || says(&["too many filtered rows"]) {
+        let filtered_rows = fields.number("numberfilteredrows").and_then(|rows| u64::try_from(rows).ok());
+        let rejection = Rejection {
+            message: clipped(&message),
+            filtered_rows: filtered_rows.unwrap_or(0),
+            syntax,
+            error_log: None,
+        };
+        let error_url = fields.text("errorurl").map(str::to_owned);
+        return Classified { outcome: Outcome::BadRows(rejection), error_url, begin_refused: false };
+    }
+    if says(OVERLOAD) {
+        return Classified::plain(Outcome::Overloaded(Fault::retry(refusal(seen, &message))));
+    }
+    let denied = !seen.body_left && (seen.status == 401 || seen.status == 403);
+    let hint = if denied { Some(credentials_hint(seen.load)) } else { halt_hint(seen, &lower) };
+    if let Some(hint) = hint {
+        return Classified::plain(Outcome::Refused(Fault::halt(refusal(seen, &message), hint)));
+    }
+    let fault = Fault::retry(refusal(seen, &message));
+    Classified::plain(if seen.body_left { Outcome::Unsure(fault) } else { Outcome::Refused(fault) })
+}
+
+/// The body could not be read as JSON: one row's syntax fails all of it.
+const SYNTAX: &[&str] = &[
+    "failed to parse json",
+    "illegal json started",
+    "failed to iterate",
+    "unrecognized json format",
+    "json parse error",
+    "the value is not a json",
+    "empty document stream",
+];
+
+/// Back-pressure: passes, but not soon.
+const OVERLOAD: &[&str] = &[
+    "too many versions",
+    "compaction score",
+    "current running txns on db",
+    "exceed http cuncurrent limit",
+    "exceed http concurrent limit",
+    "primary-key index exceeds",
+    "memorylimitexceeded",
+    "memory limit",
+    "mem limit",
+    "memory of process exceed",
+];
+
+/// What a person has to do about a message that no waiting will change.
+fn halt_hint(seen: &Seen<'_>, lower: &str) -> Option<String> {
+    let destination = &seen.load.destination;
+    let (database, table) = (&destination.cluster.database, &destination.table);
+    let says = |texts: &[&str]| texts.iter().any(|text| lower.contains(text));
+    if says(&["unknown table", "table not found"]) {
+        let sample: Vec<&[u8]> = sample_rows(seen.load);
+        return Some(format!(
+            "create the table; this would fit the rows at hand: {}",
+            suggest_create_table(database, table, &sample)
+        ));
+    }
+    if says(&["unknown database", "unknown db"]) {
+        return Some(format!("create the database: CREATE DATABASE `{database}`"));
+    }
+    if says(&["access denied", "no privilege"]) {
+        return Some(credentials_hint(seen.load));
+    }
+    if says(&["primary key size exceed"]) {
+        return Some(
+            "a key of this batch is longer than the BE allows (primary_key_limit_size, 128 bytes): shorten \
+                     it in a plugin"
+                .to_owned(),
+        );
+    }
+    if says(&["exceed the max size", "body size"]) {
+        return Some(
+            "lower `max_bytes` under [batch]: StarRocks takes 100 MB of JSON in one load".to_owned(),
+        );
+    }
+    if says(&["only primary key table support"]) {
+        return Some("remove the property, or use a Primary Key table".to_owned());
+    }
+    if says(&[
+        "unknown column",
+        "has no default value",
+        "syntax error",
+        "analyzing error",
+        "unknown data format",
+    ]) {
+        return Some(format!(
+            "compare the columns of `{database}`.`{table}` with `columns` and `jsonpaths` under \
+             [sink.starrocks.properties]"
+        ));
+    }
+    None
+}
+
+fn credentials_hint(load: &Load) -> String {
+    let cluster = &load.destination.cluster;
+    format!(
+        "check `user` and `password`, and GRANT INSERT, SELECT ON TABLE {}.{} TO USER '{}'@'%'",
+        cluster.database, load.destination.table, cluster.user
+    )
+}
+
+fn sample_rows(load: &Load) -> Vec<&[u8]> {
+    let lines = load.segments.iter().flat_map(|segment| segment.split(|byte| *byte == b'\n'));
+    lines.filter(|line| !line.is_empty()).take(SAMPLE_ROWS_MAX).collect()
+}
+
+/// No JSON, or JSON without a status.
+fn without_status(seen: &Seen<'_>) -> Outcome {
+    let what = format!(
+        "load {} was answered with HTTP {} and {} bytes that are no verdict",
+        seen.load.label,
+        seen.status,
+        seen.body.len()
+    );
+    if seen.body_left {
+        return Outcome::Unsure(Fault::retry(what));
+    }
+    if seen.status == 401 || seen.status == 403 {
+        return Outcome::Refused(Fault::halt(what, credentials_hint(seen.load)));
+    }
+    Outcome::Refused(Fault::retry(what))
+}
+
+fn refusal(seen: &Seen<'_>, message: &str) -> String {
+    format!("StarRocks refused load {}: {}", seen.load.label, clipped(message))
+}
+
+/// One line, of bounded length.
+pub(super) fn clipped(message: &str) -> String {
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MESSAGE_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+/// The fields of a JSON answer, by name in any case: `Status` and `status`, `Message` and `msg`.
+#[derive(Debug)]
+pub(super) struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// None if the body is no JSON object.
+    pub(super) fn parse(body: &[u8]) -> Option<Self> {
+        match serde_json::from_slice(body) {
+            Ok(Value::Object(object)) => Some(Self(object)),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.0.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+    }
+
+    /// A text field; none if it is missing, empty or of another type.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.get(name).and_then(Value::as_str).filter(|text| !text.is_empty())
+    }
+
+    fn number(&self, name: &str) -> Option<i64> {
+        let value = self.get(name)?;
+        value.as_i64().or_else(|| value.as_str()?.parse().ok())
+    }
+
+    /// The message in either spelling; a fixed text if there is none.
+    pub(super) fn message(&self) -> String {
+        let message = self.text("message").or_else(|| self.text("msg")).or_else(|| self.text("reason"));
+        message.unwrap_or("no reason given").to_owned()
+    }
+}
+
+#[cfg(test)]
+#[path = "outcome_tests.rs"]
+mod tests;

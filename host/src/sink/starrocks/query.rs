@@ -1,0 +1,315 @@
+//! The query port: what StarRocks knows of a table, by its MySQL protocol.
+
+use std::time::Duration;
+
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Opts, OptsBuilder, Row, Value};
+
+use super::address::Address;
+use crate::config::model::{StarRocks, TableModel};
+use crate::fault::Fault;
+
+/// Where a query port is unless the file says otherwise.
+const QUERY_PORT: u16 = 9030;
+/// Time for the connection, log-in included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for one statement: they only read the catalogue.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// What MySQL clients know as "no such table" and "unknown table", and StarRocks' own number.
+const NO_SUCH_TABLE_CODES: [u16; 3] = [1146, 1051, 5502];
+
+/// A column as `DESC` gives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// Name, in the spelling that JSON keys must have.
+    pub name: String,
+    /// Type in lower case, `varchar(64)` say.
+    pub sql_type: String,
+    /// Whether NULL is allowed.
+    pub nullable: bool,
+    /// Whether it belongs to the key.
+    pub key: bool,
+}
+
+/// A connection to the query port. Closed when dropped.
+#[derive(Debug)]
+pub struct Query {
+    connection: Conn,
+    address: String,
+    database: String,
+}
+
+impl Query {
+    /// Connects and logs in; at most 5 seconds.
+    ///
+    /// # Errors
+    /// `Halt` when the credentials are refused, `Retry` when nobody answers.
+    pub async fn connect(cluster: &StarRocks) -> Result<Self, Fault> {
+        let (host, port) = query_address(cluster)?;
+        let address = format!("{host}:{port}");
+        let options: Opts = OptsBuilder::default()
+            .ip_or_hostname(host)
+            .tcp_port(port)
+            .user(Some(cluster.user.clone()))
+            .pass(Some(cluster.password.reveal()))
+            // StarRocks tells of a socket that is not for clients.
+            .prefer_socket(false)
+            .into();
+        let connection = match tokio::time::timeout(CONNECT_TIMEOUT, Conn::new(options)).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return Err(refused(&address, &cluster.user, error)),
+            Err(_) => {
+                let waited = CONNECT_TIMEOUT.as_secs();
+                return Err(Fault::retry(format!("no log-in to the query port {address} within {waited} s"))
+                    .with_hint("check `query` under [sink.starrocks] (9030 on the FE by default)"));
+            }
+        };
+        Ok(Self { connection, address, database: cluster.database.clone() })
+    }
+
+    /// Whether the table is there.
+    ///
+    /// # Errors
+    /// `Retry` when the statement fails for another reason.
+    pub async fn table_exists(&mut self, table: &str) -> Result<bool, Fault> {
+        self.table_model(table).await.map(|model| model.is_some())
+    }
+
+    /// The table's key model; none if there is no such table.
+    ///
+    /// # Errors
+    /// `Retry` when the statement fails, `Halt` for what is no table of StarRocks' own.
+    pub async fn table_model(&mut self, table: &str) -> Result<Option<TableModel>, Fault> {
+        let name = self.name(table);
+        let rows = match self.rows(&format!("SHOW CREATE TABLE {name}")).await {
+            Ok(rows) => rows,
+            Err(failure) if failure.no_such_table() => return Ok(None),
+            Err(failure) => return Err(self.fault(failure, &format!("read the definition of {name}"))),
+        };
+        let statement = rows.first().and_then(|row| cell(row, 1));
+        let Some(statement) = statement else {
+            return Err(Fault::retry(format!("{} gave no definition of {name}", self.address)));
+        };
+        match model_of(&statement) {
+            Some(model) => Ok(Some(model)),
+            None => Err(Fault::halt(
+                format!("{name} has no key model: it is a view or an external table"),
+                "load into a Duplicate, Unique, Aggregate or Primary Key table",
+            )),
+        }
+    }
+
+    /// The table's columns in order; none if there is no such table.
+    ///
+    /// # Errors
+    /// `Retry` when the statement fails.
+    pub async fn columns(&mut self, table: &str) -> Result<Option<Vec<Column>>, Fault> {
+        let name = self.name(table);
+        let rows = match self.rows(&format!("DESC {name}")).await {
+            Ok(rows) => rows,
+            Err(failure) if failure.no_such_table() => return Ok(None),
+            Err(failure) => return Err(self.fault(failure, &format!("read the columns of {name}"))),
+        };
+        let column = |row: &Row| {
+            let yes = |text: String| matches!(text.to_ascii_lowercase().as_str(), "yes" | "true");
+            Some(Column {
+                name: named_cell(row, "Field")?,
+                sql_type: named_cell(row, "Type")?.to_ascii_lowercase(),
+                nullable: named_cell(row, "Null").is_some_and(yes),
+                key: named_cell(row, "Key")
+                    .is_some_and(|text| yes(text.clone()) || text.eq_ignore_ascii_case("pri")),
+            })
+        };
+        Ok(Some(rows.iter().filter_map(column).collect()))
+    }
+
+    /// The most versions that any tablet of the table has; none if the rights to see it are lacking.
+    pub async fn versions(&mut self, table: &str) -> Option<u64> {
+        let name = self.name(table);
+        let rows = self.rows(&format!("SHOW TABLET FROM {name}")).await.ok()?;
+        rows.iter().filter_map(|row| named_cell(row, "VersionCount")?.parse().ok()).max()
+    }
+
+    /// Runs a statement and gives its cells as text, NULL as none.
+    ///
+    /// # Errors
+    /// `Retry` with StarRocks' own message.
+    pub async fn execute(&mut self, statement: &str) -> Result<Vec<Vec<Option<String>>>, Fault> {
+        match self.rows(statement).await {
+            Ok(rows) => {
+                Ok(rows.iter().map(|row| (0..row.len()).map(|index| cell(row, index)).collect()).collect())
+            }
+            Err(failure) => Err(self.fault(failure, "run a statement")),
+        }
+    }
+
+    fn name(&self, table: &str) -> String {
+        format!("{}.{}", quoted(&self.database), quoted(table))
+    }
+
+    async fn rows(&mut self, statement: &str) -> Result<Vec<Row>, Failure> {
+        match tokio::time::timeout(STATEMENT_TIMEOUT, self.connection.query(statement)).await {
+            Ok(Ok(rows)) => Ok(rows),
+            Ok(Err(error)) => Err(Failure::Refused(error)),
+            Err(_) => Err(Failure::Late),
+        }
+    }
+
+    fn fault(&self, failure: Failure, attempted: &str) -> Fault {
+        match failure {
+            Failure::Refused(error) => {
+                Fault::retry(format!("cannot {attempted} over the query port {}", self.address))
+                    .caused_by(error)
+            }
+            Failure::Late => Fault::retry(format!(
+                "cannot {attempted} over the query port {} within {} s",
+                self.address,
+                STATEMENT_TIMEOUT.as_secs()
+            )),
+        }
+    }
+}
+
+/// The key model of `table`, over a connection of its own; none if there is no such table.
+///
+/// # Errors
+/// As [`Query::connect`] and [`Query::table_model`].
+pub async fn table_model(cluster: &StarRocks, table: &str) -> Result<Option<TableModel>, Fault> {
+    Query::connect(cluster).await?.table_model(table).await
+}
+
+/// Why a statement has no rows.
+enum Failure {
+    Refused(mysql_async::Error),
+    Late,
+}
+
+impl Failure {
+    fn no_such_table(&self) -> bool {
+        match self {
+            Self::Refused(mysql_async::Error::Server(error)) => {
+                let message = error.message.to_ascii_lowercase();
+                NO_SUCH_TABLE_CODES.contains(&error.code)
+                    || message.contains("unknown table")
+                    || message.contains("unknown database")
+            }
+            Self::Refused(_) | Self::Late => false,
+        }
+    }
+}
+
+fn query_address(cluster: &StarRocks) -> Result<(String, u16), Fault> {
+    let hint = "write `query = \"host:9030\"` under [sink.starrocks]";
+    let unusable = || Fault::halt("the query port's address cannot be read", hint);
+    let bare = |host: &str| host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    match &cluster.query {
+        Some(query) => {
+            let (host, port) = query.rsplit_once(':').ok_or_else(unusable)?;
+            Ok((bare(host), port.parse().map_err(|_| unusable())?))
+        }
+        None => {
+            let (fe, _) = cluster.fe.first().and_then(|fe| Address::split(fe)).ok_or_else(unusable)?;
+            Ok((bare(&fe.host), QUERY_PORT))
+        }
+    }
+}
+
+fn refused(address: &str, user: &str, error: mysql_async::Error) -> Fault {
+    let denied =
+        matches!(&error, mysql_async::Error::Server(server) if server.code == 1045 || server.code == 1044);
+    if denied {
+        let what = format!("the query port {address} refused the log-in of user {user}");
+        return Fault::halt(what, "check `user` and `password` under [sink.starrocks]").caused_by(error);
+    }
+    Fault::retry(format!("cannot connect to the query port {address}"))
+        .with_hint("check `query` under [sink.starrocks] (9030 on the FE by default)")
+        .caused_by(error)
+}
+
+/// The model in a `CREATE TABLE` statement: a line of its own, `PRIMARY KEY(…)` or the like.
+fn model_of(statement: &str) -> Option<TableModel> {
+    let models = [
+        ("PRIMARY KEY", TableModel::Primary),
+        ("UNIQUE KEY", TableModel::Unique),
+        ("AGGREGATE KEY", TableModel::Aggregate),
+        ("DUPLICATE KEY", TableModel::Duplicate),
+    ];
+    // Behind the columns: a comment of a column may say anything, the table's own comment comes later.
+    let lines = statement.lines().map(|line| line.trim().trim_start_matches(')').trim().to_ascii_uppercase());
+    for line in lines {
+        if let Some((_, model)) = models.iter().find(|(words, _)| {
+            line.strip_prefix(words).is_some_and(|rest| rest.trim_start().starts_with('('))
+        }) {
+            return Some(*model);
+        }
+    }
+    // Tables by default: a definition without a key clause is a Duplicate Key table.
+    let upper = statement.trim_start().to_ascii_uppercase();
+    (upper.starts_with("CREATE TABLE") && upper.contains("DISTRIBUTED BY")).then_some(TableModel::Duplicate)
+}
+
+fn cell(row: &Row, index: usize) -> Option<String> {
+    match row.as_ref(index)? {
+        Value::NULL => None,
+        Value::Bytes(bytes) => Some(String::from_utf8_lossy(bytes).into_owned()),
+        other => Some(other.as_sql(true).trim_matches('\'').to_owned()),
+    }
+}
+
+fn named_cell(row: &Row, name: &str) -> Option<String> {
+    let index = row.columns_ref().iter().position(|column| column.name_str().eq_ignore_ascii_case(name))?;
+    cell(row, index)
+}
+
+fn quoted(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::starrocks::scripted::{Scripted, cluster};
+
+    #[test]
+    fn the_model_is_read_from_the_definition() {
+        let check = |tail: &str, model: Option<TableModel>| {
+            let statement = format!(
+                "CREATE TABLE `orders` (\n  `id` bigint NOT NULL COMMENT \"PRIMARY KEY(no)\"\n) {tail}"
+            );
+            assert_eq!(model_of(&statement), model, "{tail}");
+        };
+        let distributed =
+            "\nCOMMENT \"x\"\nDISTRIBUTED BY HASH(`id`)\nPROPERTIES (\n\"replication_num\" = \"1\"\n);";
+        check(&format!("ENGINE=OLAP \nPRIMARY KEY(`id`){distributed}"), Some(TableModel::Primary));
+        check(&format!("ENGINE=OLAP\nUNIQUE KEY (`id`){distributed}"), Some(TableModel::Unique));
+        check(&format!("ENGINE=OLAP\nAGGREGATE KEY(`id`){distributed}"), Some(TableModel::Aggregate));
+        check(&format!("DUPLICATE KEY(`id`){distributed}"), Some(TableModel::Duplicate));
+        check(&format!("ENGINE=OLAP {distributed}"), Some(TableModel::Duplicate));
+        check("ENGINE=MYSQL\nPROPERTIES (\"host\" = \"h\")", None);
+        assert_eq!(model_of("CREATE VIEW `v` AS SELECT 1"), None);
+    }
+
+    #[test]
+    fn the_query_port_follows_the_first_fe_unless_it_is_given() {
+        let check = |fe: &str, query: Option<&str>, host: &str, port: u16| {
+            let mut file = cluster(&[fe]);
+            file.query = query.map(str::to_owned);
+            assert_eq!(query_address(&file).expect("an address"), (host.to_owned(), port), "{fe} {query:?}");
+        };
+        check("http://fe1:8030", None, "fe1", 9030);
+        check("http://[::1]:8030", None, "::1", 9030);
+        check("http://fe1:8030", Some("other:19030"), "other", 19030);
+        let mut file = cluster(&["http://fe1:8030"]);
+        file.query = Some("other".into());
+        assert!(query_address(&file).is_err_and(|fault| fault.hint.is_some()));
+    }
+
+    #[tokio::test]
+    async fn a_query_port_that_nobody_listens_on_is_a_passing_failure_with_a_hint() {
+        let mut file = cluster(&["http://127.0.0.1:8030"]);
+        file.query = Some(Scripted::nobody().await.trim_start_matches("http://").to_owned());
+        let fault = Query::connect(&file).await.expect_err("nobody listens");
+        assert_eq!(fault.kind, crate::fault::FaultKind::Retry);
+        assert!(fault.hint.is_some_and(|hint| hint.contains("query")));
+    }
+}

@@ -1,0 +1,175 @@
+//! Paths and headers of the requests that StarRocks understands
+//! (reference/starrocks-load-protocol.md §1.1 and §1.5).
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::config::model::StarRocks;
+use crate::fault::Fault;
+
+/// Headers that `properties` may not set, each with the reason.
+pub const RESERVED_HEADERS: &[(&str, &str)] = &[
+    ("label", "labels make retries safe and are made by tidemill"),
+    ("format", "rows are sent as newline-delimited JSON"),
+    ("strip_outer_array", "rows are sent as newline-delimited JSON, not as an array"),
+    ("compression", "bodies are sent uncompressed"),
+    ("content-encoding", "bodies are sent uncompressed"),
+    ("timeout", "use `load_timeout`"),
+    ("max_filter_ratio", "above 0 it would drop rows in silence"),
+    ("enable_merge_commit", "merge commit ignores labels, so a retry would load rows twice"),
+    ("merge_commit_async", "merge commit ignores labels, so a retry would load rows twice"),
+    ("merge_commit_interval_ms", "merge commit ignores labels, so a retry would load rows twice"),
+    ("merge_commit_parallel", "merge commit ignores labels, so a retry would load rows twice"),
+    ("db", "use `database`"),
+    ("table", "use `table`"),
+    ("authorization", "use `user` and `password`"),
+    ("expect", "the connection is tidemill's business"),
+    ("host", "the connection is tidemill's business"),
+    ("connection", "the connection is tidemill's business"),
+    ("content-length", "the connection is tidemill's business"),
+    ("transfer-encoding", "the connection is tidemill's business"),
+];
+
+/// Headers of every request: who asks.
+pub(super) fn credentials(cluster: &StarRocks) -> Result<HeaderMap, Fault> {
+    let token = base64(format!("{}:{}", cluster.user, cluster.password.reveal()).as_bytes());
+    let mut value = HeaderValue::try_from(format!("Basic {token}")).map_err(|_| {
+        Fault::halt("cannot write the credentials into a header", "check `user` and `password`")
+    })?;
+    value.set_sensitive(true);
+    let mut headers = HeaderMap::new();
+    headers.insert(header::AUTHORIZATION, value);
+    Ok(headers)
+}
+
+/// Headers of every load but its label.
+pub(super) fn load_headers(cluster: &StarRocks) -> Result<HeaderMap, Fault> {
+    let mut headers = credentials(cluster)?;
+    let mut set =
+        |name: &'static str, value: HeaderValue| headers.insert(HeaderName::from_static(name), value);
+    set("expect", HeaderValue::from_static("100-continue"));
+    set("format", HeaderValue::from_static("json"));
+    // Without them a value that does not fit would become NULL, or vanish, and nobody would know.
+    set("strict_mode", HeaderValue::from_static("true"));
+    set("max_filter_ratio", HeaderValue::from_static("0"));
+    set("timeout", HeaderValue::from(cluster.load_timeout.as_secs().max(1)));
+    for (name, value) in &cluster.properties {
+        let reserved = RESERVED_HEADERS.iter().find(|(reserved, _)| reserved.eq_ignore_ascii_case(name));
+        if let Some((_, reason)) = reserved {
+            return Err(Fault::halt(
+                format!("`{name}` cannot be set under [sink.starrocks.properties]"),
+                format!("remove it: {reason}"),
+            ));
+        }
+        let parsed =
+            HeaderName::from_bytes(name.as_bytes()).ok().zip(HeaderValue::from_bytes(value.as_bytes()).ok());
+        let Some((header, value)) = parsed else {
+            return Err(Fault::halt(
+                format!("`{name}` under [sink.starrocks.properties] cannot be sent as a header"),
+                "use the names of the Stream Load reference, and values without line breaks",
+            ));
+        };
+        headers.insert(header, value);
+    }
+    Ok(headers)
+}
+
+/// `PUT` here to load.
+pub(super) fn load_path(database: &str, table: &str) -> String {
+    format!("/api/{}/{}/_stream_load", percent_encoded(database), percent_encoded(table))
+}
+
+/// `GET` here for the state of a label.
+pub(super) fn state_path(database: &str, label: &str) -> String {
+    format!("/api/{}/get_load_state?label={}", percent_encoded(database), percent_encoded(label))
+}
+
+/// `POST` here to abort the transaction of a label.
+pub(super) fn cancel_path(database: &str, table: &str, label: &str) -> String {
+    let (database, table, label) =
+        (percent_encoded(database), percent_encoded(table), percent_encoded(label));
+    format!("/api/{database}/{table}/_cancel?label={label}")
+}
+
+/// RFC 3986: everything but unreserved characters.
+fn percent_encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(byte as char);
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+/// RFC 4648 §4, for one header: not worth a dependency.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut encoded = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for group in bytes.chunks(3) {
+        let byte = |index: usize| u32::from(group.get(index).copied().unwrap_or(0));
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for place in 0..4 {
+            if place <= group.len() {
+                encoded.push(ALPHABET[(bits >> (18 - 6 * place)) as usize & 63] as char);
+            } else {
+                encoded.push('=');
+            }
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::starrocks::scripted::cluster;
+
+    #[test]
+    fn base64_agrees_with_the_vectors_of_rfc_4648() {
+        let vectors = [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foobar", "Zm9vYmFy"),
+            ("root:", "cm9vdDo="),
+        ];
+        for (plain, encoded) in vectors {
+            assert_eq!(base64(plain.as_bytes()), encoded, "{plain}");
+        }
+    }
+
+    #[test]
+    fn names_are_quoted_in_paths() {
+        assert_eq!(load_path("shop", "orders"), "/api/shop/orders/_stream_load");
+        assert_eq!(load_path("a b", "ü/x"), "/api/a%20b/%C3%BC%2Fx/_stream_load");
+        assert_eq!(state_path("shop", "p-1"), "/api/shop/get_load_state?label=p-1");
+        assert_eq!(cancel_path("shop", "orders", "p-1"), "/api/shop/orders/_cancel?label=p-1");
+    }
+
+    #[test]
+    fn properties_become_headers_unless_they_would_break_delivery() {
+        let mut file = cluster(&["http://fe:8030"]);
+        file.properties.insert("jsonpaths".into(), "[\"$.id\", \"$.ü\"]".into());
+        let headers = load_headers(&file).expect("headers");
+        assert_eq!(
+            headers.get("jsonpaths").map(HeaderValue::as_bytes),
+            Some("[\"$.id\", \"$.ü\"]".as_bytes())
+        );
+        assert_eq!(headers.get("strict_mode").and_then(|value| value.to_str().ok()), Some("true"));
+        for (reserved, _) in RESERVED_HEADERS {
+            let mut file = cluster(&["http://fe:8030"]);
+            file.properties.insert(reserved.to_uppercase(), "x".into());
+            let fault = load_headers(&file).expect_err(reserved);
+            assert!(fault.hint.is_some(), "{reserved}");
+        }
+    }
+
+    #[test]
+    fn credentials_do_not_print() {
+        let headers = credentials(&cluster(&["http://fe:8030"])).expect("headers");
+        assert!(!format!("{headers:?}").contains("cm9vd"), "{headers:?}");
+    }
+}
