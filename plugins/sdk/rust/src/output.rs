@@ -300,6 +300,8 @@ impl Row<'_, '_> {
     ///
     /// If the plugin did not ask for timestamps.
     pub fn timestamp_us(self, timestamp_us: i64) -> Self {
+        let wanted = self.output.setup.wants.timestamp;
+        assert!(wanted, "the plugin must call setup.want_timestamp() before it can set times");
         self.output.rows.timestamps.get_or_insert_default();
         self.output.fill_timestamps(self.index + 1);
         if let Some(timestamps) = &mut self.output.rows.timestamps {

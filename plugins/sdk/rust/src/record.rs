@@ -5,7 +5,7 @@ use crate::reject::{CODE_NO_VALUE, CODE_PARSE, Reject};
 use serde::Deserialize;
 
 /// The timestamp that stands for "has none".
-const TIMESTAMP_NONE: i64 = i64::MIN;
+const TIMESTAMP_NONE: i64 = 0;
 
 /// What is said when a plugin reads a column that it did not ask for: a mistake in the plugin's code that no
 /// configuration and no record can cause, and that would otherwise read as "the record has none".
