@@ -1,0 +1,347 @@
+//! One file's text → its pipeline, and where the things stand that other files can contradict.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+use super::model::{
+    BatchLimits, DeadLetters, Kafka, KafkaSecurity, Pipeline, Sasl, Secret, Source as ModelSource, StarRocks,
+    TableModel, Tls, Transform,
+};
+use super::problem::Problem;
+use super::sections::{self, ROOT, SINK, SOURCE, SOURCES_TO_COME};
+use super::source::Source;
+use super::table::{Table, quote};
+
+/// What one file says. A part that has a mistake is none; the mistake is noted in the source.
+pub(super) struct Draft {
+    /// The pipeline, if all of it is right.
+    pub(super) pipeline: Option<Pipeline>,
+    /// Where `[process]` stands, if it does.
+    pub(super) process: Option<Range<usize>>,
+    /// Where the pipeline's name stands.
+    pub(super) name: Range<usize>,
+    /// Where the batch limits stand.
+    pub(super) batch: Range<usize>,
+    /// Where the topics stand.
+    pub(super) topics: Range<usize>,
+}
+
+/// Reads a file's root table and hands it to `read`; none if the text is not TOML.
+pub(super) fn with_root<T>(source: &Source, read: impl FnOnce(&Table<'_>) -> T) -> Option<T> {
+    let (root, errors) = DeTable::parse_recoverable(&source.text);
+    let syntax = errors.iter().filter(|error| error.message() != "duplicate key").count();
+    for error in &errors {
+        let span = error.span().unwrap_or_default();
+        let problem = match source.text.get(span.clone()).filter(|_| error.message() == "duplicate key") {
+            Some(key) => Problem::at(source, span.clone(), format!("{} stands here twice", quote(key))),
+            None => {
+                let (what, expected) = split_expected(error.message());
+                let problem = Problem::at(source, span.clone(), format!("not valid TOML: {what}"));
+                match expected {
+                    Some(expected) => problem.expected(expected),
+                    None => problem,
+                }
+            }
+        };
+        source.note(&span, problem);
+    }
+    // After a syntax error the rest of the file is a guess, and its problems would be too.
+    (syntax == 0).then(|| read(&Table::open(source, &ROOT, 0..0, root.get_ref())))
+}
+
+/// The parser's message says both: `invalid string, expected a quote`.
+fn split_expected(message: &str) -> (&str, Option<&str>) {
+    match message.split_once(", expected ") {
+        Some((what, expected)) => (what, Some(expected)),
+        None => (message, None),
+    }
+}
+
+impl Draft {
+    /// Reads everything but `[process]`, which all files share.
+    pub(super) fn read(root: &Table<'_>) -> Self {
+        let heading = required(root, &sections::pipeline::SECTION, "name = \"orders\"");
+        let name = heading.as_ref().and_then(|table| table.get(&sections::pipeline::NAME));
+        let delivery = heading.as_ref().and_then(|table| table.get(&sections::pipeline::DELIVERY));
+        let source_table = source_table(root);
+        let kafka = source_table.as_ref().and_then(|table| read_kafka(table, name.as_deref()));
+        let transforms: Vec<_> =
+            root.tables(&sections::transform::SECTION).iter().map(read_transform).collect();
+        let batch_table = root.table(&sections::batch::SECTION);
+        let batch = read_batch(
+            batch_table.as_ref().unwrap_or(&Table::absent(root.source, &sections::batch::SECTION)),
+        );
+        let sink = sink_table(root).and_then(|table| read_starrocks(&table, root));
+        let dead_letters = root.table(&sections::dead_letters::SECTION);
+        let topics = kafka.as_ref().map(|kafka| kafka.topics.as_slice()).unwrap_or_default();
+        let dead_letters = dead_letters.map(|table| read_dead_letters(&table, topics));
+        let assemble = || {
+            Some(Pipeline {
+                name: name?,
+                file: root.source.path.clone(),
+                delivery: delivery?,
+                source: ModelSource::Kafka(kafka?),
+                transforms: transforms.into_iter().collect::<Option<Vec<_>>>()?,
+                batch: batch?,
+                sink: sink?,
+                dead_letters: match dead_letters {
+                    None => None,
+                    Some(read) => Some(read?),
+                },
+            })
+        };
+        Self {
+            name: heading.as_ref().map_or(0..0, |table| table.span_of("name")),
+            batch: batch_table.map_or(0..0, |table| table.span.clone()),
+            topics: source_table.map_or(0..0, |table| table.span_of("topics")),
+            process: root.has("process").then(|| root.span_of("process")),
+            pipeline: assemble(),
+        }
+    }
+}
+
+/// A table that must be there.
+fn required<'a>(
+    root: &Table<'a>,
+    section: &'static super::schema::Section,
+    example: &str,
+) -> Option<Table<'a>> {
+    if !root.has(section.name()) {
+        let problem = Problem::whole(root.source, format!("missing table {}", section.header()));
+        root.source.note_whole(problem.hint(format!("for example {} with {example}", section.header())));
+    }
+    root.table(section)
+}
+
+/// The one table within `[source]`.
+fn source_table<'a>(root: &Table<'a>) -> Option<Table<'a>> {
+    let missing = |problem: Problem| problem.expected("[source.kafka] with `brokers` and `topics`");
+    if !root.has("source") {
+        root.source.note_whole(missing(Problem::whole(root.source, "missing table [source.kafka]")));
+        return None;
+    }
+    let table = root.table(&SOURCE)?;
+    let written: Vec<_> = table.written().collect();
+    if written.is_empty() {
+        root.note_at("source", "no source in [source]", missing);
+    }
+    if let [(first, _), others @ ..] = written.as_slice() {
+        for (name, span) in others {
+            let what = format!("two sources in one file: {} and {}", quote(first), quote(name));
+            let problem = Problem::at(root.source, span.clone(), what).expected("exactly one");
+            root.source.note(span, problem.hint("a second source is a second file"));
+        }
+    }
+    for (name, span) in written.iter().filter(|(name, _)| *name != sections::kafka::SECTION.name()) {
+        if SOURCES_TO_COME.contains(name) {
+            let what = format!("the source {} is not in this version", quote(name));
+            root.source.note(span, missing(Problem::at(root.source, span.clone(), what)));
+        } else {
+            note_kind(&table, name, span, "source", &sections::kafka::SECTION);
+        }
+    }
+    table.table(&sections::kafka::SECTION)
+}
+
+/// The one table within `[sink]`.
+fn sink_table<'a>(root: &Table<'a>) -> Option<Table<'a>> {
+    let missing =
+        |problem: Problem| problem.expected("[sink.starrocks] with `fe`, `database`, `table` and `user`");
+    if !root.has("sink") {
+        root.source.note_whole(missing(Problem::whole(root.source, "missing table [sink.starrocks]")));
+        return None;
+    }
+    let table = root.table(&SINK)?;
+    if table.written().next().is_none() {
+        root.note_at("sink", "no sink in [sink]", missing);
+    }
+    for (name, span) in table.written().filter(|(name, _)| *name != sections::starrocks::SECTION.name()) {
+        note_kind(&table, name, &span, "sink", &sections::starrocks::SECTION);
+    }
+    table.table(&sections::starrocks::SECTION)
+}
+
+fn note_kind(
+    table: &Table<'_>,
+    name: &str,
+    span: &Range<usize>,
+    what: &str,
+    only: &'static super::schema::Section,
+) {
+    let problem = Problem::at(table.source, span.clone(), format!("unknown {what} {}", quote(name)));
+    let problem = problem.expected(only.header());
+    let problem = if only.key(name).is_some() {
+        problem.hint(format!("`{name}` belongs into {}", only.header()))
+    } else {
+        problem.meant(super::nearest::nearest(name, [only.name()]))
+    };
+    table.source.note(span, problem);
+}
+
+fn read_kafka(table: &Table<'_>, name: Option<&str>) -> Option<Kafka> {
+    use sections::kafka::{
+        BROKERS, COMMIT_INTERVAL, FETCH_QUEUE, GROUP, ISOLATION, PROPERTIES, START, TOPICS,
+    };
+    let (brokers, topics) = (table.get(&BROKERS), table.get(&TOPICS));
+    let group = table.get(&GROUP).or_else(|| name.map(str::to_owned));
+    let (start, isolation) = (table.get(&START), table.get(&ISOLATION));
+    let (commit_interval, fetch_queue) = (table.get(&COMMIT_INTERVAL), table.get(&FETCH_QUEUE));
+    let properties = table.get(&PROPERTIES);
+    let tls = table.table(&sections::kafka::TLS).map(|table| read_tls(&table));
+    let sasl = table.table(&sections::kafka::SASL).map(|table| read_sasl(&table));
+    Some(Kafka {
+        brokers: brokers?,
+        topics: topics?,
+        group: group?,
+        start: start?,
+        isolation: isolation?,
+        commit_interval: commit_interval?,
+        fetch_queue_bytes: fetch_queue?,
+        security: KafkaSecurity { tls, sasl: sasl.flatten() },
+        properties: properties?,
+    })
+}
+
+fn read_tls(table: &Table<'_>) -> Tls {
+    use sections::kafka::{CA, CERTIFICATE, KEY};
+    for (has, lacks) in [("certificate", "key"), ("key", "certificate")] {
+        if table.has(has) && !table.has(lacks) {
+            let what = format!("`{has}` without `{lacks}` in [source.kafka.tls]");
+            table.note_at(has, what, |problem| problem.expected("both or neither"));
+        }
+    }
+    Tls { ca: table.get(&CA), certificate: table.get(&CERTIFICATE), key: table.get(&KEY) }
+}
+
+fn read_sasl(table: &Table<'_>) -> Option<Sasl> {
+    use sections::kafka::{MECHANISM, PASSWORD, USERNAME};
+    let (mechanism, username, password) = (table.get(&MECHANISM), table.get(&USERNAME), table.get(&PASSWORD));
+    Some(Sasl { mechanism: mechanism?.to_owned(), username: username?, password: password? })
+}
+
+fn read_transform(table: &Table<'_>) -> Option<Transform> {
+    use sections::transform::{
+        CONFIG, FAILURES_IN_A_ROW, LOG_LINES_PER_SECOND, MAX_OUTPUT, MEMORY, PLUGIN, TIMEOUT, WASI,
+    };
+    let (plugin, config, wasi) = (table.get(&PLUGIN), table.get(&CONFIG), table.get(&WASI));
+    let (memory, timeout, output) = (table.get(&MEMORY), table.get(&TIMEOUT), table.get(&MAX_OUTPUT));
+    let (lines, failures) = (table.get(&LOG_LINES_PER_SECOND), table.get(&FAILURES_IN_A_ROW));
+    Some(Transform {
+        plugin: plugin?,
+        config_json: config?,
+        wasi: wasi?,
+        memory_bytes: memory?,
+        timeout: timeout?,
+        output_bytes: output?,
+        log_lines_per_second: u32::try_from(lines?).ok()?,
+        failures_in_a_row: u32::try_from(failures?).ok()?,
+    })
+}
+
+fn read_batch(table: &Table<'_>) -> Option<BatchLimits> {
+    use sections::batch::{LINGER, MAX_BYTES, MAX_ROWS};
+    let (max_rows, max_bytes, linger) = (table.get(&MAX_ROWS), table.get(&MAX_BYTES), table.get(&LINGER));
+    Some(BatchLimits { max_rows: max_rows?, max_bytes: max_bytes?, linger: linger? })
+}
+
+fn read_starrocks(table: &Table<'_>, root: &Table<'_>) -> Option<StarRocks> {
+    use sections::starrocks as keys;
+    let (fe, query, database) = (table.get(&keys::FE), table.get(&keys::QUERY), table.get(&keys::DATABASE));
+    let (own_table, tables) = (table.get(&keys::TABLE), table.get(&keys::TABLES));
+    let (user, model) = (table.get(&keys::USER), table.get(&keys::TABLE_MODEL));
+    let password = if table.has("password") { table.get(&keys::PASSWORD) } else { Some(Secret::default()) };
+    let (in_flight, load_timeout) = (table.get(&keys::IN_FLIGHT), table.get(&keys::LOAD_TIMEOUT));
+    let (redirect_hosts, ca) = (table.get(&keys::REDIRECT_HOSTS), table.get(&keys::CA));
+    let (format, properties) = (table.get(&keys::FORMAT), table.get(&keys::PROPERTIES));
+    check_tables(table, root);
+    check_order(table, in_flight, model);
+    check_whole_seconds(table, load_timeout);
+    check_ca(table, fe.as_deref());
+    check_properties(table, properties.as_ref());
+    format?;
+    Some(StarRocks {
+        fe: fe?,
+        query,
+        database: database?,
+        table: own_table,
+        tables: tables?,
+        user: user?,
+        password: password?,
+        table_model: model,
+        in_flight: usize::try_from(in_flight?).ok()?,
+        load_timeout: load_timeout?,
+        redirect_hosts: redirect_hosts?,
+        ca,
+        properties: properties?,
+    })
+}
+
+fn check_tables(table: &Table<'_>, root: &Table<'_>) {
+    if !table.has("table") && !root.has("transform") {
+        let what = "missing key `table` in [sink.starrocks], and no plugin that could route rows";
+        table.note_at("table", what, |problem| {
+            problem.expected("table = \"orders\", or a [[transform]] that routes")
+        });
+    }
+}
+
+/// Two loads into a table where the last row of a key wins could end in either order.
+fn check_order(table: &Table<'_>, in_flight: Option<u64>, model: Option<TableModel>) {
+    if in_flight.is_some_and(|count| count > 1) && model != Some(TableModel::Duplicate) {
+        let what = "`in_flight` is more than 1, but the order of loads may matter for the table";
+        let expected = "1, or `table_model = \"duplicate\"` beside it";
+        table.note_at("in_flight", what, |problem| problem.expected(expected));
+    }
+}
+
+fn check_whole_seconds(table: &Table<'_>, load_timeout: Option<Duration>) {
+    if load_timeout.is_some_and(|time| time.subsec_nanos() != 0) {
+        let what = "`load_timeout` is not a whole number of seconds";
+        table.note_at("load_timeout", what, |problem| {
+            problem.expected("whole seconds, which is all that StarRocks takes")
+        });
+    }
+}
+
+fn check_ca(table: &Table<'_>, fe: Option<&[String]>) {
+    if table.has("ca") && fe.is_some_and(|fe| fe.iter().all(|address| address.starts_with("http://"))) {
+        let what = "`ca` is set, but no address in `fe` begins with https://";
+        table.note_at("ca", what, |problem| problem.expected("no `ca`, or an https:// address"));
+    }
+}
+
+/// `jsonpaths` are mapped to `columns` by position: one without the other loads nothing useful.
+fn check_properties(table: &Table<'_>, properties: Option<&BTreeMap<String, String>>) {
+    let Some(properties) = properties else { return };
+    let has = |name: &str| properties.contains_key(name);
+    if has("partial_update") && !has("columns") {
+        let what = "the property `partial_update` without `columns`";
+        table.note_at("properties", what, |problem| {
+            problem.expected("`columns` to say which ones are updated")
+        });
+    }
+}
+
+fn read_dead_letters(table: &Table<'_>, source_topics: &[String]) -> Option<DeadLetters> {
+    use sections::dead_letters::{BROKERS, DIRECTORY, KAFKA, TOPIC};
+    let expected = |problem: Problem| problem.expected("exactly one of `directory` and `kafka`");
+    let (directory, kafka) = (table.get(&DIRECTORY), table.table(&KAFKA));
+    if table.has("directory") == table.has("kafka") {
+        let what =
+            if table.has("kafka") { "both places for dead letters" } else { "no place for dead letters" };
+        table.note_at("", format!("{what} in [dead_letters]"), expected);
+        return None;
+    }
+    if let Some(kafka) = kafka {
+        let (topic, brokers) = (kafka.get(&TOPIC), kafka.get(&BROKERS));
+        if topic.as_ref().is_some_and(|topic| source_topics.contains(topic)) {
+            let what = "`topic` is one that the pipeline reads, so a dead letter would come back for ever";
+            kafka.note_at("topic", what, |problem| problem.expected("a topic of its own"));
+        }
+        return Some(DeadLetters::Kafka { topic: topic?, brokers: brokers.unwrap_or_default() });
+    }
+    directory.map(DeadLetters::Directory)
+}

@@ -1,0 +1,76 @@
+//! All tables and keys of a pipeline file. Adding one here makes it known to the reader, to the error
+//! messages and to the reference.
+
+use super::schema::Section;
+
+pub(super) mod batch;
+pub(super) mod dead_letters;
+pub(super) mod kafka;
+pub(super) mod pipeline;
+pub(super) mod process;
+pub(super) mod starrocks;
+pub(super) mod transform;
+
+/// The file itself.
+pub(super) static ROOT: Section = Section {
+    path: &[],
+    repeated: false,
+    doc: "",
+    keys: &[],
+    tables: &[
+        &pipeline::SECTION,
+        &process::SECTION,
+        &SOURCE,
+        &transform::SECTION,
+        &batch::SECTION,
+        &SINK,
+        &dead_letters::SECTION,
+    ],
+};
+
+/// `[source]`: exactly one table within.
+pub(super) static SOURCE: Section = Section {
+    path: &["source"],
+    repeated: false,
+    doc: "Where records come from. Exactly one table within says which kind of source it is.",
+    keys: &[],
+    tables: &[&kafka::SECTION],
+};
+
+/// `[sink]`: exactly one table within.
+pub(super) static SINK: Section = Section {
+    path: &["sink"],
+    repeated: false,
+    doc: "Where rows go.",
+    keys: &[],
+    tables: &[&starrocks::SECTION],
+};
+
+/// Sources that will come: their names are answered, not guessed at.
+pub(super) const SOURCES_TO_COME: [&str; 2] = ["postgres", "http"];
+
+/// Other tools' names without case and separators, and where the same thing is said here.
+pub(super) const ELSEWHERE: [(&str, &str); 22] = [
+    ("type", "the name of the table: [source.kafka], [sink.starrocks]"),
+    ("connector", "the name of the table: [source.kafka], [sink.starrocks]"),
+    ("bootstrapservers", "`brokers` in [source.kafka]"),
+    ("groupid", "`group` in [source.kafka]"),
+    ("topic", "`topics` in [source.kafka]"),
+    ("autooffsetreset", "`start` in [source.kafka]"),
+    ("isolationlevel", "`isolation` in [source.kafka]"),
+    ("loadurl", "`fe` in [sink.starrocks]"),
+    ("jdbcurl", "`query` in [sink.starrocks]"),
+    ("httpurl", "`fe` in [sink.starrocks]"),
+    ("username", "`user` in [sink.starrocks]"),
+    ("databasename", "`database` in [sink.starrocks]"),
+    ("tablename", "`table` in [sink.starrocks]"),
+    ("batchsize", "`max_rows` in [batch]"),
+    ("writebatchsize", "`max_rows` in [batch]"),
+    ("batchbytes", "`max_bytes` in [batch]"),
+    ("lingerms", "`linger` in [batch]"),
+    ("flushdelay", "`linger` in [batch]"),
+    ("flushinterval", "`linger` in [batch]"),
+    ("bufferflushmaxrows", "`max_rows` in [batch]"),
+    ("bufferflushmaxbytes", "`max_bytes` in [batch]"),
+    ("bufferflushinterval", "`linger` in [batch]"),
+];

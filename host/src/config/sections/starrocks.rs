@@ -1,0 +1,214 @@
+//! `[sink.starrocks]`
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue};
+
+use super::kafka::not_empty;
+use crate::config::address;
+use crate::config::kind::{Count, FilePath, Hidden, OneOf, Properties, Refusal, Text, Texts, Time};
+use crate::config::model::TableModel;
+use crate::config::refused;
+use crate::config::schema::{Key, Presence, Section};
+
+pub(in crate::config) static SECTION: Section = Section {
+    path: &["sink", "starrocks"],
+    repeated: false,
+    doc: "Loads batches into tables of StarRocks by Stream Load, each in one transaction.",
+    keys: &[
+        &FE,
+        &QUERY,
+        &DATABASE,
+        &TABLE,
+        &TABLES,
+        &USER,
+        &PASSWORD,
+        &TABLE_MODEL,
+        &IN_FLIGHT,
+        &LOAD_TIMEOUT,
+        &REDIRECT_HOSTS,
+        &CA,
+        &FORMAT,
+        &PROPERTIES,
+    ],
+    tables: &[],
+};
+
+pub(in crate::config) static FE: Key<Texts> = Key {
+    name: "fe",
+    kind: Texts {
+        expected: "an FE's HTTP address or a list of them, such as [\"http://127.0.0.1:8030\"]",
+        each: Text {
+            expected: "an FE's HTTP address such as \"http://127.0.0.1:8030\"",
+            parse: address::frontend,
+        },
+        may_be_empty: false,
+    },
+    presence: Presence::Required("[\"http://127.0.0.1:8030\"]"),
+    doc: "HTTP addresses of frontends in order of preference. With several, a dead one is passed over.",
+};
+
+pub(in crate::config) static QUERY: Key<Text> = Key {
+    name: "query",
+    kind: Text {
+        expected: "the `host:port` of the MySQL protocol, such as \"127.0.0.1:9030\"",
+        parse: address::query,
+    },
+    presence: Presence::Optional {
+        example: "\"127.0.0.1:9030\"",
+        without: "the first FE's host and port 9030",
+    },
+    doc: "Where SQL is spoken: tables and their models are looked up there.",
+};
+
+pub(in crate::config) static DATABASE: Key<Text> = Key {
+    name: "database",
+    kind: Text { expected: "a database's name such as \"shop\"", parse: identifier },
+    presence: Presence::Required("\"shop\""),
+    doc: "The database.",
+};
+
+pub(in crate::config) static TABLE: Key<Text> = Key {
+    name: "table",
+    kind: Text { expected: TABLE_EXPECTED, parse: identifier },
+    presence: Presence::Optional { example: "\"orders\"", without: "a plugin must route every row" },
+    doc: "The table of rows that no plugin routes elsewhere.",
+};
+
+const TABLE_EXPECTED: &str = "a table's name such as \"orders\"";
+
+pub(in crate::config) static TABLES: Key<Texts> = Key {
+    name: "tables",
+    kind: Texts {
+        expected: "a list of tables' names such as [\"orders\", \"customers\"]",
+        each: Text { expected: TABLE_EXPECTED, parse: identifier },
+        may_be_empty: true,
+    },
+    presence: Presence::Default("[]"),
+    doc: "Tables that plugins may route to besides `table`. Empty: all that the plugin declares.",
+};
+
+pub(in crate::config) static USER: Key<Text> = Key {
+    name: "user",
+    kind: Text { expected: "a user name without a colon", parse: user },
+    presence: Presence::Required("\"root\""),
+    doc: "A user with the INSERT privilege on the tables, and SELECT if their model is to be looked up.",
+};
+
+pub(in crate::config) static PASSWORD: Key<Hidden> = Key {
+    name: "password",
+    kind: Hidden,
+    presence: Presence::Optional {
+        example: "{ env = \"STARROCKS_PASSWORD\" }",
+        without: "an empty one, as a fresh StarRocks has it",
+    },
+    doc: "The password: better `{ env = \"NAME\" }` or `{ file = \"path\" }` than the text itself.",
+};
+
+pub(in crate::config) static TABLE_MODEL: Key<OneOf<TableModel>> = Key {
+    name: "table_model",
+    kind: OneOf {
+        words: &[
+            ("duplicate", TableModel::Duplicate),
+            ("unique", TableModel::Unique),
+            ("aggregate", TableModel::Aggregate),
+            ("primary", TableModel::Primary),
+        ],
+        refused: &[],
+    },
+    presence: Presence::Optional { example: "\"primary\"", without: "it is looked up at `query`" },
+    doc: "The key model of the tables: only a Primary Key table can take deletes.",
+};
+
+pub(in crate::config) static IN_FLIGHT: Key<Count> = Key {
+    name: "in_flight",
+    kind: Count { min: 1, max: 64 },
+    presence: Presence::Default("1"),
+    doc: "Loads that run at the same time for one table. More than one gives up the order of rows, so \
+          it is only taken together with `table_model = \"duplicate\"`.",
+};
+
+pub(in crate::config) static LOAD_TIMEOUT: Key<Time> = Key {
+    name: "load_timeout",
+    kind: Time { min: Duration::from_secs(1), max: Duration::from_secs(259_200) },
+    presence: Presence::Default("\"10m\""),
+    doc: "How long StarRocks may take for one load; whole seconds.",
+};
+
+pub(in crate::config) static REDIRECT_HOSTS: Key<Texts> = Key {
+    name: "redirect_hosts",
+    kind: Texts {
+        expected: "a list of `host` or `host:port` such as [\"be1.example.com:8040\"]",
+        each: Text { expected: "`host` or `host:port`", parse: address::redirect_host },
+        may_be_empty: true,
+    },
+    presence: Presence::Default("[]"),
+    doc: "Backends that an FE may send loads to. Empty: whatever it names, printed once. Data and \
+          credentials go there, so name them if the network between is not yours.",
+};
+
+pub(in crate::config) static CA: Key<FilePath> = Key {
+    name: "ca",
+    kind: FilePath { expected: "a PEM file that can be read", must_open: true },
+    presence: Presence::Optional { example: "\"ca.pem\"", without: "the system's certificate authorities" },
+    doc: "Certificate authorities for `https://` addresses, as PEM.",
+};
+
+pub(in crate::config) static FORMAT: Key<OneOf<()>> = Key {
+    name: "format",
+    kind: OneOf { words: &[("json", ())], refused: &[("csv", "this version does not have it yet")] },
+    presence: Presence::Default("\"json\""),
+    doc: "How rows are sent: one JSON object a line.",
+};
+
+pub(in crate::config) static PROPERTIES: Key<Properties> = Key {
+    name: "properties",
+    kind: Properties {
+        expected: "a table of Stream Load headers such as { jsonpaths = \"[\\\"$.id\\\"]\" }",
+        refuse: refused::starrocks,
+        name: header_name,
+        value: header_value,
+    },
+    presence: Presence::Default("{}"),
+    doc: "Any other Stream Load header, such as `columns`, `jsonpaths` or `merge_condition`. Those that \
+          would break delivery, or that have a key of their own here, are refused with the reason.",
+};
+
+/// A name of StarRocks: letters of any language are fine, what ends a path or a name is not.
+fn identifier(text: &str) -> Result<String, Refusal> {
+    const NAME_BYTES_MAX: usize = 256;
+    if text.is_empty() {
+        return Refusal::because("it is empty");
+    }
+    if text.contains('.') {
+        return Refusal::because("database and table are given apart, in `database` and `table`");
+    }
+    let bad = |c: &char| c.is_whitespace() || c.is_control() || "/\\`'\"?#%:;,".contains(*c);
+    if let Some(bad) = text.chars().find(bad) {
+        return Refusal::because(format!("{bad:?} cannot be part of a name"));
+    }
+    if text.len() > NAME_BYTES_MAX {
+        return Refusal::because(format!("it has {} bytes, more than {NAME_BYTES_MAX}", text.len()));
+    }
+    Ok(text.to_owned())
+}
+
+/// HTTP's Basic authentication ends the user at the first colon.
+fn user(text: &str) -> Result<String, Refusal> {
+    if text.contains(':') || text.chars().any(char::is_control) {
+        return Refusal::because("HTTP authentication cannot carry it");
+    }
+    not_empty(text)
+}
+
+fn header_name(written: &str) -> Result<String, String> {
+    let name = HeaderName::from_bytes(written.as_bytes());
+    name.map(|name| name.as_str().to_owned())
+        .map_err(|_| "it cannot be the name of an HTTP header".to_owned())
+}
+
+fn header_value(value: &str) -> Result<(), String> {
+    HeaderValue::from_bytes(value.as_bytes())
+        .map(|_| ())
+        .map_err(|_| "cannot be sent in an HTTP header, which is a single line".to_owned())
+}

@@ -1,0 +1,92 @@
+//! What several files say together and cannot all mean.
+
+use std::ops::Range;
+
+use super::draft::Draft;
+use super::model::{Kafka, Pipeline, Source as ModelSource, StarRocks};
+use super::problem::Problem;
+use super::source::Source;
+
+/// A file that was read, with its pipeline if that has no mistake of its own.
+pub(super) type Read = (Source, Draft);
+
+/// Notes each contradiction at the later place, naming the earlier one.
+pub(super) fn check(files: &[Read]) {
+    for (index, (source, draft)) in files.iter().enumerate() {
+        for (earlier_source, earlier) in files.iter().take(index) {
+            check_process((earlier_source, earlier), (source, draft));
+            let (Some(ours), Some(theirs)) = (&draft.pipeline, &earlier.pipeline) else { continue };
+            if ours.name == theirs.name {
+                let what = format!(
+                    "two pipelines are called {:?}; the other one: {}",
+                    ours.name,
+                    place(earlier_source, &earlier.name)
+                );
+                note(source, &draft.name, what, "a name of its own");
+                // One file named twice would only repeat itself below.
+                continue;
+            }
+            check_batches((earlier_source, earlier, theirs), (source, draft, ours));
+            check_groups((earlier_source, earlier, theirs), (source, draft, ours));
+        }
+    }
+}
+
+fn check_process(earlier: (&Source, &Draft), later: (&Source, &Draft)) {
+    if let (Some(first), Some(second)) = (&earlier.1.process, &later.1.process) {
+        let what = format!("two tables [process]; the other one: {}", place(earlier.0, first));
+        note(later.0, second, what, "it in one file, for all of them");
+    }
+}
+
+fn check_batches(earlier: (&Source, &Draft, &Pipeline), later: (&Source, &Draft, &Pipeline)) {
+    let ((theirs, ours), (their_limits, our_limits)) =
+        ((&earlier.2.sink, &later.2.sink), (earlier.2.batch, later.2.batch));
+    let Some(table) = shared_table(theirs, ours).filter(|_| their_limits != our_limits) else { return };
+    let what = format!(
+        "two pipelines load {}.{table} with different limits in [batch]; the other one: {}",
+        ours.database,
+        place(earlier.0, &earlier.1.batch)
+    );
+    note(later.0, &later.1.batch, what, "the same limits, since loads of both add up");
+}
+
+/// A table that both load, as far as the files say: what plugins declare is not known yet.
+fn shared_table<'a>(theirs: &StarRocks, ours: &'a StarRocks) -> Option<&'a str> {
+    let same_cluster =
+        ours.fe.iter().any(|address| theirs.fe.contains(address)) && ours.database == theirs.database;
+    let named = |sink: &'a StarRocks| sink.table.iter().chain(&sink.tables);
+    let mut shared =
+        named(ours).filter(|table| theirs.table.iter().chain(&theirs.tables).any(|other| other == *table));
+    shared.next().filter(|_| same_cluster).map(String::as_str)
+}
+
+/// Two pipelines in one group would each get a part of the partitions.
+fn check_groups(earlier: (&Source, &Draft, &Pipeline), later: (&Source, &Draft, &Pipeline)) {
+    let (ModelSource::Kafka(theirs), ModelSource::Kafka(ours)) = (&earlier.2.source, &later.2.source);
+    let Some(topic) = shared_topic(theirs, ours) else { return };
+    let what = format!(
+        "two pipelines read {topic:?} as one group {:?}, so each would get only a part of it; the other one: {}",
+        ours.group,
+        place(earlier.0, &earlier.1.topics)
+    );
+    note(later.0, &later.1.topics, what, "a group of its own");
+}
+
+fn shared_topic<'a>(theirs: &Kafka, ours: &'a Kafka) -> Option<&'a str> {
+    let same_group =
+        ours.group == theirs.group && ours.brokers.iter().any(|broker| theirs.brokers.contains(broker));
+    let shared = ours.topics.iter().find(|topic| theirs.topics.contains(topic));
+    shared.filter(|_| same_group).map(String::as_str)
+}
+
+fn place(source: &Source, span: &Range<usize>) -> String {
+    match source.place(span.start) {
+        Some(place) => format!("{}:{}:{}", source.name, place.line, place.column),
+        None => source.name.clone(),
+    }
+}
+
+fn note(source: &Source, span: &Range<usize>, what: String, expected: &str) {
+    source.note(span, Problem::at(source, span.clone(), what).expected(expected));
+}
