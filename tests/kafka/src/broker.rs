@@ -271,7 +271,11 @@ auto.create.topics.enable=false
     text
 }
 
-fn free_port() -> Result<u16, Fault> {
+/// A port of 127.0.0.1 that nobody listens on now.
+///
+/// # Errors
+/// When all that were tried are taken.
+pub fn free_port() -> Result<u16, Fault> {
     let span = u64::from(PORTS.end - PORTS.start);
     (0..200)
         // `RandomState` is seeded by the system: the only random numbers that std has.

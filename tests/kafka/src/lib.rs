@@ -9,7 +9,7 @@ mod fault;
 mod patience;
 mod probe;
 
-pub use broker::Broker;
+pub use broker::{Broker, free_port};
 pub use distribution::{Distribution, KAFKA_VERSION};
 pub use fault::Fault;
 pub use patience::{Late, wait_until};

@@ -1,0 +1,178 @@
+//! The sandbox in the place of StarRocks, in this process: tables, faults, and what is in the tables.
+
+use std::time::Duration;
+use tidemill_sandbox::{Fault, FaultKind, LoadRecord, Options, Sandbox, TableStats};
+use tokio::runtime::Runtime;
+
+/// A running sandbox with a database `shop`.
+#[derive(Debug)]
+pub struct Warehouse {
+    // Fields drop in this order: the sandbox before the runtime that it lives on.
+    sandbox: Option<Sandbox>,
+    runtime: Runtime,
+}
+
+impl Warehouse {
+    /// Starts a sandbox on free ports with the settings of a small StarRocks.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::with(Options::default())
+    }
+
+    /// Starts a sandbox with these settings.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn with(options: Options) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime for the sandbox");
+        let sandbox = runtime.block_on(Sandbox::start(options)).expect("the sandbox starts");
+        sandbox.execute("CREATE DATABASE shop").expect("a database can be created");
+        Self { sandbox: Some(sandbox), runtime }
+    }
+
+    fn sandbox(&self) -> &Sandbox {
+        self.sandbox.as_ref().expect("it is there until it is dropped")
+    }
+
+    /// Address of the FE: `http://127.0.0.1:port`.
+    #[must_use]
+    pub fn fe(&self) -> String {
+        self.sandbox().fe_url()
+    }
+
+    /// Address of the query port: `127.0.0.1:port`.
+    #[must_use]
+    pub fn query(&self) -> String {
+        format!("127.0.0.1:{}", self.sandbox().query_port())
+    }
+
+    /// Creates a Duplicate Key table `shop.<name>` with the columns of [`row`].
+    pub fn duplicate_table(&self, name: &str) {
+        self.table(name, "DUPLICATE");
+    }
+
+    /// Creates a Primary Key table `shop.<name>` with the columns of [`row`].
+    pub fn primary_table(&self, name: &str) {
+        self.table(name, "PRIMARY");
+    }
+
+    fn table(&self, name: &str, model: &str) {
+        self.execute(&format!(
+            "CREATE TABLE shop.{name} (id BIGINT NOT NULL, amount BIGINT, note VARCHAR(1000)) {model} KEY(id) \
+             DISTRIBUTED BY HASH(id)"
+        ));
+    }
+
+    /// Runs a statement and returns its rows as text; NULL is `None`.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub fn execute(&self, sql: &str) -> Vec<Vec<Option<String>>> {
+        self.sandbox().execute(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// Sets a fault for ever; returns its number.
+    pub fn fault(&self, kind: FaultKind) -> u64 {
+        self.sandbox().set_fault(Fault::always(kind))
+    }
+
+    /// Sets a fault that fires so many times; returns its number.
+    pub fn fault_times(&self, kind: FaultKind, times: u64) -> u64 {
+        self.sandbox().set_fault(Fault::times(kind, times))
+    }
+
+    /// Takes all faults back.
+    pub fn clear_faults(&self) {
+        self.sandbox().clear_faults();
+    }
+
+    /// How often the faults fired, all together: a test whose fault never fired has shown nothing.
+    #[must_use]
+    pub fn faults_fired(&self) -> u64 {
+        self.sandbox().faults().iter().map(|report| report.fired).sum()
+    }
+
+    /// All transactions so far that were committed or aborted, oldest first.
+    #[must_use]
+    pub fn loads(&self) -> Vec<LoadRecord> {
+        self.sandbox().loads()
+    }
+
+    /// Loads, versions and rows of a table of `shop`.
+    ///
+    /// # Panics
+    /// When there is no such table.
+    #[must_use]
+    pub fn stats(&self, table: &str) -> TableStats {
+        self.sandbox().table_stats("shop", table).unwrap_or_else(|| panic!("there is no table shop.{table}"))
+    }
+
+    /// The single number that a query yields.
+    ///
+    /// # Panics
+    /// When it yields something else.
+    #[must_use]
+    pub fn number(&self, sql: &str) -> u64 {
+        match self.execute(sql).as_slice() {
+            [row] => match row.as_slice() {
+                [Some(number)] => number.parse().unwrap_or_else(|_| panic!("{sql} yields {number}")),
+                other => panic!("{sql} yields {other:?}"),
+            },
+            other => panic!("{sql} yields {} rows", other.len()),
+        }
+    }
+
+    /// All values of the column `id` of a table of `shop`.
+    ///
+    /// # Panics
+    /// When one is not a number.
+    #[must_use]
+    pub fn ids(&self, table: &str) -> Vec<u64> {
+        let rows = self.execute(&format!("SELECT id FROM shop.{table}"));
+        rows.into_iter()
+            .flatten()
+            .map(|id| id.and_then(|id| id.parse().ok()).expect("an identifier"))
+            .collect()
+    }
+
+    /// Waits until a table of `shop` has this many rows.
+    ///
+    /// # Panics
+    /// When it has not within `seconds`.
+    pub fn until_rows(&self, seconds: u64, table: &str, rows: u64) {
+        let mut last = 0;
+        let outcome = crate::wait_until(Duration::from_secs(seconds), || {
+            last = self.number(&format!("SELECT COUNT(*) FROM shop.{table}"));
+            (last >= rows).then_some(())
+        });
+        outcome.unwrap_or_else(|late| panic!("{last} of {rows} rows in {table}: {late}"));
+    }
+}
+
+impl Drop for Warehouse {
+    fn drop(&mut self) {
+        if let Some(sandbox) = self.sandbox.take() {
+            self.runtime.block_on(sandbox.stop());
+        }
+    }
+}
+
+/// The JSON of one row of the tables that [`Warehouse`] creates; what it holds is a function of `id`.
+#[must_use]
+pub fn row(id: u64) -> String {
+    format!(r#"{{"id":{id},"amount":{},"note":"order {id}"}}"#, amount(id))
+}
+
+/// What stands in `amount` beside `id`.
+#[must_use]
+pub fn amount(id: u64) -> u64 {
+    id.wrapping_mul(2_654_435_761) % 10_007
+}

@@ -1,0 +1,13 @@
+//! The end-to-end suite: one binary, one module a subject.
+
+mod check;
+mod crash;
+mod group;
+mod kafka_faults;
+mod load;
+mod plugins;
+mod records;
+mod rejects;
+mod several;
+mod shutdown;
+mod starrocks_faults;

@@ -1,0 +1,156 @@
+//! Records and rows that cannot be loaded: kept with their reason before their span may close, or the pipeline halts.
+
+use serde_json::Value;
+use std::{collections::BTreeSet, fs, path::Path};
+use tidemill_tests::{
+    kafka::Record,
+    limit::within,
+    machine,
+    pipeline::transform,
+    stand::{Model, Stand},
+    warehouse::row,
+};
+
+const REASONLESS: &str = r#"{"id":7,"do":"reject"}"#;
+const MALFORMED: &str = r#"{"id":8,"amount":}"#;
+
+/// All dead letters of a directory, in no order.
+fn letters(directory: &Path) -> Vec<Value> {
+    let files =
+        fs::read_dir(directory).expect("the directory is there").map(|entry| entry.expect("an entry").path());
+    let files = files.filter(|file| file.extension().is_some_and(|extension| extension == "ndjson"));
+    let texts: Vec<String> = files.map(|file| fs::read_to_string(file).expect("a file of text")).collect();
+    texts
+        .iter()
+        .flat_map(|text| text.lines())
+        .map(|line| serde_json::from_str(line).expect("a line of JSON"))
+        .collect()
+}
+
+/// The whole letter as text: tests look for what must be in it wherever it stands.
+fn tells(letter: &Value, what: &str) -> bool {
+    letter.to_string().contains(what)
+}
+
+#[test]
+fn a_rejected_record_becomes_a_file_and_its_neighbours_are_loaded() {
+    within(90, || {
+        let stand = Stand::new("reject_file", 1, Model::Duplicate);
+        let directory = stand.folder.path().join("letters");
+        stand.kafka.produce(
+            &stand.name,
+            [Record::of(row(0)), Record::of(REASONLESS).keyed("seven"), Record::of(row(1))],
+        );
+        let mut pipeline = stand.pipeline();
+        pipeline.transforms = transform(&machine::wasip2_component("tidemill-test-plugin"), "{}");
+        pipeline.dead_letters = format!("directory = {directory:?}");
+        let mut tidemill = stand.run(&pipeline);
+        tidemill.until_settled(30, 3);
+        tidemill.drain(30);
+        assert_eq!(stand.warehouse.ids(&stand.table).len(), 2);
+        assert_eq!(stand.committed(), 3);
+        let letters = letters(&directory);
+        assert_eq!(letters.len(), 1, "{letters:?}");
+        for what in
+            ["asked", "the record asked to be rejected", "plugin", "tidemill_test_plugin", &stand.name]
+        {
+            assert!(tells(&letters[0], what), "{what} is not in {}", letters[0]);
+        }
+    });
+}
+
+#[test]
+fn a_rejected_record_becomes_a_kafka_record_with_its_bytes() {
+    within(90, || {
+        let stand = Stand::new("reject_topic", 1, Model::Duplicate);
+        let topic = format!("{}-dead", stand.name);
+        stand.kafka.create_topic(&topic, 1);
+        stand.kafka.produce(
+            &stand.name,
+            [Record::of(row(0)), Record::of(REASONLESS).keyed("seven"), Record::of(row(1))],
+        );
+        let mut pipeline = stand.pipeline();
+        pipeline.transforms = transform(&machine::wasip2_component("tidemill-test-plugin"), "{}");
+        pipeline.dead_letters = format!("[dead_letters.kafka]\ntopic = {topic:?}");
+        let mut tidemill = stand.run(&pipeline);
+        tidemill.until_settled(30, 3);
+        let dead = stand.kafka.read(&topic, 1);
+        assert_eq!(dead[0].value.as_deref(), Some(REASONLESS.as_bytes()), "the original bytes");
+        let headers = format!("{:?}", dead[0].headers);
+        assert!(headers.contains("asked"), "the reason is told: {headers}");
+        assert!(headers.contains(&stand.name), "the position is told: {headers}");
+    });
+}
+
+#[test]
+fn without_dead_letters_the_first_reject_halts_and_moves_nothing() {
+    within(90, || {
+        let stand = Stand::new("reject_halts", 1, Model::Duplicate);
+        stand.kafka.produce(&stand.name, [Record::of(REASONLESS)]);
+        let mut pipeline = stand.pipeline();
+        pipeline.transforms = transform(&machine::wasip2_component("tidemill-test-plugin"), "{}");
+        let mut tidemill = stand.run(&pipeline);
+        let ended = tidemill.until_ended(30);
+        assert_eq!(ended.code, Some(1));
+        assert!(ended.log.contains("[dead_letters]"), "the hint says what to add: {}", ended.log);
+        assert!(!ended.log.contains("\"do\""), "payloads are not logged: {}", ended.log);
+        assert_eq!(stand.committed(), 0);
+    });
+}
+
+#[test]
+fn malformed_json_that_no_plugin_saw_is_found_when_starrocks_refuses() {
+    within(90, || {
+        let stand = Stand::new("malformed", 1, Model::Duplicate);
+        let directory = stand.folder.path().join("letters");
+        let record = |id: u64| if id == 8 { Record::of(MALFORMED) } else { Record::of(row(id)) };
+        stand.kafka.produce(&stand.name, (0..1_000).map(record));
+        let mut pipeline = stand.pipeline();
+        pipeline.dead_letters = format!("directory = {directory:?}");
+        let mut tidemill = stand.run(&pipeline);
+        tidemill.until_settled(30, 1_000);
+        let ids: BTreeSet<u64> = stand.warehouse.ids(&stand.table).into_iter().collect();
+        assert_eq!(ids.len(), 999);
+        assert!(!ids.contains(&8));
+        let letters = letters(&directory);
+        assert_eq!(letters.len(), 1);
+        tidemill.drain(30);
+        assert_eq!(stand.committed(), 1_000);
+    });
+}
+
+#[test]
+fn a_record_larger_than_a_batch_is_a_dead_letter_and_nothing_is_stuck() {
+    within(90, || {
+        let stand = Stand::new("oversize", 1, Model::Duplicate);
+        let directory = stand.folder.path().join("letters");
+        let huge = format!(r#"{{"id":1,"note":"{}"}}"#, "x".repeat(300_000));
+        stand.kafka.produce(&stand.name, [Record::of(row(0)), Record::of(huge), Record::of(row(2))]);
+        let mut pipeline = stand.pipeline();
+        pipeline.batch = "max_bytes = \"64KiB\"\nlinger = \"200ms\"".to_owned();
+        pipeline.dead_letters = format!("directory = {directory:?}");
+        let mut tidemill = stand.run(&pipeline);
+        let metrics = tidemill.until_settled(30, 3);
+        assert_eq!(metrics.count("tidemill_records_dead_lettered_total", &[]), 1);
+        let mut ids = stand.warehouse.ids(&stand.table);
+        ids.sort_unstable();
+        assert_eq!(ids, [0, 2]);
+        let letters = letters(&directory);
+        assert_eq!(letters.len(), 1);
+        assert!(letters[0].to_string().len() > 300_000, "the original bytes are kept");
+    });
+}
+
+#[test]
+fn a_row_that_starrocks_refuses_for_its_data_halts_with_the_reason() {
+    within(90, || {
+        let stand = Stand::new("bad_row", 1, Model::Duplicate);
+        stand.kafka.produce(&stand.name, [Record::of(row(0)), Record::of(r#"{"id":null,"amount":1}"#)]);
+        let mut tidemill = stand.run(&stand.pipeline());
+        let ended = tidemill.until_ended(30);
+        assert_eq!(ended.code, Some(1));
+        assert!(ended.log.contains("too many filtered rows"), "StarRocks' own words: {}", ended.log);
+        assert!(ended.log.contains("NULL"), "and its error log: {}", ended.log);
+        assert_eq!(stand.committed(), 0);
+    });
+}

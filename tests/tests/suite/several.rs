@@ -1,0 +1,101 @@
+//! Several pipelines in one process: one that halts leaves the others running, and the exit code says so.
+
+use tidemill_tests::{
+    kafka::Record,
+    limit::within,
+    machine,
+    oracle::Promise,
+    pipeline::{Pipeline, transform},
+    process::Tidemill,
+    stand::{Model, Stand},
+    warehouse::row,
+};
+
+#[test]
+fn one_pipeline_halts_and_the_other_goes_on() {
+    within(120, || {
+        let stand = Stand::new("goes_on", 2, Model::Duplicate);
+        let bad_topic = format!("{}-bad", stand.name);
+        stand.kafka.create_topic(&bad_topic, 1);
+        let good = stand.pipeline();
+        let bad = Pipeline {
+            name: bad_topic.clone(),
+            topics: vec![bad_topic.clone()],
+            transforms: transform(&machine::wasip2_component("tidemill-test-plugin"), "{}"),
+            ..stand.pipeline()
+        };
+        let files = [stand.write(&good), stand.write(&bad)];
+        let mut tidemill = Tidemill::run(&[&files[0], &files[1]]);
+        stand.produce(0..100);
+        tidemill.until_settled(30, 100);
+        // Not what its plugin can read, and no dead letters: it halts.
+        stand.kafka.produce(&bad_topic, [Record::of("not json")]);
+        let why = tidemill.until_answer(30, "/ready", 503);
+        assert!(why.contains(&bad_topic), "the red one is named: {why}");
+        stand.produce(100..200);
+        tidemill.until_settled(30, 200);
+        tidemill.terminate();
+        let ended = tidemill.until_ended(30);
+        assert_eq!(ended.code, Some(1), "one of the pipelines had failed");
+        stand.judge(200).must_keep(Promise::Once);
+        assert_eq!(stand.committed(), 200);
+        assert_eq!(stand.kafka.offsets(&bad_topic, &bad_topic).sum(), 0);
+    });
+}
+
+#[test]
+fn two_pipelines_with_one_name_are_refused() {
+    within(60, || {
+        let stand = Stand::new("same_name", 1, Model::Duplicate);
+        let first = stand.write(&stand.pipeline());
+        let second = stand.folder.path().join("second.toml");
+        std::fs::write(&second, stand.pipeline().toml()).expect("the file can be written");
+        let mut tidemill = Tidemill::run(&[&first, &second]);
+        let ended = tidemill.until_ended(15);
+        assert_eq!(ended.code, Some(2));
+        assert!(ended.log.contains(&stand.name), "{}", ended.log);
+    });
+}
+
+#[test]
+fn a_dry_run_prints_rows_and_commits_nothing() {
+    within(60, || {
+        let stand = Stand::new("dry_run", 1, Model::Duplicate);
+        stand.produce(0..20);
+        let file = stand.write(&stand.pipeline());
+        let file = file.to_str().expect("a path of text");
+        let output = tidemill_tests::process::tidemill_output(&["run", "--dry-run", "5", file]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let printed = String::from_utf8_lossy(&output.stdout);
+        for id in 0..5 {
+            assert!(printed.contains(&row(id)), "row {id} is not in {printed}");
+        }
+        assert!(!printed.contains(&row(5)), "five were asked for: {printed}");
+        assert_eq!(stand.committed(), 0);
+        assert_eq!(stand.warehouse.stats(&stand.table).loads, 0);
+    });
+}
+
+#[test]
+fn one_topic_goes_into_several_tables() {
+    within(90, || {
+        let stand = Stand::new("routed", 3, Model::Duplicate);
+        stand.warehouse.duplicate_table("clicks");
+        stand.warehouse.duplicate_table("views");
+        let record = |id: u64| {
+            let kind = if id.is_multiple_of(3) { "click" } else { "view" };
+            Record::of(format!(r#"{{"id":{id},"kind":"{kind}","amount":1}}"#))
+        };
+        stand.kafka.produce(&stand.name, (0..3_000).map(record));
+        let mut pipeline = stand.pipeline();
+        pipeline.transforms = transform(
+            &machine::plugin("route"),
+            r#"{ field = "kind", tables = { click = "clicks", view = "views" } }"#,
+        );
+        pipeline.sink_more = "tables = [\"clicks\", \"views\"]".to_owned();
+        let mut tidemill = stand.run(&pipeline);
+        tidemill.until_settled(30, 3_000);
+        assert_eq!(stand.warehouse.ids("clicks").len(), 1_000);
+        assert_eq!(stand.warehouse.ids("views").len(), 2_000);
+    });
+}
