@@ -11,3 +11,4 @@ pub mod ledger;
 pub mod batch;
 pub mod meter;
 pub mod retry;
+pub mod plugin;

@@ -1,0 +1,162 @@
+//! Files that are no transform, and the sentence that each of them gets.
+//!
+//! Everything here looks at bytes or at the component's type; nothing runs.
+
+use std::path::Path;
+
+use wasmtime::component::Component;
+use wasmtime::component::types::ComponentItem;
+
+use crate::config::model::Wasi;
+use crate::fault::Fault;
+
+/// Bytes of a plugin's file. Interpreters of dynamic languages bring up to 20 MB.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// The interfaces of the contract, with the version that this host speaks.
+const PLUGIN_INTERFACE: &str = "tidemill:transform/plugin@0.1.0";
+const LOG_INTERFACE: &str = "tidemill:transform/log@0.1.0";
+const TYPES_INTERFACE: &str = "tidemill:transform/types@0.1.0";
+
+/// Beginnings of files.
+const WASM_MAGIC: &[u8] = b"\0asm";
+const MODULE_VERSION: &[u8] = &[1, 0, 0, 0];
+const COMPONENT_VERSION: &[u8] = &[0x0d, 0, 1, 0];
+const ELF_MAGIC: &[u8] = b"\x7fELF";
+
+/// Reads a plugin's file, if its size and first bytes are those of a component.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Fault> {
+    let shown = path.display();
+    let metadata = std::fs::metadata(path).map_err(|error| {
+        Fault::halt(
+            format!("cannot read plugin {shown}"),
+            "`plugin` is a path relative to the pipeline file; build the examples with `cargo xtask plugins`",
+        )
+        .caused_by(error)
+    })?;
+    if !metadata.is_file() {
+        return Err(Fault::halt(
+            format!("plugin {shown} is not a file"),
+            "`plugin` names the component itself, a file that ends in .wasm",
+        ));
+    }
+    if metadata.len() > FILE_BYTES_MAX {
+        return Err(Fault::halt(
+            format!("plugin {shown} has {} bytes, at most {FILE_BYTES_MAX} are accepted", metadata.len()),
+            "build it optimised and stripped of debug information",
+        ));
+    }
+    let bytes = std::fs::read(path).map_err(|error| {
+        Fault::halt(format!("cannot read plugin {shown}"), "check the permissions of the file")
+            .caused_by(error)
+    })?;
+    refuse_by_first_bytes(path, &bytes)?;
+    Ok(bytes)
+}
+
+fn refuse_by_first_bytes(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
+    let shown = path.display();
+    if bytes.is_empty() {
+        return Err(Fault::halt(format!("plugin {shown} is empty"), "build it again"));
+    }
+    if bytes.starts_with(ELF_MAGIC) {
+        return Err(Fault::halt(
+            format!("plugin {shown} is native code, not WebAssembly"),
+            "give the .wasm component; compiled code is taken from `cache_dir` only",
+        ));
+    }
+    let Some(version) = bytes.strip_prefix(WASM_MAGIC) else {
+        return Err(Fault::halt(
+            format!("plugin {shown} is not WebAssembly: it does not begin with the bytes 00 61 73 6d"),
+            "give the .wasm component that the plugin's build has written",
+        ));
+    };
+    if version.starts_with(MODULE_VERSION) {
+        return Err(Fault::halt(
+            format!("plugin {shown} is a core module, not a component"),
+            "turn it into one with `wasm-tools component new`, or build Rust with `--target wasm32-wasip2`",
+        ));
+    }
+    if !version.starts_with(COMPONENT_VERSION) {
+        return Err(Fault::halt(
+            format!("plugin {shown} has an unknown WebAssembly version"),
+            "build it as a component with current tools; or the file is damaged",
+        ));
+    }
+    Ok(())
+}
+
+/// The fault for bytes that begin like a component and do not compile.
+pub(super) fn damaged(path: &Path, error: &wasmtime::Error) -> Fault {
+    let cause = error.root_cause().to_string();
+    let shown = path.display();
+    if cause.contains("unexpected end") || cause.contains("extends past end") {
+        return Fault::halt(
+            format!("plugin {shown} is cut short: {cause}"),
+            "the file was not copied or written to its end: build or copy it again",
+        );
+    }
+    Fault::halt(
+        format!("plugin {shown} is not a valid component: {cause}"),
+        "build it with current tools, without experimental WebAssembly features",
+    )
+}
+
+/// Refuses a component that imports what no transform may have, or that does not export the contract.
+pub(super) fn refuse_by_type(path: &Path, component: &Component, wasi: Wasi) -> Result<(), Fault> {
+    let shown = path.display();
+    let engine = component.engine();
+    let ty = component.component_type();
+    let extra: Vec<&str> = ty.imports(engine).map(|(name, _)| name).filter(|name| !tolerated(name)).collect();
+    if let Some(other) = extra.iter().find(|name| name.starts_with("tidemill:transform/")) {
+        return Err(other_version(path, other));
+    }
+    if !extra.is_empty() {
+        return Err(Fault::halt(
+            format!("plugin {shown} imports {}, which no plugin may have", extra.join(", ")),
+            match wasi {
+                Wasi::None | Wasi::Minimal => {
+                    "a transform may import tidemill:transform/log and nothing else: it has no network, no files \
+                     and no other services"
+                }
+            },
+        ));
+    }
+    match ty.get_export(engine, PLUGIN_INTERFACE).map(|export| export.ty) {
+        Some(ComponentItem::ComponentInstance(_)) => Ok(()),
+        Some(_) | None => Err(other_world(path, ty.exports(engine).map(|(name, _)| name))),
+    }
+}
+
+/// Whether an import is ours, or one that language run-times bring along (it traps unless it was granted).
+fn tolerated(import: &str) -> bool {
+    import == LOG_INTERFACE || import == TYPES_INTERFACE || import.starts_with("wasi:")
+}
+
+fn other_world<'a>(path: &Path, exports: impl Iterator<Item = &'a str>) -> Fault {
+    let exports: Vec<&str> = exports.collect();
+    if let Some(other) = exports.iter().find(|name| name.starts_with("tidemill:transform/")) {
+        return other_version(path, other);
+    }
+    let shown = path.display();
+    let found = if exports.is_empty() { "nothing".to_owned() } else { exports.join(", ") };
+    Fault::halt(
+        format!("plugin {shown} is a component of another world: it exports {found}, not {PLUGIN_INTERFACE}"),
+        "a plugin implements the world `transform` of wit/transform.wit",
+    )
+}
+
+fn other_version(path: &Path, interface: &str) -> Fault {
+    Fault::halt(
+        format!("plugin {} speaks {interface}, this tidemill speaks {PLUGIN_INTERFACE}", path.display()),
+        "build the plugin with the SDK of this version",
+    )
+}
+
+/// The fault for a component that has the contract's names and other types behind them.
+pub(super) fn other_types(path: &Path, error: &wasmtime::Error) -> Fault {
+    Fault::halt(
+        format!("plugin {} has other types than {PLUGIN_INTERFACE}: {error:#}", path.display()),
+        "build it against wit/transform.wit of this version, unchanged",
+    )
+}

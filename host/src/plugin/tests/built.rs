@@ -1,0 +1,110 @@
+//! The plugins that people use, and the hostile one.
+
+use super::*;
+use crate::plugin::{CallError, process_isolated};
+use crate::record::Answer;
+
+const ORDER: &str = r#"{"id":42,"ts":1767225605754,"status":"paid","customer":{"id":48213,"name":"Ada Okafor","address":{"city":"Lisbon","zip":"1100-148","country":"PT"}},"sku":"TM-004417","items":3,"price":43.31,"shipping":4.90,"currency":"EUR","channel":"web"}"#;
+
+#[test]
+fn orders_become_rows() {
+    let bench = Bench::new();
+    let mut guest = bench.guest(&transform(built("orders.wasm"), r#"{"currency":"EUR"}"#));
+    let answer = guest.process(&chunk([ORDER, "garbage", ORDER])).unwrap();
+    assert_eq!(answer.inputs, [0, 2]);
+    let values = answer.values.unwrap();
+    assert!(values.get(0).starts_with(br#"{"order_id":42,"#), "{:?}", str::from_utf8(values.get(0)));
+    assert_eq!(answer.rejects.len(), 1);
+    assert_eq!((answer.rejects[0].input, answer.rejects[0].code.as_str()), (1, "parse"));
+    assert_eq!(guest.plugin().stats.calls.get(), 1);
+}
+
+#[test]
+fn passthrough_copies_nothing() {
+    let bench = Bench::new();
+    let mut guest = bench.guest(&transform(built("passthrough.wasm"), "{}"));
+    let answer = guest.process(&chunk(["a", "b"])).unwrap();
+    assert_eq!(answer.inputs, [0, 1]);
+    assert!(answer.values.is_none() && answer.marks.is_none() && answer.tables.is_none());
+}
+
+#[test]
+fn a_stock_wasip2_build_runs_without_wasi() {
+    let bench = Bench::new();
+    for name in ["orders", "passthrough", "route"] {
+        let config = match name {
+            "orders" => r#"{"currency":"EUR"}"#,
+            _ => "{}",
+        };
+        let plugin = bench.load(&transform(built(&format!("wasip2/{name}.wasm")), config));
+        match plugin {
+            Ok(plugin) => assert!(Guest::new(plugin).unwrap().process(&chunk([ORDER])).is_ok(), "{name}"),
+            Err(fault) => assert!(fault.what.contains("refuses its configuration"), "{}", fault.story()),
+        }
+    }
+}
+
+fn isolated(guest: &mut Guest, chunk: &Columns) -> Result<Answer, Fault> {
+    process_isolated(guest, chunk, &mut Columns::default())
+}
+
+#[test]
+fn a_misdeed_costs_its_record_and_nothing_else() {
+    let bench = Bench::new();
+    let mut guest = bench.guest(&transform(built("hostile.wasm"), "{}"));
+    for (misdeed, code) in [
+        ("trap", "trap"),
+        ("panic", "trap"),
+        ("out_of_bounds", "trap"),
+        ("stack_overflow", "trap"),
+        ("spin", "timeout"),
+        ("grow", "memory"),
+        ("grow_small", "memory"),
+        ("inputs_descending", ""),
+        ("input_beyond", "invalid-output"),
+        ("table_beyond", "invalid-output"),
+        ("tables_short", "invalid-output"),
+        ("values_short", "invalid-output"),
+        ("values_descending", "invalid-output"),
+        ("values_beyond", "invalid-output"),
+        ("values_rest", "invalid-output"),
+        ("values_huge", "memory"),
+        ("marks_short", "invalid-output"),
+        ("marks_reserved", "invalid-output"),
+        ("marks_no_value", "invalid-output"),
+        ("keys_denied", "invalid-output"),
+        ("keys_short", "invalid-output"),
+        ("timestamps_short", "invalid-output"),
+        ("headers_short", "invalid-output"),
+        ("headers_beyond", "invalid-output"),
+        ("headers_uneven", "invalid-output"),
+        ("headers_bytes", "invalid-output"),
+        ("error_beyond", "invalid-output"),
+        ("error_twice", "invalid-output"),
+        ("error_and_row", "invalid-output"),
+        ("error_code", "invalid-output"),
+    ] {
+        let answer =
+            isolated(&mut guest, &chunk(["a".into(), "b".into(), format!("#hostile:{misdeed}"), "c".into()]));
+        let answer = answer.unwrap_or_else(|fault| panic!("{misdeed}: {}", fault.story()));
+        if code.is_empty() {
+            assert_eq!(answer.inputs.len(), 4, "{misdeed}");
+            continue;
+        }
+        assert_eq!(answer.inputs, [0, 1, 3], "{misdeed}: {:?}", answer.rejects);
+        let rejects: Vec<_> = answer.rejects.iter().map(|r| (r.input, r.code.as_str())).collect();
+        assert_eq!(rejects, [(2, code)], "{misdeed}: {}", answer.rejects[0].message);
+    }
+}
+
+#[test]
+fn what_a_misdeed_is_called() {
+    let bench = Bench::new();
+    let mut guest = bench.guest(&transform(built("hostile.wasm"), "{}"));
+    let mut call = |misdeed: &str| guest.process(&chunk([format!("#hostile:{misdeed}")])).unwrap_err();
+    assert!(matches!(call("trap"), CallError::Trap { what } if what.contains("unreachable")));
+    assert!(matches!(call("spin"), CallError::TimedOut(_)));
+    assert!(matches!(call("grow"), CallError::OutOfMemory(_)));
+    assert!(matches!(call("retry"), CallError::Retry(_)));
+    assert!(matches!(call("fatal"), CallError::Fatal(_)));
+}

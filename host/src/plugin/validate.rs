@@ -1,0 +1,211 @@
+//! The one place where a plugin's output is checked. Nothing of it is used before.
+//!
+//! The checks are those that `wit/transform.wit` names as **Checked**. Whether a value is JSON is not among them:
+//! whoever loads it finds out, and looking at every byte here would cost more than the crossing.
+
+use super::log::truncated;
+use super::wit;
+use crate::record::{
+    Answer, BytesColumn, Columns, HeaderColumn, MARK_DELETE, MARK_KEY, MARK_VALUE, RecordReject,
+};
+
+/// Bytes of a reject's message; the rest is cut off.
+const MESSAGE_BYTES_MAX: usize = 1_024;
+/// Bytes of a reject's code: it becomes the label of a metric.
+const CODE_BYTES_MAX: usize = 64;
+const MARKS_KNOWN: u8 = MARK_DELETE | MARK_KEY | MARK_VALUE;
+
+/// What an output is held against besides its input.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Tables that the plugin declared.
+    pub(super) tables: usize,
+    /// Bytes of all columns together.
+    pub(super) output_bytes: u64,
+}
+
+/// Checks an output and takes it over without copying.
+///
+/// # Errors
+///
+/// What the plugin did against the contract, in words for its author; never with data of the records.
+pub(super) fn answer(output: wit::Output, chunk: &Columns, limits: Limits) -> Result<Answer, String> {
+    let records = chunk.len();
+    let rows = output.inputs.len();
+    check_inputs(&output.inputs, records)?;
+    if let Some(tables) = &output.tables {
+        check_len("tables", tables.len(), rows)?;
+        check_tables(tables, limits.tables)?;
+    }
+    if let Some(timestamps) = &output.timestamps {
+        check_len("timestamps", timestamps.len(), rows)?;
+    }
+    if let Some(marks) = &output.marks {
+        check_len("marks", marks.len(), rows)?;
+        if marks.iter().fold(0, |all, mark| all | mark) & !MARKS_KNOWN != 0 {
+            return Err("marks: reserved bits are set".into());
+        }
+    }
+    let values = output.values.map(|column| bytes_column("values", column, rows)).transpose()?;
+    let keys = output.keys.map(|column| bytes_column("keys", column, rows)).transpose()?;
+    let headers = output.headers.map(|column| header_column(column, rows)).transpose()?;
+    let marks_of = RowMarks { own: output.marks.as_deref(), inputs: &output.inputs, chunk: &chunk.marks };
+    for (name, column, bit) in [("values", &values, MARK_VALUE), ("keys", &keys, MARK_KEY)] {
+        if let Some(column) = column {
+            marks_of.check_absent_is_empty(name, column, bit)?;
+        }
+    }
+    let rejects = rejects(output.errors, &output.inputs, records)?;
+    let answer = Answer {
+        inputs: output.inputs,
+        tables: output.tables,
+        values,
+        marks: output.marks,
+        keys,
+        timestamps: output.timestamps,
+        headers,
+        rejects,
+    };
+    let bytes = answer_bytes(&answer);
+    if bytes > limits.output_bytes {
+        return Err(format!("output has {bytes} bytes, {} are allowed", limits.output_bytes));
+    }
+    Ok(answer)
+}
+
+fn check_len(name: &str, len: usize, rows: usize) -> Result<(), String> {
+    if len == rows { Ok(()) } else { Err(format!("{name} has {len} elements for {rows} rows")) }
+}
+
+fn check_inputs(inputs: &[u32], records: usize) -> Result<(), String> {
+    if !never_decreases(inputs) {
+        return Err("inputs decrease".into());
+    }
+    match inputs.last() {
+        Some(last) if *last as usize >= records => Err(format!("inputs name record {last} of {records}")),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Without an early exit: the compiler makes wide compares of it, and nearly every output is right.
+fn never_decreases(numbers: &[u32]) -> bool {
+    numbers.iter().zip(numbers.get(1..).unwrap_or_default()).fold(true, |right, (a, b)| right & (a <= b))
+}
+
+fn check_tables(tables: &[u16], declared: usize) -> Result<(), String> {
+    match tables.iter().max() {
+        Some(largest) if *largest as usize >= declared => {
+            Err(format!("tables name table {largest} of {declared} declared"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn check_ends(name: &str, ends: &[u32], len: usize) -> Result<(), String> {
+    if !never_decreases(ends) {
+        return Err(format!("{name}: ends decrease"));
+    }
+    let last = ends.last().map_or(0, |end| *end as usize);
+    if last == len { Ok(()) } else { Err(format!("{name}: the last end is {last}, there are {len}")) }
+}
+
+fn bytes_column(name: &str, column: wit::BytesColumnResult, rows: usize) -> Result<BytesColumn, String> {
+    check_len(name, column.ends.len(), rows)?;
+    check_ends(name, &column.ends, column.data.len())?;
+    Ok(BytesColumn { data: column.data, ends: column.ends })
+}
+
+fn header_column(column: wit::HeaderColumnResult, rows: usize) -> Result<HeaderColumn, String> {
+    check_len("headers", column.ends.len(), rows)?;
+    let pairs = column.names.ends.len();
+    check_ends("headers", &column.ends, pairs)?;
+    let names = bytes_column("header names", column.names, pairs)?;
+    let contents = bytes_column("header contents", column.contents, pairs)?;
+    let text = std::str::from_utf8(&names.data).map_err(|_| "header names are not UTF-8".to_owned())?;
+    if !names.ends.iter().all(|end| text.is_char_boundary(*end as usize)) {
+        return Err("header names are not UTF-8".into());
+    }
+    Ok(HeaderColumn { ends: column.ends, names, contents })
+}
+
+/// The marks that the rows have: the plugin's own, or those of their records.
+struct RowMarks<'a> {
+    own: Option<&'a [u8]>,
+    inputs: &'a [u32],
+    chunk: &'a [u8],
+}
+
+impl RowMarks<'_> {
+    /// A row that its mark says has no value (or key) must not bring one: nobody would know what to do with it.
+    fn check_absent_is_empty(&self, name: &str, column: &BytesColumn, bit: u8) -> Result<(), String> {
+        // Nearly always every row has one: a single pass over bytes tells.
+        let marks = self.own.unwrap_or(self.chunk);
+        if marks.iter().fold(bit, |all, mark| all & mark) != 0 {
+            return Ok(());
+        }
+        let mut start = 0;
+        for (row, (end, input)) in column.ends.iter().zip(self.inputs).enumerate() {
+            let mark = match self.own {
+                Some(own) => own.get(row),
+                None => self.chunk.get(*input as usize),
+            };
+            if *end != start && mark.is_none_or(|mark| mark & bit == 0) {
+                return Err(format!("{name}: row {row} is not empty, its mark says that it has none"));
+            }
+            start = *end;
+        }
+        Ok(())
+    }
+}
+
+fn rejects(
+    errors: Vec<wit::RecordError>,
+    inputs: &[u32],
+    records: usize,
+) -> Result<Vec<RecordReject>, String> {
+    let mut after: Option<u32> = None;
+    errors
+        .into_iter()
+        .map(|error| {
+            let input = error.input;
+            if input as usize >= records {
+                return Err(format!("errors name record {input} of {records}"));
+            }
+            if after.is_some_and(|after| after >= input) {
+                return Err("errors are not in increasing order of records".into());
+            }
+            after = Some(input);
+            if inputs.binary_search(&input).is_ok() {
+                return Err(format!("record {input} is in error and has rows"));
+            }
+            if !is_code(&error.code) {
+                return Err("errors: a code is not 1 to 64 of a-z, 0-9, _ and -".into());
+            }
+            let mut message = error.message;
+            message.truncate(truncated(&message, MESSAGE_BYTES_MAX).len());
+            Ok(RecordReject { input, code: error.code, message })
+        })
+        .collect()
+}
+
+fn is_code(code: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_' || byte == b'-';
+    (1..=CODE_BYTES_MAX).contains(&code.len()) && code.bytes().all(known)
+}
+
+fn answer_bytes(answer: &Answer) -> u64 {
+    let column = |column: &BytesColumn| column.data.len() + column.ends.len() * size_of::<u32>();
+    let headers = |headers: &HeaderColumn| {
+        headers.ends.len() * size_of::<u32>() + column(&headers.names) + column(&headers.contents)
+    };
+    let rejects: usize = answer.rejects.iter().map(|reject| reject.code.len() + reject.message.len()).sum();
+    let bytes = answer.inputs.len() * size_of::<u32>()
+        + answer.tables.as_ref().map_or(0, |tables| tables.len() * size_of::<u16>())
+        + answer.values.as_ref().map_or(0, column)
+        + answer.marks.as_ref().map_or(0, Vec::len)
+        + answer.keys.as_ref().map_or(0, column)
+        + answer.timestamps.as_ref().map_or(0, |timestamps| timestamps.len() * size_of::<i64>())
+        + answer.headers.as_ref().map_or(0, headers)
+        + rejects;
+    bytes as u64
+}
