@@ -66,6 +66,19 @@ impl Tidemill {
         self.child.id()
     }
 
+    /// The most memory that it has had resident so far, in bytes.
+    ///
+    /// # Panics
+    /// Where there is no `/proc`.
+    #[must_use]
+    pub fn resident_bytes_max(&self) -> u64 {
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("Linux tells about processes");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a high-water mark");
+        let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
+        kibibytes * 1024
+    }
+
     /// What it has logged so far.
     #[must_use]
     pub fn log(&self) -> String {

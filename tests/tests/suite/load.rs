@@ -1,6 +1,7 @@
 //! The main path: records become rows, batches become versions, and the numbers agree everywhere.
 
 use std::process::Command;
+use tidemill_plugin_orders::sample::{CREATE_TABLE, is_test, write_order};
 use tidemill_tests::{
     kafka::Record,
     limit::within,
@@ -42,6 +43,42 @@ fn every_record_is_loaded_once_and_every_load_is_one_version() {
         assert_eq!(stand.warehouse.number(&wrong), 1, "rows arrive with their columns");
         tidemill.drain(30);
         assert_eq!(stand.committed(), RECORDS);
+    });
+}
+
+#[test]
+fn orders_become_typed_rows() {
+    within(120, || {
+        const ORDERS: u64 = 60_000;
+        let stand = Stand::new("orders", 4, Model::Duplicate);
+        stand.warehouse.execute(&format!("DROP TABLE shop.{}", stand.table));
+        stand.warehouse.execute(&CREATE_TABLE.replacen("TABLE orders", "TABLE shop.orders", 1));
+        let order = |id: u64| {
+            let mut event = Vec::new();
+            write_order(id, &mut event);
+            Record::of(event)
+        };
+        stand.kafka.produce(&stand.name, (0..ORDERS).map(order));
+        let mut pipeline = stand.pipeline();
+        pipeline.transforms = transform(&machine::plugin("orders"), "{ currency = \"EUR\" }");
+        let mut tidemill = stand.run(&pipeline);
+        let metrics = tidemill.until_settled(60, ORDERS);
+        let tests = (0..ORDERS).filter(|id| is_test(*id)).count() as u64;
+        assert_eq!(
+            metrics.count("tidemill_records_dropped_total", &[]),
+            tests,
+            "orders that are tests are left out"
+        );
+        let ids = stand.warehouse.execute("SELECT order_id FROM shop.orders");
+        let mut ids: Vec<u64> =
+            ids.iter().map(|row| row[0].as_deref().expect("an id").parse().expect("a number")).collect();
+        ids.sort_unstable();
+        assert!(
+            ids.into_iter().eq((0..ORDERS).filter(|id| !is_test(*id))),
+            "every other order is there, once"
+        );
+        let sum = "SELECT SUM(total_cents) FROM shop.orders WHERE currency = 'EUR'";
+        assert!(stand.warehouse.number(sum) > 0, "and computed");
     });
 }
 

@@ -5,6 +5,7 @@ mod crash;
 mod group;
 mod kafka_faults;
 mod load;
+mod memory;
 mod plugins;
 mod records;
 mod rejects;
