@@ -80,8 +80,7 @@ pub enum Kept {
 /// As [`flatten`]; `out` is then as it was.
 pub fn transform(value: &[u8], config: &Config, out: &mut Vec<u8>) -> Result<Kept, Reject> {
     let Some(row) = flatten(value, config)? else { return Ok(Kept::No) };
-    serde_json::to_writer(&mut *out, &row)?;
-    out.push(b'\n');
+    row.write(out);
     Ok(Kept::Yes)
 }
 
@@ -100,7 +99,7 @@ impl Transform for Orders {
     fn record(&mut self, record: Record<'_>, out: &mut Output<'_>) -> Result<(), Reject> {
         match flatten(record.needed_value()?, &self.config)? {
             Some(row) => {
-                out.replace_json(&row)?;
+                out.replace_with(|column| row.write(column));
             }
             None => out.drop(),
         }

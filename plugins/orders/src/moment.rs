@@ -1,7 +1,5 @@
 //! A time as StarRocks reads it, made without allocating.
 
-use serde::Serializer;
-
 const MS_PER_DAY: i64 = 86_400_000;
 /// The end of the year 9999, the last that a DATETIME can hold, in milliseconds since 1970.
 const END_MS: i64 = 253_402_300_800_000;
@@ -36,12 +34,14 @@ impl Moment {
         std::str::from_utf8(&self.0[..bytes]).unwrap_or_default()
     }
 
-    pub(crate) fn serialize_day<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.text(DAY_BYTES))
+    /// `YYYY-MM-DD`.
+    pub(crate) fn day(&self) -> &str {
+        self.text(DAY_BYTES)
     }
 
-    pub(crate) fn serialize_time<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.text(TIME_BYTES))
+    /// `YYYY-MM-DD HH:MM:SS`.
+    pub(crate) fn second(&self) -> &str {
+        self.text(TIME_BYTES)
     }
 }
 
@@ -83,7 +83,7 @@ mod tests {
             (i64::MAX, None),
         ] {
             let moment = Moment::from_unix_ms(ms);
-            assert_eq!(moment.as_ref().map(|moment| moment.text(TIME_BYTES)), expected, "{ms}");
+            assert_eq!(moment.as_ref().map(|moment| moment.second()), expected, "{ms}");
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use crate::Config;
 use crate::moment::Moment;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::borrow::Cow;
 use tidemill_sdk::Reject;
-use tidemill_sdk::json::{RawValue, Text};
+use tidemill_sdk::json::{self, Object, RawValue, Text};
 
 /// The code of an order whose price or shipping is no amount with at most two decimals.
 pub const CODE_AMOUNT: &str = "amount";
@@ -58,26 +58,38 @@ struct Address<'a> {
     country: Cow<'a, str>,
 }
 
-/// The row that an order becomes; its fields are the columns of [`crate::sample::CREATE_TABLE`].
-#[derive(Debug, Serialize)]
+/// The row that an order becomes.
+#[derive(Debug)]
 pub struct Row<'a> {
-    order_id: u64,
-    #[serde(serialize_with = "Moment::serialize_day")]
-    order_day: Moment,
-    #[serde(serialize_with = "Moment::serialize_time")]
+    event: Event<'a>,
     ordered_at: Moment,
-    status: Cow<'a, str>,
-    customer_id: u64,
-    customer_name: Cow<'a, str>,
-    city: Cow<'a, str>,
-    zip: Cow<'a, str>,
-    country: Cow<'a, str>,
-    sku: Cow<'a, str>,
-    items: u32,
     price_cents: i64,
     total_cents: i64,
-    currency: Cow<'a, str>,
-    channel: Cow<'a, str>,
+    currency: &'a str,
+}
+
+impl Row<'_> {
+    /// Appends the row as JSON, with a line feed. Its fields are the columns of [`crate::sample::CREATE_TABLE`].
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let Event { customer, .. } = &self.event;
+        Object::begin(out)
+            .unsigned("order_id", self.event.id)
+            .text("order_day", self.ordered_at.day())
+            .text("ordered_at", self.ordered_at.second())
+            .text("status", &self.event.status)
+            .unsigned("customer_id", customer.id)
+            .text("customer_name", &customer.name)
+            .text("city", &customer.address.city)
+            .text("zip", &customer.address.zip)
+            .text("country", &customer.address.country)
+            .text("sku", &self.event.sku)
+            .unsigned("items", self.event.items.into())
+            .signed("price_cents", self.price_cents)
+            .signed("total_cents", self.total_cents)
+            .text("currency", self.currency)
+            .text("channel", &self.event.channel)
+            .end();
+    }
 }
 
 /// Makes the row of an order; `None` if its status says to leave it out. Everything is borrowed from `value`.
@@ -86,18 +98,17 @@ pub struct Row<'a> {
 ///
 /// `parse` if it is not the JSON of an order; [`CODE_AMOUNT`], [`CODE_CURRENCY`] or [`CODE_TIME`] if it cannot be right.
 pub fn flatten<'a>(value: &'a [u8], config: &'a Config) -> Result<Option<Row<'a>>, Reject> {
-    let event: Event<'a> = serde_json::from_slice(value)?;
+    let event: Event<'a> = json::read(value)?;
     if event.status == config.drop_status {
         return Ok(None);
     }
-    let currency = event.currency.map_or(Cow::Borrowed(config.currency.as_str()), |currency| currency.0);
-    if currency != config.currency {
+    if let Some(currency) = event.currency.as_deref().filter(|currency| *currency != config.currency) {
         return Err(Reject::new(
             CODE_CURRENCY,
             format_args!("the order is in `{currency}`, the table in `{}`", config.currency),
         ));
     }
-    let Some(moment) = Moment::from_unix_ms(event.ts) else {
+    let Some(ordered_at) = Moment::from_unix_ms(event.ts) else {
         return Err(Reject::new(CODE_TIME, format_args!("`ts` {} is before 1970 or after 9999", event.ts)));
     };
     let price_cents = cents("price", event.price)?;
@@ -106,23 +117,7 @@ pub fn flatten<'a>(value: &'a [u8], config: &'a Config) -> Result<Option<Row<'a>
     let Some(total_cents) = goods_cents.and_then(|goods| goods.checked_add(shipping_cents)) else {
         return Err(Reject::new(CODE_AMOUNT, "the total is too large"));
     };
-    Ok(Some(Row {
-        order_id: event.id,
-        order_day: moment,
-        ordered_at: moment,
-        status: event.status,
-        customer_id: event.customer.id,
-        customer_name: event.customer.name,
-        city: event.customer.address.city,
-        zip: event.customer.address.zip,
-        country: event.customer.address.country,
-        sku: event.sku,
-        items: event.items,
-        price_cents,
-        total_cents,
-        currency,
-        channel: event.channel,
-    }))
+    Ok(Some(Row { event, ordered_at, price_cents, total_cents, currency: &config.currency }))
 }
 
 /// An amount as a whole number of cents: `12`, `12.5` and `12.50` are, `12.345`, `1e3` and `"12"` are not.

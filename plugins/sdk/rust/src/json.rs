@@ -8,16 +8,36 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 
+mod object;
+
+pub use object::Object;
 pub use serde_json::value::RawValue;
+
+/// Reads a value as JSON. Borrow what you can (`&str`, [`Text`], `&RawValue`): an owned string costs an allocation.
+///
+/// The whole value is checked to be UTF-8 at once, which is cheaper than text by text as [`serde_json::from_slice`] does it.
+///
+/// # Errors
+///
+/// `parse` if the value is not the JSON that `T` wants.
+#[inline]
+pub fn read<'a, T: Deserialize<'a>>(value: &'a [u8]) -> Result<T, Reject> {
+    Ok(serde_json::from_str(text(value)?)?)
+}
+
+#[inline]
+pub(crate) fn text(value: &[u8]) -> Result<&str, Reject> {
+    std::str::from_utf8(value).map_err(|error| Reject::new(CODE_PARSE, error))
+}
 
 /// The text of the field `name` of a JSON object, without reading the others into memory. `None` if the object has no such
 /// field, or if it is null. Numbers and booleans are given as they are written. Of a field that occurs twice, the first counts.
 ///
 /// # Errors
 ///
-/// `parse` if the value is not a JSON object, or if the field is an object or a list.
+/// `parse` if the value is not a JSON object in UTF-8, or if the field is an object or a list.
 pub fn field<'a>(value: &'a [u8], name: &str) -> Result<Option<Cow<'a, str>>, Reject> {
-    let mut json = Deserializer::from_slice(value);
+    let mut json = Deserializer::from_str(text(value)?);
     let found = json.deserialize_map(FieldOf { name })?;
     json.end()?;
     match found {

@@ -1,7 +1,8 @@
 //! One record of a batch, as the plugin sees it.
 
 use crate::columns::{Batch, MARK_DELETE, MARK_KEY, MARK_VALUE};
-use crate::reject::{CODE_NO_VALUE, CODE_PARSE, Reject};
+use crate::json;
+use crate::reject::{CODE_NO_VALUE, Reject};
 use serde::Deserialize;
 
 /// The timestamp that stands for "has none".
@@ -64,19 +65,17 @@ impl<'a> Record<'a> {
     ///
     /// `no_value` if it has none, `parse` if it is not UTF-8.
     pub fn text(&self) -> Result<&'a str, Reject> {
-        self.needed_value()
-            .and_then(|value| std::str::from_utf8(value).map_err(|error| Reject::new(CODE_PARSE, error)))
+        json::text(self.needed_value()?)
     }
 
-    /// Its value as JSON. Borrow what you can (`&str`, `Cow<str>` with `#[serde(borrow)]`, `&RawValue`): an owned
-    /// string costs an allocation.
+    /// Its value as JSON, as [`json::read`] reads it. Borrow what you can: an owned string costs an allocation.
     ///
     /// # Errors
     ///
     /// `no_value` if it has none, `parse` if it is not the JSON that `T` wants.
     #[inline]
     pub fn json<T: Deserialize<'a>>(&self) -> Result<T, Reject> {
-        Ok(serde_json::from_slice(self.needed_value()?)?)
+        json::read(self.needed_value()?)
     }
 
     /// Its key, if it has one. Needs [`crate::Setup::want_key`].

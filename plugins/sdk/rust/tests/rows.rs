@@ -46,21 +46,21 @@ impl Transform for Scripted {
         let script = if record.has_value() { record.text()? } else { "keep" };
         for word in script.split_whitespace() {
             match word {
-                "keep" => drop(out.keep()),
+                "keep" => _ = out.keep(),
                 "drop" => out.drop(),
-                "row" => drop(out.replace(b"{}")),
-                "line" => drop(out.replace(b"{}\n")),
-                "json" => drop(out.replace_json(&[1, 2])?),
-                "unserialisable" => drop(out.replace_json(&std::collections::BTreeMap::from([((), 1)]))?),
-                "table0" => drop(out.keep().table(self.tables[0])),
-                "table1" => drop(out.replace(b"[1]").table(self.tables[0]).table(self.tables[1])),
-                "delete" => drop(out.keep().delete()),
-                "upsert" => drop(out.keep().upsert()),
-                "key" => drop(out.keep().key(b"first").key(b"second")),
-                "no_key" => drop(out.keep().no_key()),
-                "time" => drop(out.keep().timestamp_us(77)),
-                "header" => drop(out.keep().header("added", b"1")),
-                "headers" => drop(out.keep().clear_headers().header("a", b"1").header("b", b"2")),
+                "row" => _ = out.replace(b"{}"),
+                "line" => _ = out.replace(b"{}\n"),
+                "json" => _ = out.replace_json(&[1, 2])?,
+                "unserialisable" => _ = out.replace_json(&std::collections::BTreeMap::from([((), 1)]))?,
+                "table0" => _ = out.keep().table(self.tables[0]),
+                "table1" => _ = out.replace(b"[1]").table(self.tables[0]).table(self.tables[1]),
+                "delete" => _ = out.keep().delete(),
+                "upsert" => _ = out.keep().upsert(),
+                "key" => _ = out.keep().key(b"first").key(b"second"),
+                "no_key" => _ = out.keep().no_key(),
+                "time" => _ = out.keep().timestamp_us(77),
+                "header" => _ = out.keep().header("added", b"1"),
+                "headers" => _ = out.keep().clear_headers().header("a", b"1").header("b", b"2"),
                 "reject" => return Err(Reject::new("asked", "as asked")),
                 _ => return Err(Reject::new("script", word)),
             }
@@ -74,7 +74,7 @@ fn run(config: &str, inputs: &[Input]) -> Answer {
 }
 
 fn scripts(scripts: &[&str]) -> Vec<Input> {
-    scripts.iter().map(|script| Input::value(script)).collect()
+    scripts.iter().map(Input::value).collect()
 }
 
 #[test]
