@@ -64,7 +64,7 @@ pub(super) enum Step {
     Silence,
     /// Sends this.
     Say(String),
-    /// Reads until the client closes.
+    /// Reads until the client closes; what comes counts as body.
     Hang,
 }
 
@@ -211,7 +211,13 @@ async fn converse(mut stream: TcpStream, script: Vec<Step>, asked: Arc<Mutex<Vec
                     return Some("the client closed before the answer".into());
                 }
             }
-            Step::Hang => while stream.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {},
+            Step::Hang => {
+                while stream.read_buf(&mut buffer).await.is_ok_and(|read| read > 0) {}
+                if let Some(place) = place {
+                    let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+                    asked[place].body.append(&mut buffer);
+                }
+            }
         }
     }
     None
