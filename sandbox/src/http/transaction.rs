@@ -1,0 +1,465 @@
+//! The transaction interface, `/api/transaction/*`, split between FE and BE as protocol reference §4.2 says.
+
+use http::{HeaderMap, Request};
+use hyper::body::Incoming;
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::answer::{self, Answer, Handled};
+use super::backend::{self, Filtered};
+use super::request::{self, Credentials};
+use super::{Shared, frontend};
+use crate::cluster::{BeginRefused, Cluster, Committed, Load, LoadData};
+use crate::fault::{AnswerFault, ExistingLabel, FaultKind, Hop};
+use crate::ingest::{LoadParams, LoadPlan};
+use crate::transaction::TransactionState;
+
+/// How long a commit waits for visibility when the request names no `timeout`.
+const COMMIT_WAIT: Duration = Duration::from_secs(20);
+
+/// The transactions that the BE has a context of, by label: begun and not yet prepared.
+#[derive(Default)]
+pub(crate) struct OpenTransactions {
+    by_label: Mutex<HashMap<String, Arc<tokio::sync::Mutex<Context>>>>,
+}
+
+/// A transaction on the BE. The lock around it is the one request at a time that a label may have.
+struct Context {
+    load: Option<Load>,
+    data: LoadData,
+    filtered: Filtered,
+    max_filter_ratio: f64,
+    bodies: u64,
+    begun: Instant,
+}
+
+impl OpenTransactions {
+    fn insert(&self, label: &str, context: Context) {
+        let mut open = self.by_label.lock().unwrap_or_else(PoisonError::into_inner);
+        open.insert(label.to_owned(), Arc::new(tokio::sync::Mutex::new(context)));
+    }
+
+    fn get(&self, label: &str) -> Option<Arc<tokio::sync::Mutex<Context>>> {
+        self.by_label.lock().unwrap_or_else(PoisonError::into_inner).get(label).cloned()
+    }
+
+    fn remove(&self, label: &str) {
+        self.by_label.lock().unwrap_or_else(PoisonError::into_inner).remove(label);
+    }
+
+    /// Drops the contexts whose transaction was aborted meanwhile: cancelled, or past its time.
+    pub(crate) fn drop_decided(&self, cluster: &Cluster) {
+        let mut open = self.by_label.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, context| match context.try_lock() {
+            // In use: the request that holds it will notice by itself.
+            Err(_) => true,
+            Ok(context) => context.load.as_ref().is_some_and(|load| {
+                let transactions = cluster.transactions();
+                let state = transactions.get(load.txn_id).map(|transaction| transaction.state);
+                state == Some(TransactionState::Prepare)
+            }),
+        });
+    }
+}
+
+/// What every operation names in its headers.
+struct Named {
+    db: String,
+    table: String,
+    label: String,
+    timeout: Option<Duration>,
+    prepared_timeout: Option<Duration>,
+}
+
+impl Named {
+    fn from_headers(headers: &HeaderMap) -> Result<Self, String> {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let seconds = |name: &str| match text(name) {
+            "" => Ok(None),
+            value => value
+                .parse()
+                .map(|seconds| Some(Duration::from_secs(seconds)))
+                .map_err(|_| format!("Invalid {name} format")),
+        };
+        if text("transaction_type").eq_ignore_ascii_case("multi") || !text("channel_num").is_empty() {
+            return Err("the sandbox does not do this: multi-table and parallel transactions".to_owned());
+        }
+        if text("label").is_empty() {
+            return Err("Empty label.".to_owned());
+        }
+        if text("db").is_empty() {
+            return Err("No database selected.".to_owned());
+        }
+        Ok(Self {
+            db: text("db").to_owned(),
+            table: text("table").to_owned(),
+            label: text("label").to_owned(),
+            timeout: seconds("timeout")?,
+            prepared_timeout: seconds("prepared_timeout")?,
+        })
+    }
+}
+
+/// The FE redirects what needs rows, and decides what is PREPARED.
+pub(super) async fn at_frontend(shared: &Shared, operation: &str, request: &Request<Incoming>) -> Handled {
+    let cluster = &shared.cluster;
+    if let Some(refusal) = frontend::refuse_credentials(cluster, request.headers()) {
+        return Ok(refusal);
+    }
+    let named = match Named::from_headers(request.headers()) {
+        Ok(named) => named,
+        Err(message) => return Ok(fe_exception(&message)),
+    };
+    if !cluster.catalog().has_database(&named.db) {
+        return Ok(fe_exception(&format!("unknown database, database={}", named.db)));
+    }
+    let answer = match operation {
+        "begin" | "load" | "prepare" => frontend::redirect(cluster, &named.db, &named.table, request).await,
+        "commit" => fe_commit(cluster, &named, request).await,
+        "rollback" => fe_rollback(cluster, &named, request).await,
+        other => return Ok(answer::not_found(other)),
+    };
+    match frontend::lost(cluster, &named.db, &named.table, Hop::Frontend) {
+        Some(how) => answer::spoil(answer, how),
+        None => Ok(answer),
+    }
+}
+
+fn fe_exception(message: &str) -> Answer {
+    answer::fe_failed(&format!("class com.starrocks.common.UserException: {message}"))
+}
+
+fn found(cluster: &Cluster, named: &Named) -> Option<(i64, TransactionState)> {
+    cluster.transactions().by_label(&named.db, &named.label).map(|found| (found.id, found.state))
+}
+
+async fn fe_commit(cluster: &Arc<Cluster>, named: &Named, request: &Request<Incoming>) -> Answer {
+    let label = &named.label;
+    let Some((id, state)) = found(cluster, named) else {
+        return fe_exception(&format!("No transaction found by label {label}"));
+    };
+    let ok = |message: String| {
+        answer::json(&json!({ "Status": "OK", "Message": message, "TxnId": id, "Label": label }))
+    };
+    match state {
+        TransactionState::Prepare => frontend::redirect(cluster, &named.db, &named.table, request).await,
+        TransactionState::Committed | TransactionState::Visible => {
+            ok(format!("Transaction {id} has already committed, label is {label}"))
+        }
+        TransactionState::Aborted => {
+            fe_exception(&format!("Can not commit ABORTED transaction {id}, label is {label}"))
+        }
+        TransactionState::Prepared => {
+            let patience = named.timeout.unwrap_or(COMMIT_WAIT);
+            let committing = {
+                let (cluster, db, table) = (Arc::clone(cluster), named.db.clone(), named.table.clone());
+                tokio::spawn(async move { commit_prepared(&cluster, id, &db, &table, patience).await })
+            };
+            match committing.await {
+                Ok(Ok(Committed::Visible)) => ok(String::new()),
+                Ok(Ok(Committed::PublishTimeout)) => fe_exception(
+                    "transaction commit successfully, BUT data will be visible later: publish timeout",
+                ),
+                Ok(Err(message)) => fe_exception(&message),
+                Err(error) => fe_exception(&error.to_string()),
+            }
+        }
+    }
+}
+
+async fn commit_prepared(
+    cluster: &Arc<Cluster>,
+    id: i64,
+    db: &str,
+    table: &str,
+    patience: Duration,
+) -> Result<Committed, String> {
+    let late = cluster.faults.fire(db, table, |kind| match kind {
+        FaultKind::LateCommit { delay_ms, .. } => Some(Duration::from_millis(*delay_ms)),
+        _ => None,
+    });
+    tokio::time::sleep(late.unwrap_or_default()).await;
+    match cluster.commit_prepared(id, patience).await {
+        Some(outcome) => outcome,
+        None => Err(format!("transaction [{id}] is not PREPARED any more")),
+    }
+}
+
+async fn fe_rollback(cluster: &Arc<Cluster>, named: &Named, request: &Request<Incoming>) -> Answer {
+    let label = &named.label;
+    let Some((id, state)) = found(cluster, named) else {
+        return fe_exception(&format!("No transaction found by label {label}"));
+    };
+    let ok = |message: String| {
+        answer::json(&json!({ "Status": "OK", "Message": message, "TxnId": id, "Label": label }))
+    };
+    match state {
+        TransactionState::Prepare => frontend::redirect(cluster, &named.db, &named.table, request).await,
+        TransactionState::Prepared if cluster.abort(id, "User Aborted") => ok(String::new()),
+        TransactionState::Aborted => ok(format!("Transaction {id} has already aborted, label is {label}")),
+        TransactionState::Prepared | TransactionState::Committed | TransactionState::Visible => {
+            fe_exception(&format!("Can not abort {} transaction {id}, label is {label}", state.name()))
+        }
+    }
+}
+
+/// An answer of the BE: a status, a message, and more fields when all is well.
+struct BeAnswer {
+    status: &'static str,
+    message: String,
+    fields: Map<String, Value>,
+}
+
+impl BeAnswer {
+    fn ok(fields: Value) -> Self {
+        let fields = if let Value::Object(fields) = fields { fields } else { Map::new() };
+        Self { status: "OK", message: "OK".to_owned(), fields }
+    }
+
+    fn failed(status: &'static str, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), fields: Map::new() }
+    }
+
+    fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.fields.insert(name.to_owned(), value.into());
+        self
+    }
+
+    fn into_answer(self) -> Answer {
+        let mut document = Map::new();
+        document.insert("Status".to_owned(), self.status.into());
+        document.insert("Message".to_owned(), self.message.into());
+        document.extend(self.fields);
+        answer::json(&document)
+    }
+}
+
+/// The BE begins, takes bodies, prepares, and commits in one phase what is still PREPARE.
+pub(super) async fn at_backend(shared: &Shared, operation: &str, request: Request<Incoming>) -> Handled {
+    let cluster = &shared.cluster;
+    let (parts, body) = request.into_parts();
+    let failed = |status, message: &str| Ok(BeAnswer::failed(status, message).into_answer());
+    match request::credentials(&parts.headers, cluster.options.password.as_deref()) {
+        Credentials::Valid => {}
+        Credentials::Missing => return failed("INTERNAL_ERROR", "no valid Basic authorization"),
+        Credentials::Wrong { user } => {
+            return failed("INTERNAL_ERROR", &format!("Access denied for {user}@127.0.0.1"));
+        }
+    }
+    let named = match Named::from_headers(&parts.headers) {
+        Ok(named) => named,
+        Err(message) => return failed("INVALID_ARGUMENT", &message),
+    };
+    let lost = cluster.faults.fire(&named.db, &named.table, |kind| match kind {
+        FaultKind::AnswerLost { at: Hop::Backend, how, committed } => Some((*how, *committed)),
+        _ => None,
+    });
+    if let Some((how, false)) = lost {
+        return answer::spoil(BeAnswer::failed("INTERNAL_ERROR", "lost").into_answer(), how);
+    }
+    let answer = match operation {
+        "begin" => begin(shared, &named).await,
+        "load" => load(shared, &named, &parts.headers, body).await?,
+        "prepare" | "commit" => finish(shared, &named, operation == "commit").await,
+        "rollback" => rollback(shared, &named).await,
+        other => return Ok(answer::not_found(other)),
+    };
+    let how: Option<AnswerFault> = lost.map(|(how, _)| how);
+    match how {
+        Some(how) => answer::spoil(answer.into_answer(), how),
+        None => Ok(answer.into_answer()),
+    }
+}
+
+async fn begin(shared: &Shared, named: &Named) -> BeAnswer {
+    let started = Instant::now();
+    let cluster = &shared.cluster;
+    if named.table.is_empty() {
+        return BeAnswer::failed("INVALID_ARGUMENT", "No table selected.");
+    }
+    if let Some(message) = backend::refused_before_begin(cluster, &named.db, &named.table).await {
+        return BeAnswer::failed("SERVICE_UNAVAILABLE", message);
+    }
+    let timeout = named.timeout.unwrap_or(cluster.options.load_timeout);
+    let load = match Load::begin(cluster, &named.db, &named.table, &named.label, timeout) {
+        Ok(load) => load,
+        Err(BeginRefused::Other(message)) => return BeAnswer::failed("INTERNAL_ERROR", message),
+        Err(BeginRefused::LabelUsed { existing, message, .. }) => {
+            let existing = match existing {
+                ExistingLabel::Finished => "FINISHED",
+                ExistingLabel::Running => "RUNNING",
+            };
+            return BeAnswer::failed("LABEL_ALREADY_EXISTS", message).with("ExistingJobStatus", existing);
+        }
+    };
+    let txn_id = load.txn_id;
+    let context = Context {
+        load: Some(load),
+        data: LoadData::default(),
+        filtered: Filtered::default(),
+        max_filter_ratio: 0.0,
+        bodies: 0,
+        begun: started,
+    };
+    shared.transactions.insert(&named.label, context);
+    let begin_ms = backend::millis(started.elapsed());
+    BeAnswer::ok(json!({ "Label": named.label, "TxnId": txn_id, "BeginTxnTimeMs": begin_ms }))
+}
+
+/// Why there is no context to work on.
+fn missing(named: &Named) -> BeAnswer {
+    BeAnswer::failed("TXN_NOT_EXISTS", format!("Transaction with label {} not exists", named.label))
+}
+
+fn in_processing(named: &Named) -> BeAnswer {
+    BeAnswer::failed("TXN_IN_PROCESSING", "Transaction in processing, please retry later")
+        .with("Label", named.label.as_str())
+}
+
+fn forced_in_processing(cluster: &Cluster, named: &Named) -> bool {
+    let told = |kind: &FaultKind| matches!(kind, FaultKind::TxnInProcessing).then_some(());
+    cluster.faults.fire(&named.db, &named.table, told).is_some()
+}
+
+async fn load(
+    shared: &Shared,
+    named: &Named,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<BeAnswer, answer::HangUp> {
+    let started = Instant::now();
+    let cluster = &shared.cluster;
+    let Some(context) = shared.transactions.get(&named.label) else { return Ok(missing(named)) };
+    let Ok(mut context) = context.try_lock() else { return Ok(in_processing(named)) };
+    if forced_in_processing(cluster, named) {
+        return Ok(in_processing(named));
+    }
+    let Some((txn_id, table)) = context.load.as_ref().map(|load| (load.txn_id, Arc::clone(&load.table)))
+    else {
+        return Ok(missing(named));
+    };
+    let fail = |context: &mut Context, message: String| {
+        // A failed body undoes the whole transaction.
+        if let Some(load) = context.load.take() {
+            load.abort(&message);
+        }
+        shared.transactions.remove(&named.label);
+        Ok(BeAnswer::failed("INTERNAL_ERROR", message))
+    };
+    if named.db != table.db {
+        let message = format!("Request database {} not equal transaction database {}", named.db, table.db);
+        return Ok(BeAnswer::failed("INVALID_ARGUMENT", message));
+    }
+    let params = match LoadParams::from_headers(headers) {
+        Ok(params) => params,
+        Err(message) => return fail(&mut context, message),
+    };
+    let length = backend::content_length(headers);
+    let total = length.map(|length| length + context.data.bytes);
+    if let Err(message) = backend::check_size(&params, total, cluster.options.json_bytes_max) {
+        return fail(&mut context, message);
+    }
+    context.max_filter_ratio = params.max_filter_ratio;
+    let plan = match LoadPlan::new(params, &table.schema()) {
+        Ok(plan) => plan,
+        Err(message) => return fail(&mut context, message),
+    };
+    let received = match backend::receive(cluster, &table, body, length).await {
+        Ok(received) => received,
+        Err(hang_up) => {
+            // Half a body cannot be taken back, so the transaction is undone.
+            fail(&mut context, "the client closed the connection".to_owned())?;
+            return Err(hang_up);
+        }
+    };
+    let received_ms = backend::millis(started.elapsed());
+    let (data, filtered) = match backend::read(cluster, &table, plan, received).await {
+        Ok(read) => read,
+        Err(message) => return fail(&mut context, message),
+    };
+    let bytes = data.bytes;
+    context.data.rows += data.rows;
+    context.data.bytes += data.bytes;
+    context.data.loads.extend(data.loads);
+    context.filtered.rows += filtered.rows;
+    context.filtered.reasons.extend(filtered.reasons);
+    context.bodies += 1;
+    Ok(BeAnswer::ok(json!({
+        "TxnId": txn_id,
+        "Label": named.label,
+        "LoadBytes": bytes,
+        "StreamLoadPlanTimeMs": 0,
+        "ReceivedDataTimeMs": received_ms,
+    })))
+}
+
+/// Prepares, or commits in one phase.
+async fn finish(shared: &Shared, named: &Named, commit: bool) -> BeAnswer {
+    let cluster = &shared.cluster;
+    let Some(context) = shared.transactions.get(&named.label) else { return missing(named) };
+    let Ok(mut context) = context.try_lock() else { return in_processing(named) };
+    if forced_in_processing(cluster, named) {
+        return in_processing(named);
+    }
+    if context.bodies == 0 {
+        let message = format!("transaction with label {} hasn't send any data yet", named.label);
+        return BeAnswer::failed("INTERNAL_ERROR", message);
+    }
+    let Some(load) = context.load.take() else { return missing(named) };
+    shared.transactions.remove(&named.label);
+    let fields = |context: &Context, load: &Load| {
+        let (loaded, filtered) = (context.data.rows, context.filtered.rows);
+        let total_ms = backend::millis(context.begun.elapsed());
+        json!({
+            "TxnId": load.txn_id, "Label": load.label, "NumberTotalRows": loaded + filtered,
+            "NumberLoadedRows": loaded, "NumberFilteredRows": filtered, "NumberUnselectedRows": 0,
+            "LoadBytes": context.data.bytes, "LoadTimeMs": total_ms, "StreamLoadPlanTimeMs": 0,
+            "ReceivedDataTimeMs": 0, "WriteDataTimeMs": 0, "CommitAndPublishTimeMs": 0,
+        })
+    };
+    let fields = fields(&context, &load);
+    let ratio = context.filtered.rows as f64 / (context.data.rows + context.filtered.rows).max(1) as f64;
+    let refusal = if ratio > context.max_filter_ratio {
+        Some("too many filtered rows".to_owned())
+    } else {
+        load.admit().err()
+    };
+    if let Some(message) = refusal {
+        let answer = BeAnswer::failed("INTERNAL_ERROR", message.clone());
+        load.abort(&message);
+        if context.filtered.rows == 0 {
+            return answer;
+        }
+        return answer.with("ErrorURL", cluster.keep_error_log(&context.filtered.reasons));
+    }
+    let data = std::mem::take(&mut context.data);
+    if !commit {
+        let timeout = named.prepared_timeout.unwrap_or(cluster.options.prepared_timeout);
+        return match load.prepare(data, timeout) {
+            Ok(()) => BeAnswer::ok(fields),
+            Err(message) => BeAnswer::failed("INTERNAL_ERROR", message),
+        };
+    }
+    let patience = named.timeout.unwrap_or(COMMIT_WAIT);
+    match tokio::spawn(load.commit(data, patience)).await {
+        Ok(Ok(Committed::Visible)) => BeAnswer::ok(fields),
+        Ok(Ok(Committed::PublishTimeout)) => BeAnswer::failed(
+            "PUBLISH_TIMEOUT",
+            "transaction commit successfully, BUT data will be visible later",
+        ),
+        Ok(Err(message)) => BeAnswer::failed("INTERNAL_ERROR", message),
+        Err(error) => BeAnswer::failed("INTERNAL_ERROR", error.to_string()),
+    }
+}
+
+async fn rollback(shared: &Shared, named: &Named) -> BeAnswer {
+    let Some(context) = shared.transactions.get(&named.label) else { return missing(named) };
+    let Ok(mut context) = context.try_lock() else { return in_processing(named) };
+    shared.transactions.remove(&named.label);
+    let Some(load) = context.load.take() else { return missing(named) };
+    let txn_id = load.txn_id;
+    load.abort("User Aborted");
+    BeAnswer::ok(json!({ "TxnId": txn_id, "Label": named.label }))
+}
