@@ -133,6 +133,27 @@ impl Piece {
         Some(rest)
     }
 
+    /// The piece without the rows `bad` (places within this piece, ascending); none if nothing is left.
+    /// Copies the rows that stay.
+    pub fn without(self, bad: &[usize]) -> Option<Piece> {
+        let mut body = Vec::with_capacity(usize::try_from(self.bytes()).unwrap_or_default());
+        let mut index = RowIndex { ends: Vec::new(), deltas: Vec::new(), base: self.index.base };
+        for (place, (_, row)) in self.iter().enumerate() {
+            if bad.binary_search(&place).is_err() {
+                body.extend_from_slice(row);
+                index.ends.push(body.len() as u32);
+                index.deltas.push(self.index.deltas[self.rows.start + place]);
+            }
+        }
+        let Piece { plugin, ticket, mut permit, .. } = self;
+        if index.ends.is_empty() {
+            let _ = ticket.settle();
+            return None;
+        }
+        permit.resize(body.len() as u64);
+        Some(Piece::new(body.into(), index, plugin, ticket, permit))
+    }
+
     /// Takes the piece apart when its rows are durable: settles the ticket and gives the bytes back.
     /// Returns the segment, for its memory.
     pub fn settle(self) -> Bytes {

@@ -1,0 +1,183 @@
+//! Records and rows that cannot be loaded: kept durably, with reason, stage, plugin, position and
+//! original bytes, before their span may close.
+//!
+//! One thread a pipeline writes them; what waits in its channel is written together, with one fsync
+//! or one round of Kafka acknowledgements, and only then are the tickets settled.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::budget::Permit;
+use crate::config::model::{DeadLetters, Kafka};
+use crate::delivery::Alarm;
+use crate::fault::Fault;
+use crate::ledger::Ticket;
+use crate::meter::PipelineMeter;
+use crate::position::Partition;
+
+mod directory;
+mod topic;
+pub mod text;
+
+/// Bundles that may wait for the writer; their bytes are charged to the budget.
+const BUNDLES_WAITING_MAX: usize = 64;
+
+/// Where in the pipeline a letter died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Before any plugin, or without one.
+    Read,
+    /// A plugin refused it, or failed on it.
+    Transform,
+    /// It could not be made a row of its table, or StarRocks would not have it.
+    Load,
+}
+
+impl Stage {
+    /// The name in files and headers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Read => "read",
+            Stage::Transform => "transform",
+            Stage::Load => "load",
+        }
+    }
+}
+
+/// One dead letter.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// Where it died.
+    pub stage: Stage,
+    /// The plugin concerned.
+    pub plugin: Option<Arc<str>>,
+    /// Short reason for machines.
+    pub code: String,
+    /// The reason for people.
+    pub message: String,
+    /// Where the record came from.
+    pub partition: Partition,
+    /// Its position there.
+    pub offset: i64,
+    /// Microseconds since 1970 UTC; 0 if unknown.
+    pub timestamp_us: i64,
+    /// The record's key.
+    pub key: Option<Vec<u8>>,
+    /// The record's value as it was read; at stage `load` the row as it was to be loaded.
+    pub value: Option<Vec<u8>>,
+    /// The record's headers.
+    pub headers: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+impl DeadLetter {
+    /// Bytes for the budget.
+    pub fn bytes(&self) -> u64 {
+        let headers: usize = self.headers.iter().map(|(name, content)| name.len() + content.len()).sum();
+        let own = self.key.as_ref().map_or(0, Vec::len) + self.value.as_ref().map_or(0, Vec::len);
+        (own + headers + self.message.len() + 128) as u64
+    }
+}
+
+/// Letters of one chunk or batch, with what they hold.
+#[derive(Debug)]
+pub struct Bundle {
+    /// The letters.
+    pub letters: Vec<DeadLetter>,
+    /// Settled when they are durable: one for each span concerned.
+    pub tickets: Vec<Ticket>,
+    /// How many records they count as.
+    pub records: u64,
+    /// Their bytes.
+    pub permit: Permit,
+}
+
+/// The way to the writer; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct DeadLetterBox {
+    inbox: mpsc::Sender<Bundle>,
+}
+
+fn closed() -> Fault {
+    Fault::halt("the dead letters' writer has ended", "see the log above for the reason, mend it and restart")
+}
+
+/// Makes letters durable. After an error nothing of the call counts as kept.
+enum Store {
+    Directory(directory::Directory),
+    Topic(topic::Topic),
+}
+
+impl Store {
+    fn keep(&mut self, letters: &mut dyn Iterator<Item = &DeadLetter>) -> Result<(), Fault> {
+        match self {
+            Store::Directory(directory) => directory.keep(letters),
+            Store::Topic(topic) => topic.keep(letters),
+        }
+    }
+}
+
+impl DeadLetterBox {
+    /// Opens the store and starts its writer.
+    ///
+    /// # Errors
+    /// If the directory cannot be written or the topic's brokers refuse the settings.
+    pub fn open(
+        settings: &DeadLetters,
+        source: &Kafka,
+        meter: &Arc<PipelineMeter>,
+        alarm: &Alarm,
+    ) -> Result<DeadLetterBox, Fault> {
+        let store = match settings {
+            DeadLetters::Directory(path) => Store::Directory(directory::Directory::open(path, &meter.name)?),
+            DeadLetters::Kafka { topic, brokers } => {
+                Store::Topic(topic::Topic::open(topic, brokers, source, meter)?)
+            }
+        };
+        let (inbox, bundles) = mpsc::channel(BUNDLES_WAITING_MAX);
+        let (meter, alarm) = (Arc::clone(meter), alarm.clone());
+        std::thread::Builder::new()
+            .name("dead-letters".into())
+            .spawn(move || write(store, bundles, &meter, &alarm))
+            .map_err(|error| Fault::retry("cannot start the dead letters' thread").caused_by(error))?;
+        Ok(DeadLetterBox { inbox })
+    }
+
+    /// Hands letters over from a plain thread; waits while the writer is behind.
+    ///
+    /// # Errors
+    /// If the writer has ended; the tickets then poison their spans.
+    pub fn post(&self, bundle: Bundle) -> Result<(), Fault> {
+        self.inbox.blocking_send(bundle).map_err(|_| closed())
+    }
+
+    /// Hands letters over from a tokio task.
+    ///
+    /// # Errors
+    /// As [`DeadLetterBox::post`].
+    pub async fn post_async(&self, bundle: Bundle) -> Result<(), Fault> {
+        self.inbox.send(bundle).await.map_err(|_| closed())
+    }
+}
+
+fn write(mut store: Store, mut bundles: mpsc::Receiver<Bundle>, meter: &PipelineMeter, alarm: &Alarm) {
+    while let Some(first) = bundles.blocking_recv() {
+        let mut group = vec![first];
+        while let Ok(next) = bundles.try_recv() {
+            group.push(next);
+        }
+        let kept = store.keep(&mut group.iter().flat_map(|bundle| &bundle.letters));
+        if let Err(fault) = kept {
+            alarm.raise(fault);
+            // Nothing was acknowledged: the records are read again after the mend.
+            group.into_iter().flat_map(|bundle| bundle.tickets).for_each(Ticket::forget);
+            return;
+        }
+        for bundle in group {
+            meter.leave(&meter.records_dead_lettered, bundle.records);
+            for ticket in bundle.tickets {
+                let _ = ticket.settle();
+            }
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The hot path, on one page: read → charge → open → plugins → rows → hand over.
+//!
+//! A lane is a thread that owns everything it touches for a record; it shares one short lock a chunk
+//! (ledger) and one message a chunk (stage).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::batch::Piece;
+use crate::batch::stage::{PipelineId, StageHandle, TableIndex};
+use crate::budget::{Permit, Share};
+use crate::buffers::Buffers;
+use crate::chain::{Chain, Transformed};
+use crate::dead_letter::{Bundle, DeadLetter, DeadLetterBox, Stage};
+use crate::delivery::Stop;
+use crate::fault::{Fault, FaultKind};
+use crate::ledger::{Ledger, Ticket};
+use crate::meter::{PipelineMeter, Waiting};
+use crate::position::Span;
+use crate::record::{Columns, MARK_KEY, MARK_VALUE, RecordReject};
+use crate::retry::{Backoff, Pace};
+use crate::rows::{self, Built, Segment, Targets};
+use crate::source::{Fed, Feed};
+
+/// How long a reader waits for the budget before it looks at its orders again.
+const BUDGET_PATIENCE: Duration = Duration::from_millis(50);
+
+/// What a lane shares with its pipeline.
+#[derive(Clone)]
+pub struct LaneParts {
+    /// The pipeline's number at the stage.
+    pub pipeline: PipelineId,
+    /// Where rows go.
+    pub stage: StageHandle,
+    /// Which spans are open.
+    pub ledger: Ledger,
+    /// Bytes in flight.
+    pub share: Share,
+    /// Destinations as rows see them.
+    pub targets: Targets,
+    /// Values already end with a line feed each.
+    pub line_feeds: bool,
+    /// Where rejects go; none = the first one halts.
+    pub dead_letters: Option<DeadLetterBox>,
+    /// Counters.
+    pub meter: Arc<PipelineMeter>,
+    /// Bodies' memory.
+    pub buffers: Buffers,
+    /// Asked to end.
+    pub stop: Stop,
+}
+
+/// A lane at work.
+pub struct Lane<F> {
+    parts: LaneParts,
+    feed: F,
+    chain: Chain,
+    plugin: Option<Arc<str>>,
+}
+
+impl<F: Feed> Lane<F> {
+    /// A lane that reads `feed` through `chain`.
+    pub fn new(parts: LaneParts, feed: F, chain: Chain) -> Lane<F> {
+        let plugin = chain.last_plugin();
+        Lane { parts, feed, chain, plugin }
+    }
+
+    /// Works until the feed ends.
+    ///
+    /// # Errors
+    /// Whatever halts the pipeline.
+    pub fn run(mut self) -> Result<(), Fault> {
+        let mut chunk = Columns::default();
+        loop {
+            match self.feed.next(&mut chunk)? {
+                Fed::Ended => return Ok(()),
+                Fed::Idle => {}
+                Fed::Chunk(span) => self.carry(&mut chunk, &span)?,
+            }
+        }
+    }
+
+    /// One chunk, from the feed to the stage.
+    fn carry(&mut self, chunk: &mut Columns, span: &Span) -> Result<(), Fault> {
+        let bytes = chunk.bytes() as u64;
+        let Some(permit) = self.charge(bytes, span) else { return Ok(()) };
+        let Some(ticket) = self.parts.ledger.open(span) else { return Ok(()) };
+        let records = chunk.len() as u64;
+        self.parts.meter.read(records, bytes);
+        let Some(mut transformed) = self.transform(chunk, span)? else {
+            self.parts.meter.leave(&self.parts.meter.records_given_up, records);
+            ticket.forget();
+            return Ok(());
+        };
+        let refused = transformed.rejects.len() as u64;
+        self.reject_records(chunk, &mut transformed, span, &ticket)?;
+        let spare = self.parts.buffers.take();
+        let mut built =
+            rows::build(chunk, &mut transformed, &self.parts.targets, self.parts.line_feeds, spare);
+        let unloadable = built.rejects.len() as u64;
+        self.reject_rows(chunk, &mut built, span, &ticket)?;
+        let dropped = records.saturating_sub(built.kept + refused + unloadable);
+        self.parts.meter.leave(&self.parts.meter.records_dropped, dropped);
+        self.hand_over(built.segments, &ticket, permit)?;
+        let _ = ticket.settle();
+        Ok(())
+    }
+
+    /// Waits for the budget; none if the partition is given up meanwhile.
+    fn charge(&mut self, bytes: u64, span: &Span) -> Option<Permit> {
+        if let Some(permit) = self.parts.share.try_acquire(bytes) {
+            return Some(permit);
+        }
+        loop {
+            self.parts.stage.nudge();
+            if let Some(permit) = self.parts.share.acquire(bytes, BUDGET_PATIENCE) {
+                return Some(permit);
+            }
+            if !self.feed.owns(&span.stay) {
+                return None;
+            }
+        }
+    }
+
+    /// Runs the plugins, again and again while they ask for it; none if the partition is given up.
+    fn transform(&mut self, chunk: &Columns, span: &Span) -> Result<Option<Transformed>, Fault> {
+        if self.plugin.is_none() {
+            return Ok(Some(Transformed::default()));
+        }
+        let mut backoff = Backoff::new(Pace::PASSING);
+        let mut waiting = None;
+        loop {
+            let fault = match self.chain.process(chunk) {
+                Ok(transformed) => return Ok(Some(transformed)),
+                Err(fault) => fault,
+            };
+            if fault.kind != FaultKind::Retry {
+                return Err(fault);
+            }
+            if waiting.is_none() {
+                tracing::warn!(pipeline = %self.parts.meter.name, "{}; trying again", fault.story());
+                waiting = Some(Waiting::begin(&self.parts.meter, fault.story()));
+            }
+            let pause = backoff.next_pause(rand::random());
+            let until = std::time::Instant::now() + pause;
+            while std::time::Instant::now() < until {
+                if !self.feed.owns(&span.stay) || self.parts.stop.is_requested() {
+                    return Ok(None);
+                }
+                std::thread::sleep(BUDGET_PATIENCE.min(pause));
+            }
+        }
+    }
+
+    fn reject_records(
+        &self,
+        chunk: &Columns,
+        transformed: &mut Transformed,
+        span: &Span,
+        ticket: &Ticket,
+    ) -> Result<(), Fault> {
+        if transformed.rejects.is_empty() {
+            return Ok(());
+        }
+        let rejects = std::mem::take(&mut transformed.rejects);
+        let letters = rejects.into_iter().map(|(reject, plugin)| {
+            letter(chunk, reject, span, Stage::Transform, Some(plugin), self.parts.line_feeds)
+        });
+        self.post(letters.collect(), ticket)
+    }
+
+    fn reject_rows(
+        &self,
+        chunk: &Columns,
+        built: &mut Built,
+        span: &Span,
+        ticket: &Ticket,
+    ) -> Result<(), Fault> {
+        if built.rejects.is_empty() {
+            return Ok(());
+        }
+        let stage = if self.plugin.is_some() { Stage::Load } else { Stage::Read };
+        let rejects = std::mem::take(&mut built.rejects);
+        let letters = rejects.into_iter().map(|reject| {
+            letter(chunk, reject, span, stage, self.plugin.clone(), self.parts.line_feeds)
+        });
+        self.post(letters.collect(), ticket)
+    }
+
+    fn post(&self, letters: Vec<DeadLetter>, ticket: &Ticket) -> Result<(), Fault> {
+        let Some(letter_box) = &self.parts.dead_letters else { return Err(no_dead_letters(&letters)) };
+        let bytes = letters.iter().map(DeadLetter::bytes).sum();
+        let (records, permit) = (letters.len() as u64, self.parts.share.overdraft(bytes));
+        letter_box.post(Bundle { letters, tickets: vec![ticket.hold()], records, permit })
+    }
+
+    fn hand_over(&self, segments: Vec<Segment>, ticket: &Ticket, permit: Permit) -> Result<(), Fault> {
+        if segments.is_empty() {
+            return Ok(());
+        }
+        let pieces: Vec<(TableIndex, Piece)> = segments
+            .into_iter()
+            .map(|segment| {
+                let charged = self.parts.share.overdraft(segment.body.len() as u64);
+                let body = Bytes::from(segment.body);
+                let piece = Piece::new(body, segment.index, self.plugin.clone(), ticket.hold(), charged);
+                (segment.table, piece)
+            })
+            .collect();
+        // The chunk's own bytes are free again; its rows are charged for themselves.
+        drop(permit);
+        self.parts.stage.hand_over(self.parts.pipeline, pieces)
+    }
+}
+
+/// The fault of a pipeline that has nowhere to put a reject.
+pub(crate) fn no_dead_letters(letters: &[DeadLetter]) -> Fault {
+    let Some(first) = letters.first() else { return Fault::retry("rejected nothing") };
+    let plugin = first.plugin.as_ref().map_or_else(String::new, |plugin| format!(" by plugin `{plugin}`"));
+    Fault::halt(
+        format!(
+            "a record was rejected{plugin}: {} offset {}: {}: {}",
+            first.partition, first.offset, first.code, first.message
+        ),
+        "mend the record or the plugin, or add [dead_letters] to the pipeline file to set such records aside",
+    )
+}
+
+fn letter(
+    chunk: &Columns,
+    reject: RecordReject,
+    span: &Span,
+    stage: Stage,
+    plugin: Option<Arc<str>>,
+    line_feeds: bool,
+) -> DeadLetter {
+    let input = reject.input as usize;
+    let mark = chunk.marks.get(input).copied().unwrap_or(0);
+    let value = chunk.values.get(input);
+    let value = if line_feeds { value.strip_suffix(b"\n").unwrap_or(value) } else { value };
+    let pairs = chunk.headers.pairs(input).map(|(name, content)| (name.to_vec(), content.to_vec()));
+    DeadLetter {
+        stage,
+        plugin,
+        code: reject.code,
+        message: reject.message,
+        partition: span.stay.partition.clone(),
+        offset: chunk.offsets.get(input).copied().unwrap_or(span.after),
+        timestamp_us: chunk.timestamps.get(input).copied().unwrap_or(0),
+        key: (mark & MARK_KEY != 0).then(|| chunk.keys.get(input).to_vec()),
+        value: (mark & MARK_VALUE != 0).then(|| value.to_vec()),
+        headers: pairs.collect(),
+    }
+}

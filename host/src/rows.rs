@@ -1,0 +1,266 @@
+//! Rows of a chunk → one NDJSON segment a destination: the last copy before the request body, and
+//! often not even that. Pure: no I/O, no clock.
+
+use crate::batch::stage::TableIndex;
+use crate::batch::{FIRST_ROW, RowIndex};
+use crate::chain::Transformed;
+use crate::config::model::TableModel;
+use crate::record::{Columns, MARK_DELETE, MARK_VALUE, RecordReject};
+
+/// What rows need to know of a destination.
+#[derive(Debug, Clone, Copy)]
+pub struct Target {
+    /// What a delete may do there.
+    pub model: TableModel,
+}
+
+/// A pipeline's destinations, as rows see them.
+#[derive(Debug, Clone)]
+pub struct Targets {
+    /// By index.
+    pub tables: Vec<Target>,
+    /// The pipeline's own table; none = every row has to be routed.
+    pub own: Option<TableIndex>,
+    /// Longest row.
+    pub row_bytes_max: u64,
+}
+
+/// One destination's rows of a chunk.
+#[derive(Debug)]
+pub struct Segment {
+    /// Whose.
+    pub table: TableIndex,
+    /// NDJSON; each row ends with a line feed.
+    pub body: Vec<u8>,
+    /// Where rows end, and which record they came from.
+    pub index: RowIndex,
+}
+
+/// What became of a chunk's rows.
+#[derive(Debug, Default)]
+pub struct Built {
+    /// One a destination that has rows.
+    pub segments: Vec<Segment>,
+    /// Records of which a row cannot be loaded.
+    pub rejects: Vec<RecordReject>,
+    /// Distinct records that have a row in a segment.
+    pub kept: u64,
+}
+
+/// Makes the segments. Takes columns out of `chunk` and `transformed` where it can use them as they
+/// are; `line_feeds` says that the chunk's values already end with one each.
+pub fn build(
+    chunk: &mut Columns,
+    transformed: &mut Transformed,
+    targets: &Targets,
+    line_feeds: bool,
+    spare: Vec<u8>,
+) -> Built {
+    if let Some(segment) = whole_column(chunk, transformed, targets, line_feeds, spare) {
+        let kept = segment.index.deltas.iter().filter(|delta| **delta & FIRST_ROW != 0).count() as u64;
+        return Built { segments: vec![segment], rejects: Vec::new(), kept };
+    }
+    row_by_row(chunk, transformed, targets)
+}
+
+/// The whole column as one segment, if every row goes to one destination as it is.
+fn whole_column(
+    chunk: &mut Columns,
+    transformed: &mut Transformed,
+    targets: &Targets,
+    line_feeds: bool,
+    spare: Vec<u8>,
+) -> Option<Segment> {
+    let table = targets.own?;
+    if transformed.tables.is_some() {
+        return None;
+    }
+    let marks = transformed.marks.as_ref().unwrap_or(&chunk.marks);
+    let plain = |mark: &u8| mark & (MARK_DELETE | MARK_VALUE) == MARK_VALUE;
+    if marks.is_empty() || !marks.iter().all(plain) {
+        return None;
+    }
+    let column = match &transformed.values {
+        Some(column) => column,
+        None if line_feeds && transformed.inputs.is_none() => &chunk.values,
+        None => return None,
+    };
+    let mut start = 0;
+    for end in &column.ends {
+        let end = *end as usize;
+        // At least one byte before the line feed: an empty row would be loaded as no row.
+        if end < start + 2 || column.data[end - 1] != b'\n' || (end - start) as u64 > targets.row_bytes_max {
+            return None;
+        }
+        start = end;
+    }
+    let index = index_of(chunk, transformed);
+    let (body, ends) = match transformed.values.take() {
+        Some(column) => (column.data, column.ends),
+        None => {
+            let body = std::mem::replace(&mut chunk.values.data, spare);
+            (body, std::mem::take(&mut chunk.values.ends))
+        }
+    };
+    Some(Segment { table, body, index: RowIndex { ends, ..index } })
+}
+
+/// Deltas of all rows; `ends` is left empty.
+fn index_of(chunk: &Columns, transformed: &Transformed) -> RowIndex {
+    let base = chunk.offsets.first().copied().unwrap_or(0);
+    let rows = transformed.inputs.as_ref().map_or(chunk.len(), Vec::len);
+    let mut last = usize::MAX;
+    let deltas = (0..rows).map(|row| {
+        let input = transformed.input(row);
+        let first = if input == last { 0 } else { FIRST_ROW };
+        last = input;
+        delta(chunk, input, base) | first
+    });
+    RowIndex { ends: Vec::new(), deltas: deltas.collect(), base }
+}
+
+/// Position less `base`; a spread of over two thousand million (compacted topics) is cut off, which
+/// only makes the position in a dead letter of stage `load` too small.
+fn delta(chunk: &Columns, input: usize, base: i64) -> u32 {
+    let spread = chunk.offsets[input].saturating_sub(base);
+    u32::try_from(spread).unwrap_or(FIRST_ROW - 1).min(FIRST_ROW - 1)
+}
+
+fn row_by_row(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> Built {
+    let base = chunk.offsets.first().copied().unwrap_or(0);
+    let rows = transformed.inputs.as_ref().map_or(chunk.len(), Vec::len);
+    let mut built = Built::default();
+    let mut places: Vec<Option<usize>> = vec![None; targets.tables.len()];
+    let deletes = any_deletes(chunk, transformed, targets, rows);
+    let (mut last_kept, mut last_refused) = (usize::MAX, usize::MAX);
+    for row in 0..rows {
+        let input = transformed.input(row);
+        let mark = transformed.marks.as_ref().map_or_else(|| chunk.marks[input], |marks| marks[row]);
+        let value = transformed.values.as_ref().map_or_else(|| chunk.values.get(input), |own| own.get(row));
+        let routed = transformed.tables.as_ref().and_then(|tables| tables[row]).or(targets.own);
+        let checked = check_row(value, mark, routed, targets);
+        let (table, value) = match checked {
+            Ok(row) => row,
+            Err((code, message)) => {
+                // One letter a record, however many of its rows are refused.
+                if last_refused != input {
+                    last_refused = input;
+                    built.rejects.push(RecordReject { input: input as u32, code: code.into(), message });
+                }
+                continue;
+            }
+        };
+        let place = *places[usize::from(table)].get_or_insert_with(|| {
+            let index = RowIndex { ends: Vec::new(), deltas: Vec::new(), base };
+            built.segments.push(Segment { table, body: Vec::new(), index });
+            built.segments.len() - 1
+        });
+        let segment = &mut built.segments[place];
+        if deletes[usize::from(table)] {
+            append_with_op(value, mark & MARK_DELETE != 0, &mut segment.body);
+        } else {
+            segment.body.extend_from_slice(value);
+        }
+        segment.body.push(b'\n');
+        segment.index.ends.push(segment.body.len() as u32);
+        let first = if input == last_kept { 0 } else { FIRST_ROW };
+        if first != 0 {
+            built.kept += 1;
+        }
+        last_kept = input;
+        segment.index.deltas.push(delta(chunk, input, base) | first);
+    }
+    built.drop_rows_of_refused(chunk);
+    built
+}
+
+impl Built {
+    /// A record of which one row was refused and another kept counts as dead-lettered only: its other
+    /// rows are loaded, and the letter says which one was not.
+    fn drop_rows_of_refused(&mut self, chunk: &Columns) {
+        if self.rejects.is_empty() {
+            return;
+        }
+        for segment in &mut self.segments {
+            for delta in &mut segment.index.deltas {
+                let offset = segment.index.base + i64::from(*delta & !FIRST_ROW);
+                let refused = self.rejects.iter().any(|reject| chunk.offsets[reject.input as usize] == offset);
+                if refused && *delta & FIRST_ROW != 0 {
+                    *delta &= !FIRST_ROW;
+                    self.kept -= 1;
+                }
+            }
+        }
+    }
+}
+
+/// For each destination, whether the chunk has a delete for it: then all its rows name their op.
+fn any_deletes(chunk: &Columns, transformed: &Transformed, targets: &Targets, rows: usize) -> Vec<bool> {
+    let mut deletes = vec![false; targets.tables.len()];
+    let marks = transformed.marks.as_ref().unwrap_or(&chunk.marks);
+    if marks.iter().all(|mark| mark & MARK_DELETE == 0) {
+        return deletes;
+    }
+    for row in 0..rows {
+        let input = transformed.input(row);
+        let mark = transformed.marks.as_ref().map_or_else(|| chunk.marks[input], |marks| marks[row]);
+        let table = transformed.tables.as_ref().and_then(|tables| tables[row]).or(targets.own);
+        if let Some(table) = table.filter(|_| mark & MARK_DELETE != 0) {
+            deletes[usize::from(table)] = true;
+        }
+    }
+    deletes
+}
+
+/// The row's destination and its bytes without white space at the ends, or why it cannot be loaded.
+fn check_row<'a>(
+    value: &'a [u8],
+    mark: u8,
+    table: Option<TableIndex>,
+    targets: &Targets,
+) -> Result<(TableIndex, &'a [u8]), (&'static str, String)> {
+    let Some(table) = table else {
+        let why = "no plugin routed the row to a table and the pipeline has none of its own".to_owned();
+        return Err(("unrouted", why));
+    };
+    let delete = mark & MARK_DELETE != 0;
+    let model = targets.tables[usize::from(table)].model;
+    if delete && model != TableModel::Primary {
+        let why = format!("a delete cannot be loaded into a table of the {} model", model.name());
+        return Err(("delete", why));
+    }
+    if mark & MARK_VALUE == 0 {
+        let why = "a record without a value (tombstone) needs a plugin that makes the key columns of its key";
+        return Err(("no_value", why.to_owned()));
+    }
+    let value = value.trim_ascii();
+    if value.is_empty() {
+        return Err(("empty", "the value is empty".to_owned()));
+    }
+    if value.len() as u64 >= targets.row_bytes_max {
+        let why =
+            format!("the row has {} bytes, [batch] max_bytes is {}", value.len(), targets.row_bytes_max);
+        return Err(("oversize", why));
+    }
+    if delete && !(value.starts_with(b"{") && value.ends_with(b"}")) {
+        return Err(("not_an_object", "the value of a delete is not a JSON object".to_owned()));
+    }
+    Ok((table, value))
+}
+
+/// Splices `__op` into a JSON object. A row that is no object is left as it is: StarRocks refuses it.
+fn append_with_op(value: &[u8], delete: bool, body: &mut Vec<u8>) {
+    let Some(open) = value.strip_suffix(b"}") else {
+        body.extend_from_slice(value);
+        return;
+    };
+    body.extend_from_slice(open);
+    if open.trim_ascii() != b"{" {
+        body.push(b',');
+    }
+    body.extend_from_slice(if delete { b"\"__op\":1}" } else { b"\"__op\":0}" });
+}
+
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! Kafka: a consumer group read by lanes, released by the control thread.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rdkafka::consumer::Consumer as _;
+
+use crate::batch::stage::{PipelineId, StageHandle};
+use crate::config::model::Kafka;
+use crate::delivery::{Alarm, GivingUp, Stop};
+use crate::fault::Fault;
+use crate::ledger::Ledger;
+use crate::meter::PipelineMeter;
+
+pub(crate) mod consumer;
+mod control;
+pub(crate) mod dry_run;
+mod feed;
+mod orders;
+mod queue;
+mod start;
+
+pub(crate) use feed::{Gathering, KafkaFeed};
+
+/// What the control thread needs of the rest of its pipeline.
+pub(crate) struct Wiring {
+    /// `[source.kafka]`.
+    pub(crate) kafka: Kafka,
+    /// Number of lanes.
+    pub(crate) lanes: usize,
+    /// What lanes copy.
+    pub(crate) gathering: Gathering,
+    /// The pipeline's ledger.
+    pub(crate) ledger: Ledger,
+    /// The pipeline's counters and health.
+    pub(crate) meter: Arc<PipelineMeter>,
+    /// The batching stage.
+    pub(crate) stage: StageHandle,
+    /// The pipeline's number there.
+    pub(crate) pipeline: PipelineId,
+    /// Tells loads which stays are being given up.
+    pub(crate) giving_up: Arc<GivingUp>,
+    /// What halts the pipeline.
+    pub(crate) alarm: Alarm,
+    /// Asks the pipeline to drain and end.
+    pub(crate) stop: Stop,
+    /// How long the drain may take.
+    pub(crate) shutdown_timeout: Duration,
+    /// Time without progress that counts as a stall.
+    pub(crate) stall_after: Duration,
+    /// Begin of all labels of this life: goes into the claim.
+    pub(crate) label_stem: String,
+}
+
+/// Checks that the brokers answer and the topics are there; returns the number of partitions.
+///
+/// # Errors
+/// Halt, within ten seconds, naming brokers and topics.
+pub fn check(kafka: &Kafka) -> Result<usize, Fault> {
+    ask_topics(&consumer::connect(kafka)?, kafka)
+}
+
+fn ask_topics(reader: &consumer::Reader, kafka: &Kafka) -> Result<usize, Fault> {
+    let mut partitions = 0;
+    for topic in &kafka.topics {
+        let metadata = reader.fetch_metadata(Some(topic), start::ASK_TIMEOUT).map_err(|error| {
+            let _ = reader.poll(Duration::ZERO);
+            let mut said = String::new();
+            while let Some(note) = reader.context().take() {
+                if let consumer::Note::Trouble { text, .. } = note {
+                    said = format!(" ({text})");
+                }
+            }
+            Fault::halt(
+                format!("cannot reach Kafka at {}{said}", kafka.brokers.join(", ")),
+                "check [source.kafka] brokers, the network, and [source.kafka.tls] and [source.kafka.sasl]",
+            )
+            .caused_by(error)
+        })?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        let count = found.map_or(0, |found| found.partitions().len());
+        let missing = found.and_then(rdkafka::metadata::MetadataTopic::error);
+        if count == 0 {
+            let why = missing.map_or_else(String::new, |error| {
+                format!(" ({})", rdkafka::error::RDKafkaErrorCode::from(error))
+            });
+            return Err(Fault::halt(
+                format!("topic `{topic}` is not on {}{why}", kafka.brokers.join(", ")),
+                "create it, or mend the name in [source.kafka] topics",
+            ));
+        }
+        partitions += count;
+    }
+    Ok(partitions)
+}
+
+/// Reads until told to stop. `spawn_lane` starts a lane's thread on its feed.
+///
+/// # Errors
+/// Whatever halted the pipeline, or a drain that was not done in time.
+pub(crate) fn run<S>(wiring: Wiring, spawn_lane: S) -> Result<(), Fault>
+where
+    S: Fn(usize, KafkaFeed) -> std::io::Result<JoinHandle<Result<(), Fault>>>,
+{
+    let reader = Arc::new(consumer::connect(&wiring.kafka)?);
+    let partitions = ask_topics(&reader, &wiring.kafka)?;
+    let lanes = wiring.lanes.min(partitions).max(1);
+    let control = control::Control::start(Wiring { lanes, ..wiring }, reader, spawn_lane)?;
+    control.run()
+}

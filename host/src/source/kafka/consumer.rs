@@ -1,0 +1,198 @@
+//! The consumer itself: its settings, and the callbacks that only take notes.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rdkafka::bindings::rd_kafka_resp_err_t as NativeError;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::TopicPartitionList;
+
+use crate::config::model::{Isolation, Kafka, KafkaSecurity};
+use crate::fault::Fault;
+
+/// The consumer that control and lanes share.
+pub(super) type Reader = BaseConsumer<Notes>;
+
+/// A fetch may overshoot the queue limit by this much: librdkafka checks before it asks.
+const FETCH_BYTES_MAX: u64 = 8 << 20;
+
+/// What callbacks noted, for the control thread.
+#[derive(Debug)]
+pub(super) enum Note {
+    /// The group gave us partitions; fetching starts when control assigns them.
+    Assigned(TopicPartitionList),
+    /// The group wants partitions back; it waits until control unassigns them.
+    Revoked(TopicPartitionList),
+    /// The rebalance itself failed.
+    RebalanceFailed(RDKafkaErrorCode),
+    /// A commit was answered; `None` = all partitions confirmed.
+    Committed(Option<String>),
+    /// The client says that something is wrong; fatal errors do not pass.
+    Trouble { fatal: bool, text: String, code: Option<RDKafkaErrorCode> },
+}
+
+/// Context of the consumer: callbacks run inside `poll` and return at once.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    notes: Mutex<VecDeque<Note>>,
+    closing: AtomicBool,
+}
+
+impl Notes {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Note>> {
+        // A queue of plain values: a panic elsewhere leaves it usable.
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The oldest note not yet taken.
+    pub(super) fn take(&self) -> Option<Note> {
+        self.lock().pop_front()
+    }
+
+    /// From now on revocations are agreed to at once: nobody is left to take notes.
+    pub(super) fn close(&self) {
+        self.closing.store(true, Ordering::Release);
+    }
+}
+
+impl ClientContext for Notes {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg
+            | RDKafkaLogLevel::Alert
+            | RDKafkaLogLevel::Critical
+            | RDKafkaLogLevel::Error
+            | RDKafkaLogLevel::Warning => tracing::debug!(target: "librdkafka", facility, "{message}"),
+            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info | RDKafkaLogLevel::Debug => {
+                tracing::trace!(target: "librdkafka", facility, "{message}");
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code();
+        let fatal = code == Some(RDKafkaErrorCode::Fatal);
+        self.lock().push_back(Note::Trouble { fatal, text: reason.to_owned(), code });
+    }
+}
+
+impl ConsumerContext for Notes {
+    fn rebalance(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        error: NativeError,
+        partitions: &mut TopicPartitionList,
+    ) {
+        if self.closing.load(Ordering::Acquire) {
+            // The consumer's destruction waits until its assignment is empty.
+            if let Err(error) = consumer.unassign() {
+                tracing::debug!(%error, "unassigning at the end failed");
+            }
+            return;
+        }
+        let note = match error {
+            NativeError::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Note::Assigned(partitions.clone()),
+            NativeError::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => Note::Revoked(partitions.clone()),
+            other => Note::RebalanceFailed(other.into()),
+        };
+        self.lock().push_back(note);
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        let failed = match result {
+            // Nothing to commit counts as an answer.
+            Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {
+                let errors = offsets.elements().into_iter().filter_map(|element| {
+                    let error = element.error().err()?;
+                    Some(format!("{}[{}]: {error}", element.topic(), element.partition()))
+                });
+                errors.reduce(|all, one| all + ", " + &one)
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        self.lock().push_back(Note::Committed(failed));
+    }
+}
+
+/// Puts TLS and SASL into a client's settings; also for the dead letters' producer.
+pub(crate) fn secure(config: &mut ClientConfig, security: &KafkaSecurity) {
+    let protocol = match (&security.tls, &security.sasl) {
+        (None, None) => "plaintext",
+        (Some(_), None) => "ssl",
+        (None, Some(_)) => "sasl_plaintext",
+        (Some(_), Some(_)) => "sasl_ssl",
+    };
+    config.set("security.protocol", protocol);
+    if let Some(tls) = &security.tls {
+        let files = [
+            ("ssl.ca.location", &tls.ca),
+            ("ssl.certificate.location", &tls.certificate),
+            ("ssl.key.location", &tls.key),
+        ];
+        for (key, file) in files {
+            if let Some(file) = file {
+                config.set(key, file.display().to_string());
+            }
+        }
+    }
+    if let Some(sasl) = &security.sasl {
+        config.set("sasl.mechanism", &sasl.mechanism);
+        config.set("sasl.username", &sasl.username);
+        config.set("sasl.password", sasl.password.reveal());
+    }
+}
+
+/// All settings of the consumer: ours last, so that `properties` cannot undo them.
+fn settings(kafka: &Kafka) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    // Defaults that `properties` may change.
+    config.set("client.id", "tidemill");
+    config.set("session.timeout.ms", "10000");
+    config.set("heartbeat.interval.ms", "2000");
+    config.set("topic.metadata.refresh.interval.ms", "30000");
+    // A full queue rests only this long instead of a second (reference: kafka.md, "Reading fast").
+    config.set("fetch.queue.backoff.ms", "10");
+    config.set("fetch.wait.max.ms", "200");
+    for (key, value) in &kafka.properties {
+        config.set(key, value);
+    }
+    secure(&mut config, &kafka.security);
+    config.set("bootstrap.servers", kafka.brokers.join(","));
+    config.set("group.id", &kafka.group);
+    config.set("partition.assignment.strategy", "cooperative-sticky");
+    config.set("enable.auto.commit", "false");
+    config.set("enable.auto.offset.store", "false");
+    config.set("enable.partition.eof", "false");
+    // Where to start is always said explicitly; an offset that is gone must not move silently.
+    config.set("auto.offset.reset", "error");
+    config.set("isolation.level", match kafka.isolation {
+        Isolation::ReadCommitted => "read_committed",
+        Isolation::ReadUncommitted => "read_uncommitted",
+    });
+    let queue_bytes = kafka.fetch_queue_bytes;
+    config.set("queued.max.messages.kbytes", (queue_bytes / 1024).max(1).to_string());
+    config.set("queued.min.messages", "100000");
+    let fetch = queue_bytes.clamp(64 << 10, FETCH_BYTES_MAX);
+    config.set("fetch.max.bytes", fetch.to_string());
+    config.set("fetch.message.max.bytes", (fetch / 4).clamp(64 << 10, 1 << 20).to_string());
+    config.set("receive.message.max.bytes", "200000000");
+    config.set_log_level(RDKafkaLogLevel::Info);
+    config
+}
+
+/// Makes the consumer. Nothing is sent before it subscribes or is asked something.
+///
+/// # Errors
+/// If librdkafka refuses a setting: the message names it.
+pub(super) fn connect(kafka: &Kafka) -> Result<Reader, Fault> {
+    BaseConsumer::from_config_and_context(&settings(kafka), Notes::default()).map_err(|error| {
+        Fault::halt(
+            format!("cannot make a Kafka consumer: {error}"),
+            "mend the setting that the message names, in [source.kafka] or its properties",
+        )
+    })
+}

@@ -1,0 +1,559 @@
+//! The control thread: owns the consumer, hears of rebalances and errors, and does all commits.
+//!
+//! Reading (lanes) and releasing (control) are apart, so that commits flow while reads are blocked.
+//! A partition is given up in this order: its lane lets go → the stage drops its unsent rows → what
+//! was sent is waited for → its watermark is committed → it is unassigned (delivery.md §1 rule 4).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::consumer::{Note, Reader};
+use super::orders::{Orders, Start};
+use super::queue::{Queue, cached_end};
+use super::start::{self, Claim};
+use super::{KafkaFeed, Wiring};
+use crate::fault::{Fault, FaultKind};
+use crate::meter::Waiting;
+use crate::position::{Epoch, Partition, Stay, Watermark};
+
+/// How long one turn waits for the consumer's events.
+const POLL_WAIT: Duration = Duration::from_millis(50);
+/// How long a partition that is revoked may wait for its sent batches: well under the default
+/// `max.poll.interval.ms` of 5 minutes, which is also how long the group waits for a member.
+const REVOKE_DRAIN_MAX: Duration = Duration::from_secs(60);
+/// How often lag and health are looked at.
+const OBSERVE_EVERY: Duration = Duration::from_millis(500);
+/// How long after a failed question to the broker it is asked again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How long a dropped ticket waits for the fault of whoever dropped it.
+const POISON_PATIENCE: Duration = Duration::from_secs(2);
+
+/// One lane, as control sees it.
+struct Lane {
+    orders: Arc<Orders>,
+    queue: Arc<Queue>,
+    thread: Option<JoinHandle<Result<(), Fault>>>,
+}
+
+struct Held {
+    stay: Stay,
+    lane: usize,
+}
+
+/// Partitions on their way out.
+struct Revocation {
+    list: TopicPartitionList,
+    stays: Vec<Stay>,
+    /// The group has given them to others already: nothing may be committed.
+    lost: bool,
+    since: Instant,
+    /// The stage has dropped their unsent rows.
+    dropped: bool,
+}
+
+pub(super) struct Control {
+    wiring: Wiring,
+    reader: Arc<Reader>,
+    claim: Claim,
+    lanes: Vec<Lane>,
+    held: BTreeMap<(String, i32), Held>,
+    epochs: u64,
+    rebalances: VecDeque<Note>,
+    revoking: Option<Revocation>,
+    /// Watermarks (inclusive) that have still to be committed.
+    uncommitted: BTreeMap<(String, i32), i64>,
+    /// What the unanswered commit carries.
+    committing: Option<BTreeMap<(String, i32), i64>>,
+    committed_at: Instant,
+    observed_at: Instant,
+    asked_at: Option<Instant>,
+    /// The broker is in trouble, since then.
+    trouble: Option<Waiting>,
+    waiting_for_group: Option<Waiting>,
+    poisoned_at: Option<Instant>,
+}
+
+impl Control {
+    /// Connects, checks that topics are there, and starts the lanes.
+    pub(super) fn start<S>(wiring: Wiring, reader: Arc<Reader>, spawn_lane: S) -> Result<Control, Fault>
+    where
+        S: Fn(usize, KafkaFeed) -> std::io::Result<JoinHandle<Result<(), Fault>>>,
+    {
+        let mut lanes = Vec::new();
+        for number in 0..wiring.lanes {
+            let queue = Queue::new(&reader).ok_or_else(|| Fault::retry("cannot make a librdkafka queue"))?;
+            let (queue, orders) = (Arc::new(queue), Arc::new(Orders::default()));
+            let feed = KafkaFeed::new(Arc::clone(&queue), Arc::clone(&orders), wiring.gathering);
+            let thread = spawn_lane(number, feed)
+                .map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?;
+            lanes.push(Lane { orders, queue, thread: Some(thread) });
+        }
+        let now = Instant::now();
+        Ok(Control {
+            claim: Claim::new(&wiring.label_stem),
+            reader,
+            lanes,
+            held: BTreeMap::new(),
+            epochs: 0,
+            rebalances: VecDeque::new(),
+            revoking: None,
+            uncommitted: BTreeMap::new(),
+            committing: None,
+            committed_at: now,
+            observed_at: now,
+            asked_at: None,
+            trouble: None,
+            waiting_for_group: None,
+            poisoned_at: None,
+            wiring,
+        })
+    }
+
+    /// Reads until it is told to stop or something halts the pipeline, then drains.
+    pub(super) fn run(mut self) -> Result<(), Fault> {
+        let topics: Vec<&str> = self.wiring.kafka.topics.iter().map(String::as_str).collect();
+        let subscribed = self.reader.subscribe(&topics);
+        let subscribed =
+            subscribed.map_err(|error| Fault::retry("cannot subscribe to the topics").caused_by(error));
+        let group = &self.wiring.kafka.group;
+        tracing::info!(pipeline = %self.wiring.meter.name, %group, ?topics, "waiting for the group");
+        self.waiting_for_group = Some(Waiting::begin(&self.wiring.meter, format!("consumer group `{group}`")));
+        let ended = subscribed.and_then(|()| self.turn_until_stopped());
+        let drained = match &ended {
+            Ok(()) => self.drain(),
+            Err(_) => Ok(()),
+        };
+        self.close();
+        ended.and(drained)
+    }
+
+    fn turn_until_stopped(&mut self) -> Result<(), Fault> {
+        while !self.wiring.stop.is_requested() {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// One turn: hear, act, commit, look around.
+    fn turn(&mut self) -> Result<(), Fault> {
+        self.poll(POLL_WAIT)?;
+        self.check_halts()?;
+        if self.revoking.is_none() {
+            self.next_rebalance()?;
+        }
+        self.advance_revocation()?;
+        self.commit_when_due();
+        self.observe();
+        Ok(())
+    }
+
+    fn poll(&mut self, wait: Duration) -> Result<(), Fault> {
+        match self.reader.poll(wait) {
+            None => {}
+            Some(Err(error)) => self.hear_trouble(error.rdkafka_error_code() == FATAL, &error.to_string())?,
+            Some(Ok(message)) => {
+                use rdkafka::Message as _;
+                return Err(Fault::halt(
+                    format!(
+                        "a record of {}[{}] came past the lanes' queues",
+                        message.topic(),
+                        message.partition()
+                    ),
+                    "this is a defect of tidemill, nothing was lost: restart, and report it",
+                ));
+            }
+        }
+        while let Some(note) = self.reader.context().take() {
+            match note {
+                Note::Assigned(_) | Note::Revoked(_) | Note::RebalanceFailed(_) => {
+                    self.rebalances.push_back(note);
+                }
+                Note::Committed(failed) => self.hear_commit(failed),
+                Note::Trouble { fatal, text, code } => {
+                    let gone = code == Some(rdkafka::error::RDKafkaErrorCode::AllBrokersDown);
+                    if fatal || gone || !self.is_assigned() {
+                        self.hear_trouble(fatal, &text)?;
+                    } else {
+                        tracing::debug!("kafka: {text}");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_assigned(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    fn hear_trouble(&mut self, fatal: bool, text: &str) -> Result<(), Fault> {
+        if fatal {
+            return Err(Fault::halt(
+                format!("kafka: {text}"),
+                "the client cannot go on: restart the pipeline, and if it comes again look at the brokers' log",
+            ));
+        }
+        if self.trouble.is_none() {
+            tracing::warn!(pipeline = %self.wiring.meter.name, "kafka: {text}; waiting and trying again");
+            self.trouble = Some(Waiting::begin(&self.wiring.meter, format!("kafka: {text}")));
+        }
+        Ok(())
+    }
+
+    /// Anything in the pipeline that cannot go on ends it: lanes, loads, dead letters, a lost ticket.
+    fn check_halts(&mut self) -> Result<(), Fault> {
+        if let Some(fault) = self.wiring.alarm.take() {
+            return Err(fault);
+        }
+        for lane in &mut self.lanes {
+            if lane.thread.as_ref().is_some_and(JoinHandle::is_finished)
+                && let Some(thread) = lane.thread.take()
+            {
+                join(thread)?;
+            }
+        }
+        // Whoever dropped the ticket is about to say why: its own fault is the better one to tell.
+        let poisoned = self.wiring.ledger.poisoned().filter(|_| {
+            self.poisoned_at.get_or_insert_with(Instant::now).elapsed() >= POISON_PATIENCE
+        });
+        match poisoned {
+            Some(span) => Err(Fault::halt(
+                format!("rows of {span} were dropped inside tidemill before they were durable"),
+                "nothing was committed past them: restart to read them again, and report this defect",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn next_rebalance(&mut self) -> Result<(), Fault> {
+        if self.asked_at.is_some_and(|at| at.elapsed() < ASK_AGAIN_AFTER) {
+            return Ok(());
+        }
+        match self.rebalances.pop_front() {
+            None => Ok(()),
+            Some(Note::Assigned(list)) => match self.assign(&list) {
+                Ok(()) => {
+                    self.asked_at = None;
+                    Ok(())
+                }
+                Err(fault) if fault.kind == FaultKind::Retry => {
+                    self.hear_trouble(false, &fault.story())?;
+                    self.rebalances.push_front(Note::Assigned(list));
+                    self.asked_at = Some(Instant::now());
+                    Ok(())
+                }
+                Err(fault) => Err(fault),
+            },
+            Some(Note::Revoked(list)) => {
+                self.begin_revocation(list);
+                Ok(())
+            }
+            Some(Note::RebalanceFailed(code)) => Err(Fault::halt(
+                format!("joining the consumer group failed: {code}"),
+                "all members of a group need the same assignment strategy (tidemill: cooperative-sticky); \
+                 give the pipeline a group of its own",
+            )),
+            Some(Note::Committed(_) | Note::Trouble { .. }) => Ok(()),
+        }
+    }
+
+    fn assign(&mut self, list: &TopicPartitionList) -> Result<(), Fault> {
+        let named: Vec<(String, i32)> =
+            list.elements().iter().map(|one| (one.topic().to_owned(), one.partition())).collect();
+        let starts = start::find(&self.reader, &named, self.wiring.kafka.start)?;
+        let claims = starts.iter().filter(|(_, found)| !found.committed);
+        let claims: BTreeMap<_, _> = claims.map(|(place, found)| (place.clone(), found.offset - 1)).collect();
+        self.commit_now(&claims)
+            .map_err(|error| Fault::retry("cannot commit where reading begins").caused_by(error))?;
+        let mut assignment = TopicPartitionList::new();
+        for ((topic, partition), found) in &starts {
+            self.hold(topic, *partition, found.offset)?;
+            assignment
+                .add_partition_offset(topic, *partition, Offset::Offset(found.offset))
+                .map_err(|error| Fault::retry("cannot name a start offset").caused_by(error))?;
+        }
+        self.reader
+            .incremental_assign(&assignment)
+            .map_err(|error| Fault::retry("cannot assign partitions").caused_by(error))?;
+        self.waiting_for_group = None;
+        self.trouble = None;
+        self.wiring.meter.rebalances.inc();
+        self.wiring.meter.partitions.set(self.held.len() as i64);
+        self.wiring.meter.health.started();
+        let name = &self.wiring.meter.name;
+        tracing::info!(pipeline = %name, added = starts.len(), partitions = self.held.len(), "assigned");
+        Ok(())
+    }
+
+    /// Begins a stay: the ledger knows where it starts, the least busy lane reads it.
+    fn hold(&mut self, topic: &str, partition: i32, offset: i64) -> Result<(), Fault> {
+        self.epochs += 1;
+        let number = u32::try_from(partition)
+            .map_err(|error| Fault::retry("negative partition number").caused_by(error))?;
+        let stay =
+            Stay { partition: Partition { source: topic.into(), number }, epoch: Epoch(self.epochs) };
+        let after = offset - 1;
+        self.wiring.ledger.begin(stay.clone(), after);
+        let least = self.lanes.iter().enumerate().min_by_key(|(_, lane)| lane.orders.len());
+        let Some((lane, chosen)) = least else { return Err(Fault::retry("no lane to read with")) };
+        chosen.orders.give(Start { stay: stay.clone(), after });
+        if !chosen.queue.take_partition(topic, partition) {
+            return Err(Fault::retry(format!("cannot forward {topic}[{partition}] to its lane")));
+        }
+        self.held.insert((topic.to_owned(), partition), Held { stay, lane });
+        Ok(())
+    }
+
+    fn begin_revocation(&mut self, list: TopicPartitionList) {
+        let lost = self.reader.assignment_lost();
+        let mut stays = Vec::new();
+        for element in list.elements() {
+            let place = (element.topic().to_owned(), element.partition());
+            if let Some(held) = self.held.get(&place) {
+                self.lanes[held.lane].orders.take_back(std::slice::from_ref(&held.stay));
+                stays.push(held.stay.clone());
+            }
+        }
+        let name = &self.wiring.meter.name;
+        tracing::info!(pipeline = %name, partitions = stays.len(), lost, "giving partitions up");
+        self.wiring.giving_up.give_up(&stays);
+        self.revoking = Some(Revocation { list, stays, lost, since: Instant::now(), dropped: false });
+    }
+
+    fn advance_revocation(&mut self) -> Result<(), Fault> {
+        let Some(mut revoking) = self.revoking.take() else { return Ok(()) };
+        let late = revoking.since.elapsed() >= REVOKE_DRAIN_MAX;
+        if !revoking.dropped {
+            if !late && !self.lanes.iter().all(|lane| lane.orders.are_seen()) {
+                self.revoking = Some(revoking);
+                return Ok(());
+            }
+            let dropped = self.wiring.stage.forget(self.wiring.pipeline, revoking.stays.clone())?;
+            self.wiring.meter.leave(&self.wiring.meter.records_given_up, dropped);
+            revoking.dropped = true;
+        }
+        let quiet = revoking.stays.iter().all(|stay| self.wiring.ledger.is_quiet(stay));
+        if !quiet && !late && !revoking.lost {
+            self.revoking = Some(revoking);
+            return Ok(());
+        }
+        if !quiet {
+            let name = &self.wiring.meter.name;
+            tracing::warn!(
+                pipeline = %name, lost = revoking.lost, waited_s = revoking.since.elapsed().as_secs(),
+                "partitions given up while batches of them were on their way: their rows may come twice"
+            );
+        }
+        self.end_stays(&revoking);
+        self.reader
+            .incremental_unassign(&revoking.list)
+            .map_err(|error| Fault::retry("cannot unassign partitions").caused_by(error))?;
+        self.wiring.meter.rebalances.inc();
+        self.wiring.meter.partitions.set(self.held.len() as i64);
+        Ok(())
+    }
+
+    /// Commits the last watermarks, unless the partitions were lost, and forgets the stays.
+    fn end_stays(&mut self, revoking: &Revocation) {
+        let mut last = BTreeMap::new();
+        for stay in &revoking.stays {
+            let place = place_of(stay);
+            if let Some(watermark) = self.wiring.ledger.end(stay) {
+                last.insert(place.clone(), watermark.upto);
+            }
+            self.held.remove(&place);
+            self.uncommitted.remove(&place);
+            if let Some(committing) = &mut self.committing {
+                committing.remove(&place);
+            }
+        }
+        self.wiring.giving_up.done(&revoking.stays);
+        if revoking.lost {
+            return;
+        }
+        match self.commit_now(&last) {
+            Ok(()) => {}
+            Err(error) => {
+                self.wiring.meter.commit_failures.inc();
+                let name = &self.wiring.meter.name;
+                tracing::warn!(pipeline = %name, %error, "the last commit of revoked partitions failed");
+            }
+        }
+    }
+
+    fn list_of(&self, watermarks: &BTreeMap<(String, i32), i64>) -> Result<TopicPartitionList, KafkaError> {
+        let mut list = TopicPartitionList::new();
+        for ((topic, partition), upto) in watermarks {
+            let mut element = list.add_partition(topic, *partition);
+            element.set_offset(Offset::Offset(upto + 1))?;
+            element.set_metadata(self.claim.text());
+        }
+        Ok(list)
+    }
+
+    /// Commits and waits for the answer.
+    fn commit_now(&self, watermarks: &BTreeMap<(String, i32), i64>) -> Result<(), KafkaError> {
+        if watermarks.is_empty() {
+            return Ok(());
+        }
+        self.reader.commit(&self.list_of(watermarks)?, CommitMode::Sync)?;
+        self.wiring.meter.commits.inc();
+        Ok(())
+    }
+
+    fn commit_when_due(&mut self) {
+        for Watermark { stay, upto } in self.wiring.ledger.progress() {
+            self.wiring.meter.health.progress();
+            let place = place_of(&stay);
+            if self.held.get(&place).is_some_and(|held| held.stay == stay) {
+                self.uncommitted.insert(place, upto);
+            }
+        }
+        let due = self.committed_at.elapsed() >= self.wiring.kafka.commit_interval;
+        if self.uncommitted.is_empty() || self.committing.is_some() || !due {
+            return;
+        }
+        self.committed_at = Instant::now();
+        let watermarks = std::mem::take(&mut self.uncommitted);
+        let sent =
+            self.list_of(&watermarks).and_then(|list| self.reader.commit(&list, CommitMode::Async));
+        self.committing = Some(watermarks);
+        if let Err(error) = sent {
+            self.hear_commit(Some(error.to_string()));
+        }
+    }
+
+    fn hear_commit(&mut self, failed: Option<String>) {
+        // Synchronous commits are answered here, too, after they returned.
+        let Some(committing) = self.committing.take() else { return };
+        match failed {
+            None => {
+                self.wiring.meter.commits.inc();
+                self.trouble = None;
+            }
+            Some(text) => {
+                self.wiring.meter.commit_failures.inc();
+                let name = &self.wiring.meter.name;
+                tracing::warn!(pipeline = %name, "a commit of offsets failed and will be sent again: {text}");
+                for (place, upto) in committing {
+                    let newest = self.uncommitted.entry(place).or_insert(upto);
+                    *newest = (*newest).max(upto);
+                }
+            }
+        }
+    }
+
+    /// Lag from the read position, not from the high watermark: control records of transactional
+    /// topics keep a gap there (delivery.md §1 rule 8).
+    fn lag(&self) -> i64 {
+        let Ok(positions) = self.reader.position() else { return 0 };
+        let lags = positions.elements().into_iter().filter_map(|element| {
+            let place = (element.topic().to_owned(), element.partition());
+            let start = self.wiring.ledger.opened_upto(&self.held.get(&place)?.stay)? + 1;
+            let position = element.offset().to_raw().unwrap_or(-1).max(start);
+            let end = cached_end(&self.reader, element.topic(), element.partition())?;
+            Some((end - position).max(0))
+        });
+        lags.sum()
+    }
+
+    fn observe(&mut self) {
+        if self.observed_at.elapsed() < OBSERVE_EVERY {
+            return;
+        }
+        self.observed_at = Instant::now();
+        let lag = self.lag();
+        let meter = &self.wiring.meter;
+        meter.lag.set(lag);
+        if lag == 0 && self.wiring.ledger.open_spans() == 0 {
+            meter.health.progress();
+        }
+        let stalled = self.is_assigned() && meter.health.since_progress() >= self.wiring.stall_after;
+        meter.stalled.set(i64::from(stalled));
+    }
+
+    /// Stops reading, lets everything that was read be loaded, commits it.
+    fn drain(&mut self) -> Result<(), Fault> {
+        let name = self.wiring.meter.name.clone();
+        tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
+        let deadline = Instant::now() + self.wiring.shutdown_timeout;
+        self.lanes.iter().for_each(|lane| lane.orders.end());
+        let mut flushing = false;
+        while Instant::now() < deadline {
+            self.poll(POLL_WAIT)?;
+            self.check_halts()?;
+            self.advance_revocation()?;
+            self.commit_when_due();
+            let reading = self.lanes.iter().any(|lane| lane.thread.is_some());
+            if !reading && !flushing {
+                self.wiring.stage.drain(self.wiring.pipeline)?;
+                flushing = true;
+            }
+            if flushing && self.wiring.ledger.open_spans() == 0 && self.revoking.is_none() {
+                return self.commit_all().map(|()| tracing::info!(pipeline = %name, "drained"));
+            }
+        }
+        let open = self.wiring.ledger.open_spans();
+        self.commit_all()?;
+        Err(Fault::halt(
+            format!("the drain was not done within {:?}: {open} spans are still open", self.wiring.shutdown_timeout),
+            "nothing is lost, their records are read again at the next start; a longer shutdown_timeout lets \
+             slow loads end",
+        ))
+    }
+
+    fn commit_all(&mut self) -> Result<(), Fault> {
+        let stays = self.held.iter().filter_map(|(place, held)| {
+            Some((place.clone(), self.wiring.ledger.watermark(&held.stay)?.upto))
+        });
+        let last: BTreeMap<_, _> = stays.collect();
+        self.commit_now(&last).map_err(|error| {
+            Fault::halt("cannot commit the last offsets", "their records will be loaded again at the next start")
+                .caused_by(error)
+        })
+    }
+
+    /// Lanes, queues and messages go before the consumer: its destruction waits for them.
+    fn close(mut self) {
+        self.wiring.stage.remove(self.wiring.pipeline);
+        for lane in &mut self.lanes {
+            lane.orders.end();
+        }
+        for lane in &mut self.lanes {
+            if let Some(thread) = lane.thread.take()
+                && let Err(fault) = join(thread)
+            {
+                tracing::warn!(pipeline = %self.wiring.meter.name, "a lane ended late: {}", fault.story());
+            }
+        }
+        self.lanes.clear();
+        self.reader.context().close();
+        // Leaving at once spares the group the session time-out.
+        if let Err(error) = self.reader.unassign() {
+            tracing::debug!(%error, "unassigning at the end failed");
+        }
+        self.reader.unsubscribe();
+    }
+}
+
+const FATAL: Option<rdkafka::error::RDKafkaErrorCode> = Some(rdkafka::error::RDKafkaErrorCode::Fatal);
+
+fn place_of(stay: &Stay) -> (String, i32) {
+    (stay.partition.source.to_string(), i32::try_from(stay.partition.number).unwrap_or(i32::MAX))
+}
+
+fn join(thread: JoinHandle<Result<(), Fault>>) -> Result<(), Fault> {
+    match thread.join() {
+        Ok(ended) => ended,
+        Err(_panic) => Err(Fault::halt(
+            "a lane's thread panicked",
+            "nothing was committed past its records: see the log above for the panic, restart, and report it",
+        )),
+    }
+}

@@ -1,0 +1,147 @@
+//! Where a partition begins: its committed offset, or else what `start` says, pinned by a claim.
+//!
+//! A partition's start is committed right after it was assigned, so that `latest` and partitions
+//! that appear later cannot skip what arrives before the first release (delivery.md §1 rule 5).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rdkafka::consumer::{Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use crate::config::model::Start;
+use crate::fault::Fault;
+
+/// How long one question to the broker may take.
+pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// A start that was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Offset of the first record to read.
+    pub(super) offset: i64,
+    /// Whether the group had it committed already; if not, it has to be claimed.
+    pub(super) committed: bool,
+}
+
+/// Starts by topic and partition.
+pub(super) type Starts = BTreeMap<(String, i32), Found>;
+
+fn passing(what: String) -> impl FnOnce(KafkaError) -> Fault {
+    move |error| Fault::retry(what).caused_by(error)
+}
+
+/// Finds where each of `partitions` begins.
+///
+/// # Errors
+/// Retry, if the broker does not answer in time.
+pub(super) fn find<C: ConsumerContext>(
+    consumer: &rdkafka::consumer::BaseConsumer<C>,
+    partitions: &[(String, i32)],
+    start: Start,
+) -> Result<Starts, Fault> {
+    let topics: BTreeSet<&str> = partitions.iter().map(|(topic, _)| topic.as_str()).collect();
+    let mut starts = Starts::new();
+    for topic in topics {
+        let mine = partitions.iter().filter(|(of, _)| of == topic).map(|(_, partition)| *partition);
+        let mine: Vec<i32> = mine.collect();
+        let committed = committed_offsets(consumer, topic)?;
+        let known_topic = committed.values().any(Option::is_some);
+        for partition in mine {
+            let found = match committed.get(&partition).copied().flatten() {
+                Some(offset) => Found { offset, committed: true },
+                // The group knows the topic, so this partition was added later: all of it is new.
+                None if known_topic => begin(consumer, topic, partition, Start::Earliest)?,
+                None => begin(consumer, topic, partition, start)?,
+            };
+            starts.insert((topic.to_owned(), partition), found);
+        }
+    }
+    Ok(starts)
+}
+
+/// Committed offsets of all partitions of a topic, whoever owns them.
+fn committed_offsets<C: ConsumerContext>(
+    consumer: &rdkafka::consumer::BaseConsumer<C>,
+    topic: &str,
+) -> Result<BTreeMap<i32, Option<i64>>, Fault> {
+    let failed = || passing(format!("cannot look up the committed offsets of topic `{topic}`"));
+    let metadata = consumer.fetch_metadata(Some(topic), ASK_TIMEOUT).map_err(failed())?;
+    let mut list = TopicPartitionList::new();
+    for found in metadata.topics().iter().filter(|found| found.name() == topic) {
+        for partition in found.partitions() {
+            list.add_partition(topic, partition.id());
+        }
+    }
+    let answer = consumer.committed_offsets(list, ASK_TIMEOUT).map_err(failed())?;
+    let mut committed = BTreeMap::new();
+    for element in answer.elements() {
+        element.error().map_err(failed())?;
+        let offset = match element.offset() {
+            Offset::Offset(offset) => Some(offset),
+            Offset::Invalid
+            | Offset::Beginning
+            | Offset::End
+            | Offset::Stored
+            | Offset::OffsetTail(_) => None,
+        };
+        committed.insert(element.partition(), offset);
+    }
+    Ok(committed)
+}
+
+/// The explicit offset that `start` means for a partition now.
+fn begin<C: ConsumerContext>(
+    consumer: &rdkafka::consumer::BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+    start: Start,
+) -> Result<Found, Fault> {
+    let failed = || passing(format!("cannot look up where {topic}[{partition}] begins"));
+    let watermarks = || consumer.fetch_watermarks(topic, partition, ASK_TIMEOUT);
+    let offset = match start {
+        Start::Earliest => watermarks().map_err(failed())?.0,
+        Start::Latest => watermarks().map_err(failed())?.1,
+        Start::TimestampMs(at) => match offset_at(consumer, topic, partition, at).map_err(failed())? {
+            Some(offset) => offset,
+            // Nothing as young as that yet: what comes from now on is.
+            None => watermarks().map_err(failed())?.1,
+        },
+    };
+    Ok(Found { offset: offset.max(0), committed: false })
+}
+
+fn offset_at<C: ConsumerContext>(
+    consumer: &rdkafka::consumer::BaseConsumer<C>,
+    topic: &str,
+    partition: i32,
+    at_ms: i64,
+) -> KafkaResult<Option<i64>> {
+    let mut question = TopicPartitionList::new();
+    question.add_partition_offset(topic, partition, Offset::Offset(at_ms))?;
+    let answer = consumer.offsets_for_times(question, ASK_TIMEOUT)?;
+    for element in answer.elements() {
+        element.error()?;
+        if let Offset::Offset(offset) = element.offset() {
+            return Ok(Some(offset));
+        }
+    }
+    Ok(None)
+}
+
+/// What travels in the metadata of each committed offset: who owns the partition, for a successor.
+#[derive(Debug, Clone)]
+pub(super) struct Claim(String);
+
+impl Claim {
+    /// A claim for labels that begin with `stem`, from sequence number 0 on.
+    pub(super) fn new(stem: &str) -> Claim {
+        Claim(serde_json::json!({ "v": 1, "stem": stem, "from": 0 }).to_string())
+    }
+
+    /// The metadata text.
+    pub(super) fn text(&self) -> &str {
+        &self.0
+    }
+}
