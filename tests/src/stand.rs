@@ -21,7 +21,6 @@ pub enum Model {
 }
 
 /// A topic, a sandbox with one table, and a folder for files.
-#[derive(Debug)]
 pub struct Stand {
     /// Where the topic is.
     pub kafka: Kafka,

@@ -5,7 +5,6 @@ use tidemill_sandbox::{Fault, FaultKind, LoadRecord, Options, Sandbox, TableStat
 use tokio::runtime::Runtime;
 
 /// A running sandbox with a database `shop`.
-#[derive(Debug)]
 pub struct Warehouse {
     // Fields drop in this order: the sandbox before the runtime that it lives on.
     sandbox: Option<Sandbox>,
@@ -175,4 +174,23 @@ pub fn row(id: u64) -> String {
 #[must_use]
 pub fn amount(id: u64) -> u64 {
     id.wrapping_mul(2_654_435_761) % 10_007
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Warehouse;
+    use tidemill_plugin_orders::sample::CREATE_TABLE;
+
+    #[test]
+    fn tables_can_be_made_and_counted() {
+        let warehouse = Warehouse::start();
+        warehouse.duplicate_table("added");
+        warehouse.primary_table("changed");
+        warehouse.execute(&CREATE_TABLE.replacen("TABLE orders", "TABLE shop.orders", 1));
+        for table in ["added", "changed", "orders"] {
+            assert_eq!(warehouse.number(&format!("SELECT COUNT(*) FROM shop.{table}")), 0);
+        }
+        assert!(warehouse.ids("added").is_empty());
+        assert_eq!(warehouse.stats("changed").loads, 0);
+    }
 }
