@@ -20,8 +20,7 @@ pub(crate) fn demo(arguments: &[OsString]) -> Result<(), Failure> {
 
 /// Runs the benchmarks against a Kafka of their own.
 pub(crate) fn bench(arguments: &[OsString]) -> Result<(), Failure> {
-    setup::for_building()?;
-    setup::for_kafka()?;
+    setup::for_benchmarks()?;
     plugins()?;
     command::run(&mut command::cargo(&[
         "build",

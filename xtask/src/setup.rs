@@ -10,52 +10,84 @@ use std::{
 /// A program that a chore calls, and the Debian package that brings it.
 struct Need {
     program: &'static str,
+    /// Arguments with which it does nothing and succeeds, where being there is not enough.
+    probe: &'static [&'static str],
     package: &'static str,
     why: &'static str,
 }
 
 /// To compile at all: OpenSSL, librdkafka and SQLite are built from source.
 const BUILD_NEEDS: [Need; 4] = [
-    Need { program: "cc", package: "build-essential", why: "compiles librdkafka, OpenSSL and SQLite" },
-    Need { program: "c++", package: "build-essential", why: "librdkafka's configure asks for it" },
-    Need { program: "make", package: "build-essential", why: "builds librdkafka and OpenSSL" },
-    Need { program: "perl", package: "perl", why: "configures OpenSSL" },
+    Need {
+        program: "cc",
+        probe: &[],
+        package: "build-essential",
+        why: "compiles librdkafka, OpenSSL and SQLite",
+    },
+    Need {
+        program: "c++",
+        probe: &[],
+        package: "build-essential",
+        why: "librdkafka's configure asks for it",
+    },
+    Need { program: "make", probe: &[], package: "build-essential", why: "builds librdkafka and OpenSSL" },
+    Need {
+        program: "perl",
+        probe: &["-MFindBin", "-MIPC::Cmd", "-MPod::Usage", "-e1"],
+        package: "perl",
+        why: "configures OpenSSL; perl-base alone lacks modules",
+    },
 ];
 
 /// To run a real Kafka.
 const KAFKA_NEEDS: [Need; 2] = [
-    Need { program: "java", package: "default-jre-headless", why: "runs Apache Kafka" },
-    Need { program: "mvn", package: "maven", why: "resolves Apache Kafka's jars" },
+    Need { program: "java", probe: &[], package: "default-jre-headless", why: "runs Apache Kafka" },
+    Need { program: "mvn", probe: &[], package: "maven", why: "resolves Apache Kafka's jars" },
 ];
 
 /// The stock MySQL client with which a test counts rows, as a user would.
-const CLIENT_NEEDS: [Need; 1] =
-    [Need { program: "mysql", package: "default-mysql-client", why: "queries the sandbox as a user would" }];
+const CLIENT_NEEDS: [Need; 1] = [Need {
+    program: "mysql",
+    probe: &[],
+    package: "default-mysql-client",
+    why: "queries the sandbox as a user would",
+}];
 
 const RUST_TARGETS: [&str; 2] = ["wasm32-unknown-unknown", "wasm32-wasip2"];
 const RUST_COMPONENTS: [&str; 2] = ["clippy", "rustfmt"];
 
 /// What is needed to build the workspace and its plugins.
 pub(crate) fn for_building() -> Result<(), Failure> {
-    packages(&BUILD_NEEDS)?;
+    packages(&[&BUILD_NEEDS])?;
     rust_parts("target", &RUST_TARGETS)
 }
 
-/// What is needed to start Kafka.
-pub(crate) fn for_kafka() -> Result<(), Failure> {
-    packages(&KAFKA_NEEDS)
+/// What is needed to run against a real Kafka.
+pub(crate) fn for_benchmarks() -> Result<(), Failure> {
+    packages(&[&BUILD_NEEDS, &KAFKA_NEEDS])?;
+    rust_parts("target", &RUST_TARGETS)
 }
 
 /// What is needed for the whole suite.
 pub(crate) fn for_testing() -> Result<(), Failure> {
-    for_building()?;
-    rust_parts("component", &RUST_COMPONENTS)?;
-    for_kafka()?;
-    packages(&CLIENT_NEEDS)
+    packages(&[&BUILD_NEEDS, &KAFKA_NEEDS, &CLIENT_NEEDS])?;
+    rust_parts("target", &RUST_TARGETS)?;
+    rust_parts("component", &RUST_COMPONENTS)
 }
 
-fn packages(needs: &[Need]) -> Result<(), Failure> {
-    let missing: Vec<&Need> = needs.iter().filter(|need| !on_path(need.program)).collect();
+impl Need {
+    fn is_met(&self) -> bool {
+        let runs = || {
+            let mut probe = Command::new(self.program);
+            probe.args(self.probe).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            probe.status().is_ok_and(|status| status.success())
+        };
+        on_path(self.program) && (self.probe.is_empty() || runs())
+    }
+}
+
+fn packages(needs: &[&[Need]]) -> Result<(), Failure> {
+    let missing: Vec<&Need> = needs.iter().copied().flatten().filter(|need| !need.is_met()).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -79,10 +111,10 @@ fn packages(needs: &[Need]) -> Result<(), Failure> {
     command::run(&mut apt(&["update", "--quiet"]))?;
     let mut install = apt(&["install", "--yes", "--quiet", "--no-install-recommends"]);
     command::run(install.args(&names))?;
-    match missing.iter().find(|need| !on_path(need.program)) {
+    match missing.iter().find(|need| !need.is_met()) {
         None => Ok(()),
         Some(need) => Err(Failure::new(format!(
-            "{} is installed, but `{}` is not on the PATH",
+            "{} is installed, but `{}` still does not run",
             need.package, need.program
         ))),
     }
