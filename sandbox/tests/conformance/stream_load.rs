@@ -1,0 +1,251 @@
+//! The request, the redirect and the answer of a load.
+
+use crate::target::{Target, random};
+use crate::wire::{self, Head};
+use tidemill_sandbox::{Keep, Options};
+
+#[tokio::test]
+async fn the_fe_redirects_without_asking_for_the_body() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let head = target.load_head("t", "a").with("Content-Length", 1_000_000);
+    // The body is never sent, and yet the answer is there.
+    let answer = wire::exchange(&target.fe, &head, b"x").await.expect("an answer");
+    assert_eq!(answer.status, 307);
+    assert!(!answer.continued);
+    let location = answer.header("location").expect("a redirect");
+    assert_eq!(wire::path(location), head.path);
+    assert!(location.starts_with("http://"));
+    assert_eq!(answer.header("connection"), Some("close"));
+}
+
+#[tokio::test]
+async fn the_fe_demands_an_expectation_of_http_1_1() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let head = target.load_head("t", "a").without("Expect");
+    let answer = wire::exchange(&target.fe, &head, b"").await.expect("an answer");
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.text("Status"), "FAILED");
+    let expected = "class com.starrocks.common.DdlException: There is no 100-continue header";
+    assert_eq!(answer.text("Message"), expected);
+    assert_eq!(answer.header("connection"), Some("close"));
+    let old = Head { version: "HTTP/1.0", ..head };
+    let answer = wire::exchange(&target.fe, &old, b"").await.expect("an answer");
+    assert_eq!(answer.status, 307, "{answer:?}");
+}
+
+#[tokio::test]
+async fn both_hops_check_the_password() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let head = target.load_head("t", "a");
+    for wrong in [head.clone().without("Authorization"), head.clone().user("root", "no such password")] {
+        let answer = wire::exchange(&target.fe, &wrong, b"").await.expect("an answer");
+        assert_eq!(answer.status, 401);
+        assert_eq!(answer.header("www-authenticate"), Some("Basic realm=\"\""));
+        assert_eq!(answer.text("status"), "FAILED");
+    }
+    let (be, path) = target.redirect(&head).await.expect("a redirect");
+    let bare = Head { path, ..head }.without("Authorization");
+    let answer = wire::exchange(&be, &bare, b"{\"id\":1}").await.expect("an answer");
+    assert_eq!((answer.status, answer.continued), (200, false));
+    assert_eq!(answer.text("Status"), "Fail");
+    assert!(answer.text("Message").contains("no valid Basic authorization"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_load_is_answered_with_all_fields_in_order() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let body = "{\"id\":1,\"name\":\"a\",\"qty\":2}\n{\"id\":2}\n";
+    let answer = target.load("t", "first", body).await;
+    assert!(answer.continued, "the body was asked for");
+    assert_eq!(answer.status, 200);
+    let document = answer.json();
+    let names: Vec<&str> = document.as_object().expect("an object").keys().map(String::as_str).collect();
+    let expected = [
+        "TxnId",
+        "Label",
+        "Status",
+        "Message",
+        "NumberTotalRows",
+        "NumberLoadedRows",
+        "NumberFilteredRows",
+        "NumberUnselectedRows",
+        "LoadBytes",
+        "LoadTimeMs",
+        "BeginTxnTimeMs",
+        "StreamLoadPlanTimeMs",
+        "ReadDataTimeMs",
+        "WriteDataTimeMs",
+        "CommitAndPublishTimeMs",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!((answer.text("Status"), answer.text("Message")), ("Success".into(), "OK".into()));
+    assert_eq!((answer.number("NumberLoadedRows"), answer.number("NumberFilteredRows")), (2, 0));
+    assert_eq!(answer.number("LoadBytes"), body.len() as i64);
+    assert!(answer.number("TxnId") > 0);
+    assert_eq!(target.rows("SELECT id, name, qty FROM t ORDER BY id").await, ["1,a,2", "2,NULL,NULL"]);
+}
+
+#[tokio::test]
+async fn a_load_without_a_label_gets_one() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let head = target.load_head("t", "x").without("label");
+    let answer = target.send(&head, "{\"id\":1}").await.expect("an answer");
+    assert_eq!(answer.text("Status"), "Success");
+    assert_eq!(target.state(&answer.text("Label")).await, "VISIBLE");
+}
+
+#[tokio::test]
+async fn an_early_refusal_comes_instead_of_the_continue() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    target.load("t", "once", "{\"id\":1}").await;
+    let again = target.load("t", "once", "{\"id\":1}").await;
+    assert_eq!((again.status, again.continued), (200, false));
+    assert_eq!(again.text("Status"), "Label Already Exists");
+    assert_eq!(again.text("ExistingJobStatus"), "FINISHED");
+    assert_eq!(again.text("Message"), "Label [once] has already been used.");
+    assert_eq!(target.count("t").await, 1);
+}
+
+#[tokio::test]
+async fn unknown_tables_and_databases_are_named() {
+    let target = Target::any().await;
+    let answer = target.load("missing", "a", "{\"id\":1}").await;
+    assert_eq!((answer.text("Status"), answer.continued), ("Fail".into(), false));
+    assert!(answer.text("Message").contains("missing"), "{answer:?}");
+    let mut head = target.load_head("t", "b");
+    head.path = "/api/nowhere_at_all/t/_stream_load".to_owned();
+    let answer = target.send(&head, "{\"id\":1}").await.expect("an answer");
+    assert_eq!(answer.text("Status"), "Fail");
+    assert!(answer.text("Message").contains("nowhere_at_all"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_json_body_over_the_limit_is_refused_by_its_length() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let head = target.load_head("t", "big").with("Content-Length", 104_857_601);
+    let (be, path) = target.redirect(&head).await.expect("a redirect");
+    let answer = wire::exchange(&be, &Head { path, ..head }, b"x").await.expect("an answer");
+    assert_eq!((answer.text("Status"), answer.continued), ("Fail".into(), false));
+    let expected = "The size of this batch exceed the max size [104857600]  of json type data  data [ 104857601 ]. \
+                    Set ignore_json_size to skip the check, although it may lead huge memory consuming.";
+    assert_eq!(answer.text("Message"), expected);
+    assert_eq!(target.state("big").await, "UNKNOWN", "nothing was begun");
+}
+
+#[tokio::test]
+async fn bad_headers_are_refused() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let check = async |name: &str, value: &str, expected: &str| {
+        let head = target.load_head("t", &random()).with(name, value);
+        let answer = target.send(&head, "{\"id\":1}").await.expect("an answer");
+        assert_eq!(answer.text("Status"), "Fail", "{name}: {value}");
+        assert!(answer.text("Message").contains(expected), "{answer:?}");
+    };
+    check("format", "xml", "unknown data format, format=xml").await;
+    check("timeout", "soon", "Invalid timeout format").await;
+    check("strict_mode", "maybe", "Invalid strict mode format. Must be bool type").await;
+    check("partial_update", "true", "Only primary key table support partial update").await;
+    check("label", "no/slashes", "no/slashes").await;
+}
+
+#[tokio::test]
+async fn malformed_json_fails_the_whole_load() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let strip = target.load_head("t", "array").with("strip_outer_array", "true");
+    let answer = target.send(&strip, "[{\"id\":1},{\"id\":2,]").await.expect("an answer");
+    assert_eq!(answer.text("Status"), "Fail");
+    assert_eq!(target.state("array").await, "ABORTED");
+    let answer = target.load("t", "lines", "{\"id\":1}\n{\"id\":\n").await;
+    assert_eq!(answer.text("Status"), "Fail");
+    assert_eq!(target.count("t").await, 0);
+    // An aborted label is free again.
+    assert_eq!(target.load("t", "lines", "{\"id\":1}").await.text("Status"), "Success");
+}
+
+#[tokio::test]
+async fn the_texts_about_malformed_json() {
+    let Some(target) = Target::sandbox(Options::default()).await else { return };
+    target.table("t", "DUPLICATE KEY").await;
+    let check = async |strip: bool, body: &str, expected: &str| {
+        let head = target.load_head("t", &random()).with("strip_outer_array", strip);
+        let answer = target.send(&head, body).await.expect("an answer");
+        assert_eq!(answer.text("Message"), expected, "{body}");
+        assert_eq!(answer.number("NumberTotalRows"), 0);
+        assert!(answer.number("LoadBytes") > 0);
+    };
+    let unescaped = "Within strings, some characters must be escaped, we found unescaped characters";
+    let array = format!("Failed to parse json as array. error: {unescaped}");
+    check(true, "[{\"id\":1,\"name\":\"a\nb\"}]", &array).await;
+    let stream = format!("Failed to iterate document stream as object. error: {unescaped}");
+    check(false, "{\"id\":1}\n{\"id\":2,\"name\":\"a\tb\"}", &stream).await;
+    check(false, "id,1", "illegal json started with i").await;
+    check(
+        true,
+        "{\"id\":1}",
+        "the value should be array type with strip_outer_array=true, value: {\"id\":1}",
+    )
+    .await;
+    let hint = "The value is array type in json document stream, you can set strip_outer_array=true to parse each \
+                element of the array as individual rows";
+    check(false, "[{\"id\":1}]", hint).await;
+}
+
+#[tokio::test]
+async fn documents_may_span_lines_or_share_one() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let answer = target.load("t", "a", "{\"id\":1}{\"id\":2}\n\n{\n \"id\":3\n}\n{\"id\":4}").await;
+    assert_eq!(answer.text("Status"), "Success", "{answer:?}");
+    let strip = target.load_head("t", "b").with("strip_outer_array", "true");
+    let answer = target.send(&strip, " [ {\"id\":5} ,\n{\"id\":6}] ").await.expect("an answer");
+    assert_eq!(answer.text("Status"), "Success", "{answer:?}");
+    assert_eq!(target.rows("SELECT id FROM t ORDER BY id").await, ["1", "2", "3", "4", "5", "6"]);
+}
+
+#[tokio::test]
+async fn a_chunked_body_is_taken() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let head = target.load_head("t", "chunked");
+    let (be, path) = target.redirect(&head).await.expect("a redirect");
+    let mut connection = wire::Connection::open(&be).await.expect("the BE listens");
+    connection.head(&Head { path, ..head }.with("Transfer-Encoding", "chunked")).await.expect("written");
+    assert_eq!(connection.answer().await.expect("an interim answer").status, 100);
+    connection.body(b"5\r\n{\"id\"\r\n3\r\n:1}\r\n0\r\n\r\n").await.expect("written");
+    let answer = connection.answer().await.expect("an answer");
+    assert_eq!(answer.text("Status"), "Success");
+    assert_eq!(answer.number("LoadBytes"), 8);
+}
+
+#[tokio::test]
+async fn an_empty_load_fails() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let head = target.load_head("t", "none").with("strip_outer_array", "true");
+    let answer = target.send(&head, "[]").await.expect("an answer");
+    assert_eq!(answer.text("Status"), "Fail");
+    assert_eq!(target.state("none").await, "ABORTED");
+}
+
+#[tokio::test]
+async fn a_sandbox_that_keeps_nothing_counts() {
+    let options = Options { keep: Keep::None, ..Options::default() };
+    let Some(target) = Target::sandbox(options).await else { return };
+    target.table("t", "DUPLICATE KEY").await;
+    let body = "{\"id\":1}\n".repeat(10_000);
+    let answer = target.load("t", "many", &body).await;
+    assert_eq!(answer.text("Status"), "Success");
+    assert_eq!(answer.number("NumberLoadedRows"), 10_000);
+    let stats = target.own().table_stats(&target.db, "t").expect("the table is there");
+    assert_eq!((stats.loads, stats.rows_loaded, stats.bytes_loaded), (1, 10_000, body.len() as u64));
+    assert_eq!(target.count("t").await, 10_000);
+}

@@ -1,0 +1,155 @@
+//! The transaction interface.
+
+use crate::target::Target;
+use crate::wire::{self, Answer, Head};
+use tidemill_sandbox::Options;
+
+/// One operation, following redirects; the answer and how many redirects there were.
+async fn call(target: &Target, head: &Head, body: &str) -> (Answer, u32) {
+    let (mut authority, mut head) = (target.fe.clone(), head.clone());
+    for hops in 0..4 {
+        let content = if hops == 0 { "" } else { body };
+        let sent = if hops == 0 { head.clone().with("Content-Length", 0) } else { head.clone() };
+        let answer = wire::exchange(&authority, &sent, content.as_bytes()).await.expect("an answer");
+        if answer.status != 307 {
+            return (answer, hops);
+        }
+        let location = answer.header("location").expect("a redirect").to_owned();
+        authority = wire::authority(&location);
+        head.path = wire::path(&location);
+    }
+    panic!("redirected for ever");
+}
+
+fn head(target: &Target, operation: &str, label: &str) -> Head {
+    let method = if operation == "load" { "PUT" } else { "POST" };
+    Head::new(method, format!("/api/transaction/{operation}"))
+        .user("root", &target.password)
+        .with("Expect", "100-continue")
+        .with("db", &target.db)
+        .with("table", "t")
+        .with("label", label)
+}
+
+async fn run(target: &Target, operation: &str, label: &str) -> Answer {
+    call(target, &head(target, operation, label), "").await.0
+}
+
+async fn load(target: &Target, label: &str, body: &str) -> Answer {
+    let head = head(target, "load", label).with("format", "json").with("strip_outer_array", "true");
+    call(target, &head, body).await.0
+}
+
+#[tokio::test]
+async fn begin_load_prepare_commit() {
+    let target = Target::any().await;
+    target.table("t", "PRIMARY KEY").await;
+    let begun = run(&target, "begin", "x").await;
+    assert_eq!(begun.text("Status"), "OK", "{begun:?}");
+    assert_eq!(begun.text("Label"), "x");
+    assert!(begun.number("TxnId") > 0);
+    assert_eq!(target.state("x").await, "PREPARE");
+    for body in ["[{\"id\":1},{\"id\":2}]", "[{\"id\":3}]"] {
+        let loaded = load(&target, "x", body).await;
+        assert_eq!(loaded.text("Status"), "OK", "{loaded:?}");
+        assert_eq!(loaded.number("LoadBytes"), body.len() as i64);
+    }
+    let prepared = run(&target, "prepare", "x").await;
+    assert_eq!(prepared.text("Status"), "OK", "{prepared:?}");
+    assert_eq!(prepared.number("NumberTotalRows"), 3);
+    assert_eq!(target.state("x").await, "PREPARED");
+    assert_eq!(target.count("t").await, 0, "not visible yet");
+    let again = target.load("t", "x", "{\"id\":9}").await;
+    assert_eq!(again.text("ExistingJobStatus"), "RUNNING");
+    let (committed, hops) = call(&target, &head(&target, "commit", "x"), "").await;
+    assert_eq!(
+        (committed.text("Status"), hops),
+        ("OK".into(), 0),
+        "the FE commits what is PREPARED: {committed:?}"
+    );
+    target.until_count("t", 3).await;
+    assert_eq!(target.state("x").await, "VISIBLE");
+    let again = run(&target, "commit", "x").await;
+    assert_eq!(again.text("Status"), "OK");
+    assert!(again.text("Message").contains("has already committed, label is x"), "{again:?}");
+    let rollback = run(&target, "rollback", "x").await;
+    assert_eq!(rollback.text("Status"), "FAILED", "{rollback:?}");
+}
+
+#[tokio::test]
+async fn a_commit_without_prepare_goes_to_the_be() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    run(&target, "begin", "x").await;
+    load(&target, "x", "[{\"id\":1}]").await;
+    let (committed, hops) = call(&target, &head(&target, "commit", "x"), "").await;
+    assert_eq!((committed.text("Status"), hops), ("OK".into(), 1), "{committed:?}");
+    assert_eq!(committed.number("NumberLoadedRows"), 1);
+    target.until_count("t", 1).await;
+}
+
+#[tokio::test]
+async fn a_rollback_frees_the_label() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    for prepare in [false, true] {
+        assert_eq!(run(&target, "begin", "x").await.text("Status"), "OK", "an aborted label is begun again");
+        load(&target, "x", "[{\"id\":1}]").await;
+        if prepare {
+            assert_eq!(run(&target, "prepare", "x").await.text("Status"), "OK");
+        }
+        let answer = run(&target, "rollback", "x").await;
+        assert_eq!(answer.text("Status"), "OK", "{answer:?}");
+        assert_eq!(target.state("x").await, "ABORTED");
+    }
+    let again = run(&target, "rollback", "x").await;
+    assert_eq!(again.text("Status"), "OK");
+    assert!(again.text("Message").contains("already aborted"), "{again:?}");
+    let commit = run(&target, "commit", "x").await;
+    assert_eq!(commit.text("Status"), "FAILED");
+    assert!(commit.text("Message").contains("Can not commit ABORTED transaction"), "{commit:?}");
+    assert_eq!(target.count("t").await, 0);
+}
+
+#[tokio::test]
+async fn requests_that_do_not_fit_are_told_so() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let probe = Head::new("POST", "/api/transaction/begin").user("root", &target.password);
+    let answer = call(&target, &probe, "").await.0;
+    assert_eq!(answer.text("Status"), "FAILED");
+    assert!(answer.text("Message").contains("Empty label."), "{answer:?}");
+    assert_eq!(load(&target, "never-begun", "[{\"id\":1}]").await.text("Status"), "TXN_NOT_EXISTS");
+    run(&target, "begin", "empty").await;
+    let answer = run(&target, "prepare", "empty").await;
+    assert_ne!(answer.text("Status"), "OK");
+    assert!(answer.text("Message").contains("hasn't send any data yet"), "{answer:?}");
+    let answer = run(&target, "begin", "empty").await;
+    assert_eq!(answer.text("Status"), "LABEL_ALREADY_EXISTS", "{answer:?}");
+}
+
+#[tokio::test]
+async fn a_body_that_fails_undoes_the_transaction() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    run(&target, "begin", "x").await;
+    load(&target, "x", "[{\"id\":1}]").await;
+    assert_ne!(load(&target, "x", "[{\"id\":").await.text("Status"), "OK");
+    target.until_state("x", "ABORTED").await;
+    assert_eq!(target.count("t").await, 0);
+}
+
+#[tokio::test]
+async fn a_prepared_transaction_has_a_time_limit() {
+    let Some(target) = Target::sandbox(Options::default()).await else { return };
+    target.table("t", "DUPLICATE KEY").await;
+    run(&target, "begin", "x").await;
+    load(&target, "x", "[{\"id\":1}]").await;
+    let prepare = head(&target, "prepare", "x").with("prepared_timeout", 1);
+    assert_eq!(call(&target, &prepare, "").await.0.text("Status"), "OK");
+    target.until_state("x", "ABORTED").await;
+    let reason = target.state_answer("x").await.expect("an answer").text("reason");
+    assert_eq!(reason, "transaction is aborted by timeout.");
+    assert_eq!(run(&target, "commit", "x").await.text("Status"), "FAILED");
+    assert_eq!(target.count("t").await, 0);
+}
