@@ -52,7 +52,7 @@ fn a_rejected_record_becomes_a_file_and_its_neighbours_are_loaded() {
         let letters = letters(&directory);
         assert_eq!(letters.len(), 1, "{letters:?}");
         for what in
-            ["asked", "the record asked to be rejected", "plugin", "tidemill_test_plugin", &stand.name]
+            ["asked", "the record asked to be rejected", "transform", "tidemill_test_plugin", &stand.name]
         {
             assert!(tells(&letters[0], what), "{what} is not in {}", letters[0]);
         }
