@@ -177,9 +177,21 @@ mod tests {
 
     #[test]
     fn rejects_what_cannot_be_right() {
-        check("43.31", "43.311", Err(("amount", "`price` is no number with at most two decimals")));
-        check("4.90", "\"4.90\"", Err(("amount", "`shipping` is no number with at most two decimals")));
-        check("43.31", "92233720368547758.07", Err(("amount", "the total is too large")));
+        check(
+            "43.31",
+            "43.311",
+            Err(("amount", "`price` is no number with at most 16 digits and two decimals")),
+        );
+        check(
+            "4.90",
+            "\"4.90\"",
+            Err(("amount", "`shipping` is no number with at most 16 digits and two decimals")),
+        );
+        check(
+            "3,\"price\":43.31",
+            "4000000000,\"price\":9999999999999999.99",
+            Err(("amount", "the total is too large")),
+        );
         check("1767225605754", "-5", Err(("time", "`ts` -5 is before 1970 or after 9999")));
         check("\"items\":3", "\"items\":-3", Err(("parse", "invalid value")));
         check("\"sku\":\"TM-004417\",", "", Err(("parse", "missing field `sku`")));
