@@ -11,6 +11,7 @@ use std::sync::Arc;
 pub mod model;
 
 mod address;
+mod choice;
 mod draft;
 mod json;
 mod kind;
@@ -18,6 +19,7 @@ mod nearest;
 mod node;
 mod problem;
 mod process;
+mod reference;
 mod refused;
 mod schema;
 mod sections;
@@ -30,9 +32,10 @@ mod units;
 
 pub use problem::{Problem, Problems};
 pub use process::Overrides;
+pub use reference::{reference_markdown, reference_toml};
 
 use draft::{Draft, with_root};
-use model::{Plan, Process};
+use model::{Plan, Process, Transform};
 use source::Source;
 use table::Table;
 
@@ -52,6 +55,25 @@ pub fn load(files: &[PathBuf], flags: &Overrides) -> Result<Plan, Problems> {
 /// As [`load`].
 pub fn load_texts(texts: &[(&Path, &str)], flags: &Overrides) -> Result<Plan, Problems> {
     plan(texts.iter().map(|(path, text)| Ok(Source::new(path, text))).collect(), flags)
+}
+
+/// A plugin without a pipeline, under the default limits, and the directory for compiled plugins.
+///
+/// # Errors
+///
+/// If there is no directory for compiled plugins.
+pub fn lone_transform(
+    plugin: &Path,
+    config_json: &str,
+    flags: &Overrides,
+) -> Result<(Transform, PathBuf), Problems> {
+    let mut problems = Vec::new();
+    let cache_dir = process::cache_dir_of(flags).or_else(|| process::usual_cache_dir(&mut problems));
+    let nowhere = Source::flag("[[transform]]");
+    let limits = Table::absent(&nowhere, &sections::transform::SECTION);
+    let transform = draft::transform_of(&limits, Some(plugin.to_owned()), Some(config_json.to_owned()));
+    problems.extend(nowhere.into_problems());
+    transform.zip(cache_dir).ok_or_else(|| Problems::or_none_given(problems))
 }
 
 fn plan(sources: Vec<Result<Source, Problem>>, flags: &Overrides) -> Result<Plan, Problems> {

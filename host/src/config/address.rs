@@ -9,23 +9,25 @@ const FE_HTTP_PORT: u16 = 8030;
 /// The FE's port for backends, by default.
 const FE_RPC_PORT: u16 = 9020;
 
+const CREDENTIALS: &str = "the address holds a user name or a password, which have keys of their own";
+
 /// `host:port`; an IPv6 host stands in brackets.
 pub(super) fn host_port(text: &str) -> Result<String, Refusal> {
     let (host, port) = split(text)?;
     Ok(format!("{host}:{port}"))
 }
 
-/// `http://host:port` or `https://host:port`; without a scheme it is `http`.
+/// `http://host:port` or `https://host:port`.
 pub(super) fn frontend(text: &str) -> Result<String, Refusal> {
     let text = text.trim();
-    let (scheme, rest) = match text.split_once("://") {
-        Some((scheme, rest)) => (scheme.to_ascii_lowercase(), rest),
-        None => ("http".to_owned(), text),
-    };
-    if rest.contains('@') {
-        let why = "an address holds a user name or a password; they go into `user` and `password`";
-        return Err(Refusal::Hushed(why.to_owned()));
+    if text.contains('@') {
+        return Err(Refusal::Hushed(CREDENTIALS.to_owned()));
     }
+    let Some((scheme, rest)) = text.split_once("://") else {
+        split(text)?;
+        return Refusal::because("the scheme is missing");
+    };
+    let scheme = scheme.to_ascii_lowercase();
     if scheme.starts_with("jdbc") || scheme == "mysql" {
         return Refusal::because("it is an address of the MySQL protocol, which belongs into `query`");
     }
@@ -51,8 +53,7 @@ pub(super) fn frontend(text: &str) -> Result<String, Refusal> {
 /// `host:port` of the MySQL protocol.
 pub(super) fn query(text: &str) -> Result<String, Refusal> {
     if text.contains('@') {
-        let why = "an address holds a user name or a password; they go into `user` and `password`";
-        return Err(Refusal::Hushed(why.to_owned()));
+        return Err(Refusal::Hushed(CREDENTIALS.to_owned()));
     }
     if text.contains("://") {
         return Refusal::because("it has no scheme");
@@ -82,7 +83,7 @@ pub(super) fn redirect_host(text: &str) -> Result<String, Refusal> {
 
 fn split(text: &str) -> Result<(String, u16), Refusal> {
     if text.contains('@') {
-        return Err(Refusal::Hushed("an address holds a user name or a password".to_owned()));
+        return Err(Refusal::Hushed(CREDENTIALS.to_owned()));
     }
     let Some((host, port)) =
         text.rsplit_once(':').filter(|(host, _)| !host.starts_with('[') || host.ends_with(']'))
@@ -131,7 +132,7 @@ mod tests {
     #[test]
     fn frontends_get_a_scheme_and_keep_their_port() {
         assert_eq!(said(frontend("http://FE1.example.com:8030/")), "http://fe1.example.com:8030");
-        assert_eq!(said(frontend("127.0.0.1:8030")), "http://127.0.0.1:8030");
+        assert_eq!(said(frontend("127.0.0.1:8030")), "the scheme is missing");
         assert_eq!(said(frontend("https://[::1]:8443")), "https://[::1]:8443");
         assert_eq!(said(frontend("http://localhost")), "the port is missing");
         assert_eq!(said(frontend("ftp://localhost:1")), "the scheme is neither http nor https");
@@ -143,7 +144,7 @@ mod tests {
     #[test]
     fn the_ports_of_starrocks_are_told_apart() {
         assert!(said(frontend("http://localhost:9030")).starts_with("9030 is the port for SQL"));
-        assert!(said(frontend("localhost:9020")).starts_with("9020 is the port for backends"));
+        assert!(said(frontend("http://localhost:9020")).starts_with("9020 is the port for backends"));
         assert!(said(query("localhost:8030")).starts_with("8030 is the port for HTTP"));
         assert_eq!(said(query("localhost:9030")), "localhost:9030");
     }

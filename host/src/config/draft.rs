@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeTable;
 
+use super::choice;
 use super::model::{
     BatchLimits, DeadLetters, Kafka, KafkaSecurity, Pipeline, Sasl, Secret, Source as ModelSource, StarRocks,
     TableModel, Tls, Transform,
 };
 use super::problem::Problem;
-use super::sections::{self, ROOT, SINK, SOURCE, SOURCES_TO_COME};
+use super::sections::{self, ROOT};
 use super::source::Source;
 use super::table::{Table, quote};
 
@@ -23,7 +25,7 @@ pub(super) struct Draft {
     pub(super) process: Option<Range<usize>>,
     /// Where the pipeline's name stands.
     pub(super) name: Range<usize>,
-    /// Where the batch limits stand.
+    /// Where the batch limits stand; without them, where the table stands.
     pub(super) batch: Range<usize>,
     /// Where the topics stand.
     pub(super) topics: Range<usize>,
@@ -63,10 +65,10 @@ fn split_expected(message: &str) -> (&str, Option<&str>) {
 impl Draft {
     /// Reads everything but `[process]`, which all files share.
     pub(super) fn read(root: &Table<'_>) -> Self {
-        let heading = required(root, &sections::pipeline::SECTION, "name = \"orders\"");
+        let heading = heading(root);
         let name = heading.as_ref().and_then(|table| table.get(&sections::pipeline::NAME));
         let delivery = heading.as_ref().and_then(|table| table.get(&sections::pipeline::DELIVERY));
-        let source_table = source_table(root);
+        let source_table = choice::source(root);
         let kafka = source_table.as_ref().and_then(|table| read_kafka(table, name.as_deref()));
         let transforms: Vec<_> =
             root.tables(&sections::transform::SECTION).iter().map(read_transform).collect();
@@ -74,7 +76,8 @@ impl Draft {
         let batch = read_batch(
             batch_table.as_ref().unwrap_or(&Table::absent(root.source, &sections::batch::SECTION)),
         );
-        let sink = sink_table(root).and_then(|table| read_starrocks(&table, root));
+        let sink_table = choice::sink(root);
+        let sink = sink_table.as_ref().and_then(|table| read_starrocks(table, root));
         let dead_letters = root.table(&sections::dead_letters::SECTION);
         let topics = kafka.as_ref().map(|kafka| kafka.topics.as_slice()).unwrap_or_default();
         let dead_letters = dead_letters.map(|table| read_dead_letters(&table, topics));
@@ -93,9 +96,10 @@ impl Draft {
                 },
             })
         };
+        let of_table = sink_table.map(|table| table.span_of("table"));
         Self {
             name: heading.as_ref().map_or(0..0, |table| table.span_of("name")),
-            batch: batch_table.map_or(0..0, |table| table.span.clone()),
+            batch: batch_table.map(|table| table.span).or(of_table).unwrap_or(0..0),
             topics: source_table.map_or(0..0, |table| table.span_of("topics")),
             process: root.has("process").then(|| root.span_of("process")),
             pipeline: assemble(),
@@ -103,82 +107,14 @@ impl Draft {
     }
 }
 
-/// A table that must be there.
-fn required<'a>(
-    root: &Table<'a>,
-    section: &'static super::schema::Section,
-    example: &str,
-) -> Option<Table<'a>> {
-    if !root.has(section.name()) {
+/// `[pipeline]`, which must be there.
+fn heading<'a>(root: &Table<'a>) -> Option<Table<'a>> {
+    let section = &sections::pipeline::SECTION;
+    if !root.has(section.name()) && !root.has_misspelt(section.name()) {
         let problem = Problem::whole(root.source, format!("missing table {}", section.header()));
-        root.source.note_whole(problem.hint(format!("for example {} with {example}", section.header())));
+        root.source.note_whole(problem.expected("it with `name`"));
     }
     root.table(section)
-}
-
-/// The one table within `[source]`.
-fn source_table<'a>(root: &Table<'a>) -> Option<Table<'a>> {
-    let missing = |problem: Problem| problem.expected("[source.kafka] with `brokers` and `topics`");
-    if !root.has("source") {
-        root.source.note_whole(missing(Problem::whole(root.source, "missing table [source.kafka]")));
-        return None;
-    }
-    let table = root.table(&SOURCE)?;
-    let written: Vec<_> = table.written().collect();
-    if written.is_empty() {
-        root.note_at("source", "no source in [source]", missing);
-    }
-    if let [(first, _), others @ ..] = written.as_slice() {
-        for (name, span) in others {
-            let what = format!("two sources in one file: {} and {}", quote(first), quote(name));
-            let problem = Problem::at(root.source, span.clone(), what).expected("exactly one");
-            root.source.note(span, problem.hint("a second source is a second file"));
-        }
-    }
-    for (name, span) in written.iter().filter(|(name, _)| *name != sections::kafka::SECTION.name()) {
-        if SOURCES_TO_COME.contains(name) {
-            let what = format!("the source {} is not in this version", quote(name));
-            root.source.note(span, missing(Problem::at(root.source, span.clone(), what)));
-        } else {
-            note_kind(&table, name, span, "source", &sections::kafka::SECTION);
-        }
-    }
-    table.table(&sections::kafka::SECTION)
-}
-
-/// The one table within `[sink]`.
-fn sink_table<'a>(root: &Table<'a>) -> Option<Table<'a>> {
-    let missing =
-        |problem: Problem| problem.expected("[sink.starrocks] with `fe`, `database`, `table` and `user`");
-    if !root.has("sink") {
-        root.source.note_whole(missing(Problem::whole(root.source, "missing table [sink.starrocks]")));
-        return None;
-    }
-    let table = root.table(&SINK)?;
-    if table.written().next().is_none() {
-        root.note_at("sink", "no sink in [sink]", missing);
-    }
-    for (name, span) in table.written().filter(|(name, _)| *name != sections::starrocks::SECTION.name()) {
-        note_kind(&table, name, &span, "sink", &sections::starrocks::SECTION);
-    }
-    table.table(&sections::starrocks::SECTION)
-}
-
-fn note_kind(
-    table: &Table<'_>,
-    name: &str,
-    span: &Range<usize>,
-    what: &str,
-    only: &'static super::schema::Section,
-) {
-    let problem = Problem::at(table.source, span.clone(), format!("unknown {what} {}", quote(name)));
-    let problem = problem.expected(only.header());
-    let problem = if only.key(name).is_some() {
-        problem.hint(format!("`{name}` belongs into {}", only.header()))
-    } else {
-        problem.meant(super::nearest::nearest(name, [only.name()]))
-    };
-    table.source.note(span, problem);
 }
 
 fn read_kafka(table: &Table<'_>, name: Option<&str>) -> Option<Kafka> {
@@ -223,15 +159,24 @@ fn read_sasl(table: &Table<'_>) -> Option<Sasl> {
 }
 
 fn read_transform(table: &Table<'_>) -> Option<Transform> {
-    use sections::transform::{
-        CONFIG, FAILURES_IN_A_ROW, LOG_LINES_PER_SECOND, MAX_OUTPUT, MEMORY, PLUGIN, TIMEOUT, WASI,
-    };
-    let (plugin, config, wasi) = (table.get(&PLUGIN), table.get(&CONFIG), table.get(&WASI));
-    let (memory, timeout, output) = (table.get(&MEMORY), table.get(&TIMEOUT), table.get(&MAX_OUTPUT));
-    let (lines, failures) = (table.get(&LOG_LINES_PER_SECOND), table.get(&FAILURES_IN_A_ROW));
+    use sections::transform::{CONFIG, PLUGIN};
+    let (plugin, config) = (table.get(&PLUGIN), table.get(&CONFIG));
+    transform_of(table, plugin, config)
+}
+
+/// A plugin under the limits of its table; those of [`Table::absent`] are the defaults.
+pub(super) fn transform_of(
+    table: &Table<'_>,
+    plugin: Option<PathBuf>,
+    config_json: Option<String>,
+) -> Option<Transform> {
+    use sections::transform::{FAILURES_IN_A_ROW, LOG_LINES_PER_SECOND, MAX_OUTPUT, MEMORY, TIMEOUT, WASI};
+    let (wasi, memory, timeout) = (table.get(&WASI), table.get(&MEMORY), table.get(&TIMEOUT));
+    let (output, lines) = (table.get(&MAX_OUTPUT), table.get(&LOG_LINES_PER_SECOND));
+    let failures = table.get(&FAILURES_IN_A_ROW);
     Some(Transform {
         plugin: plugin?,
-        config_json: config?,
+        config_json: config_json?,
         wasi: wasi?,
         memory_bytes: memory?,
         timeout: timeout?,

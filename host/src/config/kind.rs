@@ -295,7 +295,7 @@ impl Kind for FilePath {
         let path = node.source.resolve(&words.text);
         if self.must_open && !path.is_file() {
             let what = format!("`{}` is {}: no such file", node.name, words.shown);
-            let hint = format!("it was looked for at {}", path.display());
+            let hint = format!("it was looked for at {}", node.source.beside(&words.text).display());
             return node.wrong(|problem| problem.expected(self.expected).hint(hint), what);
         }
         Some(path)
@@ -470,7 +470,13 @@ impl StartAt {
             }
         };
         units::epoch_ms(&time).or_else(|| {
-            complain(format!("`timestamp` is {time}, without a date, a time or a zone, or before 1970"))
+            let lacks = match (time.date, time.time, time.offset) {
+                (None, _, _) => "has no date",
+                (_, None, _) => "has no time of day",
+                (_, _, None) => "has no zone",
+                (Some(_), Some(_), Some(_)) => "is before 1970",
+            };
+            complain(format!("`timestamp` is {time}, which {lacks}"))
         })
     }
 }

@@ -228,6 +228,18 @@ pub enum TableModel {
     Primary,
 }
 
+impl TableModel {
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            TableModel::Duplicate => "Duplicate Key",
+            TableModel::Unique => "Unique Key",
+            TableModel::Aggregate => "Aggregate Key",
+            TableModel::Primary => "Primary Key",
+        }
+    }
+}
+
 /// `[dead_letters]`.
 #[derive(Debug, Clone)]
 pub enum DeadLetters {

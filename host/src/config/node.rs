@@ -95,7 +95,7 @@ impl<'a> Node<'a> {
             Ok(text) => Some(Words { text, shown: format!("the content of the file {named:?}") }),
             Err(why) => {
                 let what = format!("`{}` names the file {named:?}, which cannot be read: {why}", self.name);
-                let path = self.source.resolve(named);
+                let path = self.source.beside(named);
                 self.wrong(|problem| problem.hint(format!("it was looked for at {}", path.display())), what)
             }
         }

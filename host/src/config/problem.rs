@@ -4,12 +4,13 @@ use std::fmt;
 use std::ops::Range;
 
 use super::source::Source;
+use crate::fault::Fault;
 
 /// Lines longer than this are not repeated under a message.
 const EXCERPT_CHARS_MAX: usize = 110;
 
 /// Words that mark a line which may hold a credential: such a line is never repeated.
-const SECRETIVE_WORDS: [&str; 6] = ["password", "secret", "token", "authorization", "://", ".pem"];
+const SECRETIVE_WORDS: [&str; 4] = ["password", "secret", "token", "authorization"];
 
 /// Problems that are printed for one file; the rest is counted.
 const SHOWN_PER_FILE_MAX: usize = 50;
@@ -75,8 +76,14 @@ impl Problem {
 
     /// Says what to do.
     #[must_use]
-    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hint = Some(hint.into());
+    pub(super) fn hint(self, hint: impl Into<String>) -> Self {
+        self.maybe_hint(Some(hint.into()))
+    }
+
+    /// Says what to do, if there is something to say.
+    #[must_use]
+    pub(super) fn maybe_hint(mut self, hint: Option<String>) -> Self {
+        self.hint = hint;
         self
     }
 
@@ -98,7 +105,8 @@ impl Problem {
 impl Excerpt {
     fn of(line: &str, column: usize, width: usize) -> Option<Self> {
         let lower = line.to_lowercase();
-        let secretive = SECRETIVE_WORDS.iter().any(|word| lower.contains(word));
+        let credentials_in_url = lower.contains("://") && lower.contains('@');
+        let secretive = credentials_in_url || SECRETIVE_WORDS.iter().any(|word| lower.contains(word));
         let short = line.chars().count() <= EXCERPT_CHARS_MAX;
         // A tab is one character and many columns wide, so the caret would point elsewhere.
         let printable = !line.trim_start_matches('\t').chars().any(char::is_control);
@@ -185,5 +193,12 @@ impl fmt::Display for Problems {
             }
         }
         Ok(())
+    }
+}
+
+/// For the few commands that read no pipeline file, but look something up here.
+impl From<Problems> for Fault {
+    fn from(problems: Problems) -> Self {
+        Self::halt(problems.to_string(), "correct it and start again")
     }
 }

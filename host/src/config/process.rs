@@ -38,11 +38,12 @@ pub struct Overrides {
 
 /// The settings of the process; problems of flags are added to `of_flags`.
 pub(super) fn read(table: &Table<'_>, flags: &Overrides, of_flags: &mut Vec<Problem>) -> Option<Process> {
+    let allowed = table.get(&ADMIN_PUBLIC) == Some(true);
     let mut settings = (
         table.get(&BUDGET),
         table.get(&LANES),
-        read_admin(table, flags),
-        table.get(&CACHE_DIR),
+        read_admin(table, flags, allowed),
+        cache_dir_of(flags).or_else(|| table.get(&CACHE_DIR)),
         table.get(&SHUTDOWN_TIMEOUT),
         table.get(&STALL_AFTER),
     );
@@ -53,7 +54,6 @@ pub(super) fn read(table: &Table<'_>, flags: &Overrides, of_flags: &mut Vec<Prob
         settings.1 = flag("--lanes", &LANES, &lanes.to_string(), of_flags);
     }
     if let Some(text) = &flags.admin {
-        let allowed = table.get(&ADMIN_PUBLIC) == Some(true);
         let source = Source::flag("--admin");
         let read = read_flag(&source, &ADMIN, text);
         if let Some(Some(address)) = read.filter(|_| !allowed) {
@@ -61,10 +61,6 @@ pub(super) fn read(table: &Table<'_>, flags: &Overrides, of_flags: &mut Vec<Prob
         }
         settings.2 = read;
         of_flags.extend(source.into_problems());
-    }
-    if let Some(path) = &flags.cache_dir {
-        // A flag is relative to the working directory, as flags are.
-        settings.3 = Some(std::path::absolute(path).unwrap_or_else(|_| path.clone()));
     }
     if let Some(text) = &flags.shutdown_timeout {
         settings.4 = flag("--shutdown-timeout", &SHUTDOWN_TIMEOUT, text, of_flags);
@@ -81,9 +77,8 @@ pub(super) fn read(table: &Table<'_>, flags: &Overrides, of_flags: &mut Vec<Prob
     })
 }
 
-fn read_admin(table: &Table<'_>, flags: &Overrides) -> Option<Option<SocketAddr>> {
+fn read_admin(table: &Table<'_>, flags: &Overrides, allowed: bool) -> Option<Option<SocketAddr>> {
     let admin = table.get(&ADMIN)?;
-    let allowed = table.get(&ADMIN_PUBLIC)?;
     if let Some(address) = admin.filter(|_| !allowed && flags.admin.is_none()) {
         refuse_public(address, |what| table.note_at("admin", what, allow_public));
     }
@@ -117,7 +112,14 @@ fn read_flag<K: Kind>(source: &Source, key: &Key<K>, text: &str) -> Option<K::Va
     key.kind.read(&Node { source, name: key.name, value, span: 0..0 })
 }
 
-fn usual_cache_dir(problems: &mut Vec<Problem>) -> Option<PathBuf> {
+/// A flag is relative to the working directory, as flags are.
+pub(super) fn cache_dir_of(flags: &Overrides) -> Option<PathBuf> {
+    let path = flags.cache_dir.as_ref()?;
+    Some(std::path::absolute(path).unwrap_or_else(|_| path.clone()))
+}
+
+/// The directory that is used when nothing says another.
+pub(super) fn usual_cache_dir(problems: &mut Vec<Problem>) -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let usual = cache_dir(variable("XDG_CACHE_HOME").as_deref(), variable("HOME").as_deref(), is_root());
     if usual.is_none() {

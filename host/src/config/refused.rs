@@ -12,7 +12,8 @@ const QUEUE: &str = "memory for fetched records is set by `fetch_queue`";
 const PROTOCOL: &str = "only classic groups with cooperative rebalancing are supported, or partitions would change \
                         hands before their rows are durable";
 
-const KAFKA: [(&str, &str); 37] = [
+/// Refused settings of librdkafka and why.
+pub(super) const KAFKA: [(&str, &str); 37] = [
     ("bootstrap.servers", "use `brokers`"),
     ("metadata.broker.list", "use `brokers`"),
     ("group.id", "use `group`"),
@@ -81,7 +82,8 @@ const MERGE_COMMIT: &str =
 const TRANSACTIONS: &str = "transactions are driven by tidemill itself";
 const NOT_YET: &str = "this version does not compress bodies yet";
 
-const STARROCKS: [(&str, &str); 35] = [
+/// Refused headers of Stream Load and why.
+pub(super) const STARROCKS: [(&str, &str); 35] = [
     ("label", "every batch has a label of its own, which is what stops duplicates"),
     ("format", "use `format`"),
     ("timeout", "use `load_timeout`"),

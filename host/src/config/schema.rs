@@ -27,6 +27,13 @@ pub(super) enum Presence {
     Required(&'static str),
     /// This value is used.
     Default(&'static str),
+    /// There is no value, but most files have one.
+    Usual {
+        /// A value that could stand there.
+        example: &'static str,
+        /// What happens without one.
+        without: &'static str,
+    },
     /// There is no value.
     Optional {
         /// A value that could stand there.
@@ -41,7 +48,7 @@ impl Presence {
     pub(super) fn sample(self) -> &'static str {
         match self {
             Self::Required(text) | Self::Default(text) => text,
-            Self::Optional { example, .. } => example,
+            Self::Usual { example, .. } | Self::Optional { example, .. } => example,
         }
     }
 }
@@ -52,6 +59,8 @@ pub(super) struct Section {
     pub(super) path: &'static [&'static str],
     /// `[[name]]` instead of `[name]`.
     pub(super) repeated: bool,
+    /// Whether it is left out of most files: the reference then has it commented out.
+    pub(super) rare: bool,
     /// What it is for, in sentences.
     pub(super) doc: &'static str,
     /// Keys in the order of the reference.

@@ -15,6 +15,7 @@ pub(super) mod transform;
 pub(super) static ROOT: Section = Section {
     path: &[],
     repeated: false,
+    rare: false,
     doc: "",
     keys: &[],
     tables: &[
@@ -32,6 +33,7 @@ pub(super) static ROOT: Section = Section {
 pub(super) static SOURCE: Section = Section {
     path: &["source"],
     repeated: false,
+    rare: false,
     doc: "Where records come from. Exactly one table within says which kind of source it is.",
     keys: &[],
     tables: &[&kafka::SECTION],
@@ -41,15 +43,14 @@ pub(super) static SOURCE: Section = Section {
 pub(super) static SINK: Section = Section {
     path: &["sink"],
     repeated: false,
+    rare: false,
     doc: "Where rows go.",
     keys: &[],
     tables: &[&starrocks::SECTION],
 };
 
-/// Sources that will come: their names are answered, not guessed at.
-pub(super) const SOURCES_TO_COME: [&str; 2] = ["postgres", "http"];
-
-/// Other tools' names without case and separators, and where the same thing is said here.
+/// Other tools' names and where the same thing is said here. They stand without case and separators,
+/// without `sink` before them and `ms` behind.
 pub(super) const ELSEWHERE: [(&str, &str); 22] = [
     ("type", "the name of the table: [source.kafka], [sink.starrocks]"),
     ("connector", "the name of the table: [source.kafka], [sink.starrocks]"),
@@ -67,7 +68,7 @@ pub(super) const ELSEWHERE: [(&str, &str); 22] = [
     ("batchsize", "`max_rows` in [batch]"),
     ("writebatchsize", "`max_rows` in [batch]"),
     ("batchbytes", "`max_bytes` in [batch]"),
-    ("lingerms", "`linger` in [batch]"),
+    ("linger", "`linger` in [batch]"),
     ("flushdelay", "`linger` in [batch]"),
     ("flushinterval", "`linger` in [batch]"),
     ("bufferflushmaxrows", "`max_rows` in [batch]"),

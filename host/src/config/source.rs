@@ -109,9 +109,14 @@ impl Source {
         problems.into_iter().map(|(_, problem)| problem)
     }
 
+    /// A path as written → from the file's directory, as relative as the file's own name: for messages.
+    pub(super) fn beside(&self, written: &str) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new("")).join(written)
+    }
+
     /// A path as written → absolute, from the file's directory.
     pub(super) fn resolve(&self, written: &str) -> PathBuf {
-        let joined = self.path.parent().unwrap_or(Path::new("")).join(written);
+        let joined = self.beside(written);
         // It fails only without a working directory; the relative path then says so on use.
         std::path::absolute(&joined).unwrap_or(joined)
     }

@@ -56,13 +56,13 @@ impl<'a> Table<'a> {
         }
         match key.presence {
             Presence::Default(text) => key.read_text(self.source, text),
-            Presence::Optional { .. } => None,
+            Presence::Usual { .. } | Presence::Optional { .. } => None,
+            // The unknown key says it already.
+            Presence::Required(_) if self.has_misspelt(key.name) => None,
             Presence::Required(example) => {
                 let what = format!("missing key `{}` {}", key.name, self.section.inside());
-                let example = format!("for example {} = {example}", key.name);
-                self.note(
-                    Problem::at(self.source, self.span.clone(), what).expected(key.expected()).hint(example),
-                );
+                let expected = format!("a line such as {} = {example}", key.name);
+                self.note(Problem::at(self.source, self.span.clone(), what).expected(expected));
                 None
             }
         }
@@ -71,6 +71,18 @@ impl<'a> Table<'a> {
     /// Whether the key is in the file.
     pub(super) fn has(&self, name: &str) -> bool {
         self.entries.is_some_and(|entries| entries.contains_key(name))
+    }
+
+    /// Whether the key is in the file and its value is a table.
+    pub(super) fn holds_table(&self, name: &str) -> bool {
+        self.node(name).is_some_and(|node| node.value.is_table())
+    }
+
+    /// Whether an unknown key was probably meant to be this one.
+    pub(super) fn has_misspelt(&self, name: &str) -> bool {
+        let mut unknown =
+            self.written().filter(|(written, _)| !self.section.names().any(|known| known == *written));
+        unknown.any(|(written, _)| nearest(written, self.section.names()) == Some(name))
     }
 
     /// Where a key's value is; the table's header if it is not there.
@@ -135,7 +147,7 @@ impl<'a> Table<'a> {
 
     fn note_unknown(&self, written: &str, span: &Range<usize>) {
         if self.section.path == ["source"] || self.section.path == ["sink"] {
-            // Whoever reads these two says more: they choose one of several.
+            // `choice` reads these two and says more.
             return;
         }
         let quoted: Vec<String> = self.section.names().map(|name| format!("`{name}`")).collect();
@@ -143,10 +155,9 @@ impl<'a> Table<'a> {
         let problem =
             Problem::at(self.source, span.clone(), what).expected(format!("one of {}", quoted.join(", ")));
         let near = nearest(written, self.section.names());
-        let problem = match (near, home_of(written, self.section)) {
-            (Some(name), _) => problem.meant(Some(name)),
-            (None, Some(hint)) => problem.hint(hint),
-            (None, None) => problem,
+        let problem = match near {
+            Some(name) => problem.meant(Some(name)),
+            None => problem.maybe_hint(home_of(written, self.section)),
         };
         self.source.note(span, problem);
     }
@@ -167,7 +178,7 @@ fn is_list_of_tables(value: &DeValue<'_>) -> bool {
 }
 
 /// Where a name that is unknown here is at home, or what other tools' name it is.
-fn home_of(written: &str, here: &'static Section) -> Option<String> {
+pub(super) fn home_of(written: &str, here: &'static Section) -> Option<String> {
     let bare_written = bare(written);
     let sections = ROOT.all();
     let homes = sections.iter().filter(|section| section.path != here.path);
@@ -176,7 +187,9 @@ fn home_of(written: &str, here: &'static Section) -> Option<String> {
         let name = home.names().find(|name| bare(name) == bare_written).unwrap_or_default();
         return Some(format!("`{name}` belongs {}", home.inside().replacen("in ", "into ", 1)));
     }
-    let known = ELSEWHERE.iter().find(|(name, _)| *name == bare_written);
+    let trimmed = bare_written.strip_prefix("sink").unwrap_or(&bare_written);
+    let trimmed = trimmed.strip_suffix("ms").unwrap_or(trimmed);
+    let known = ELSEWHERE.iter().find(|(name, _)| *name == trimmed || *name == bare_written);
     known.map(|(_, ours)| format!("here it is {ours}"))
 }
 

@@ -8,6 +8,7 @@ use crate::config::schema::{Key, Presence, Section};
 pub(in crate::config) static SECTION: Section = Section {
     path: &["batch"],
     repeated: false,
+    rare: false,
     doc: "When a batch is cut: at the first limit that is reached. Limits are per table. Every batch is \
           one load, and every load one more version on each tablet that it touches, so larger batches \
           are what keeps StarRocks fast.",

@@ -7,6 +7,7 @@ use crate::config::schema::{Key, Presence, Section};
 pub(in crate::config) static SECTION: Section = Section {
     path: &["dead_letters"],
     repeated: false,
+    rare: true,
     doc: "Where records go that cannot be loaded: original bytes, reason, stage, plugin and position, \
           written durably before their offset is committed. Exactly one of `directory` and `kafka`. \
           Without this table the first such record halts the pipeline.",
@@ -24,6 +25,7 @@ pub(in crate::config) static DIRECTORY: Key<FilePath> = Key {
 pub(in crate::config) static KAFKA: Section = Section {
     path: &["dead_letters", "kafka"],
     repeated: false,
+    rare: true,
     doc: "Dead letters go to a Kafka topic.",
     keys: &[&TOPIC, &BROKERS],
     tables: &[],

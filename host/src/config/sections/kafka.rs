@@ -11,6 +11,7 @@ use crate::config::schema::{Key, Presence, Section};
 pub(in crate::config) static SECTION: Section = Section {
     path: &["source", "kafka"],
     repeated: false,
+    rare: false,
     doc: "Reads topics of Apache Kafka, or of anything that speaks its protocol, as a consumer group.",
     keys: &[&BROKERS, &TOPICS, &GROUP, &START, &ISOLATION, &COMMIT_INTERVAL, &FETCH_QUEUE, &PROPERTIES],
     tables: &[&TLS, &SASL],
@@ -103,6 +104,7 @@ pub(in crate::config) static PROPERTIES: Key<Properties> = Key {
 pub(in crate::config) static TLS: Section = Section {
     path: &["source", "kafka", "tls"],
     repeated: false,
+    rare: true,
     doc: "Encrypts the connection. The table is enough, even if it is empty: then the system's \
           certificate authorities are trusted.",
     keys: &[&CA, &CERTIFICATE, &KEY],
@@ -133,6 +135,7 @@ pub(in crate::config) static KEY: Key<FilePath> = Key {
 pub(in crate::config) static SASL: Section = Section {
     path: &["source", "kafka", "sasl"],
     repeated: false,
+    rare: true,
     doc: "Logs in. Combine it with [source.kafka.tls], or the password crosses the network in the clear.",
     keys: &[&MECHANISM, &USERNAME, &PASSWORD],
     tables: &[],

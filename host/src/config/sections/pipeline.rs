@@ -7,6 +7,7 @@ use crate::config::schema::{Key, Presence, Section};
 pub(in crate::config) static SECTION: Section = Section {
     path: &["pipeline"],
     repeated: false,
+    rare: false,
     doc: "What the pipeline is called and what it promises.",
     keys: &[&NAME, &DELIVERY],
     tables: &[],
@@ -15,7 +16,7 @@ pub(in crate::config) static SECTION: Section = Section {
 pub(in crate::config) static NAME: Key<Text> = Key {
     name: "name",
     kind: Text { expected: "1 to 64 of A-Z a-z 0-9 _ -, such as \"orders\"", parse: pipeline_name },
-    presence: Presence::Required("\"orders\""),
+    presence: Presence::Required("\"my-pipeline\""),
     doc: "The name: it begins the label of every load and is the Kafka group unless `group` says another. \
           Processes that run the same file share the work; two different pipelines need two names. Renaming \
           a pipeline without setting `group` makes it start anew.",

@@ -8,6 +8,7 @@ use crate::config::schema::{Key, Presence, Section};
 pub(in crate::config) static SECTION: Section = Section {
     path: &["process"],
     repeated: false,
+    rare: false,
     doc: "What all pipelines of the process share. Of several files, one may have this table. Each of \
           `budget`, `lanes`, `admin`, `cache_dir` and `shutdown_timeout` is also a flag of `tidemill run`, \
           which wins over the file.",

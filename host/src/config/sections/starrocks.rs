@@ -14,6 +14,7 @@ use crate::config::schema::{Key, Presence, Section};
 pub(in crate::config) static SECTION: Section = Section {
     path: &["sink", "starrocks"],
     repeated: false,
+    rare: false,
     doc: "Loads batches into tables of StarRocks by Stream Load, each in one transaction.",
     keys: &[
         &FE,
@@ -71,7 +72,7 @@ pub(in crate::config) static DATABASE: Key<Text> = Key {
 pub(in crate::config) static TABLE: Key<Text> = Key {
     name: "table",
     kind: Text { expected: TABLE_EXPECTED, parse: identifier },
-    presence: Presence::Optional { example: "\"orders\"", without: "a plugin must route every row" },
+    presence: Presence::Usual { example: "\"orders\"", without: "a plugin must route every row" },
     doc: "The table of rows that no plugin routes elsewhere.",
 };
 

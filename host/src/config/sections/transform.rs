@@ -9,6 +9,7 @@ use crate::config::schema::{Key, Presence, Section};
 pub(in crate::config) static SECTION: Section = Section {
     path: &["transform"],
     repeated: true,
+    rare: false,
     doc: "A plugin: a WebAssembly component that drops, rewrites or routes records. Several are called \
           one behind the other, in the order of the file. Without any, values are loaded as they come.",
     keys: &[
@@ -27,7 +28,7 @@ pub(in crate::config) static SECTION: Section = Section {
 pub(in crate::config) static PLUGIN: Key<FilePath> = Key {
     name: "plugin",
     kind: FilePath { expected: "the path of a component, relative to this file", must_open: false },
-    presence: Presence::Required("\"../target/plugins/orders.wasm\""),
+    presence: Presence::Required("\"../target/plugins/passthrough.wasm\""),
     doc: "The component's file, relative to the pipeline file.",
 };
 
