@@ -27,4 +27,8 @@ mod transport;
 pub use request::RESERVED_HEADERS;
 
 #[cfg(test)]
+mod bench;
+#[cfg(test)]
+mod sandbox_tests;
+#[cfg(test)]
 mod scripted;

@@ -1,73 +1,13 @@
 //! A load's life against scripted servers: every way to an outcome.
 
 use super::*;
+use crate::sink::starrocks::bench::Bench;
 use crate::sink::starrocks::scripted::{Scripted, Step, answering, cluster, json, load, redirect};
 
 const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
 const SUCCESS: &str = r#"{"TxnId":5,"Status":"Success","NumberTotalRows":3,"NumberLoadedRows":3}"#;
 const OVERLOADED: &str =
     r#"{"Status":"Fail","Message":"because of too many versions, current/limit: 1001/1000"}"#;
-
-/// Counts what it is told.
-#[derive(Debug, Default)]
-struct Counter {
-    attempts: Mutex<Vec<u32>>,
-    waits: Mutex<Vec<String>>,
-    resumed: Mutex<u32>,
-    duplicates: Mutex<Vec<String>>,
-}
-
-impl Observer for Counter {
-    fn attempting(&self, _label: &str, number: u32) {
-        self.attempts.lock().expect("no panic").push(number);
-    }
-    fn waiting(&self, _label: &str, _since: Instant, why: &Fault) {
-        self.waits.lock().expect("no panic").push(why.what.clone());
-    }
-    fn resumed(&self, _label: &str, _waited: Duration) {
-        *self.resumed.lock().expect("no panic") += 1;
-    }
-    fn possible_duplicate(&self, label: &str) {
-        self.duplicates.lock().expect("no panic").push(label.to_owned());
-    }
-}
-
-/// One pipeline's side of a delivery.
-struct Bench {
-    counter: Arc<Counter>,
-    context: DeliverContext,
-    stop: watch::Sender<bool>,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let counter = Arc::new(Counter::default());
-        let (stop, stopped) = watch::channel(false);
-        let quick =
-            Pace { base: Duration::from_millis(5), factor: 2.0, cap: Duration::from_millis(50), jitter: 0.5 };
-        let context = DeliverContext {
-            observer: Arc::clone(&counter) as Arc<dyn Observer>,
-            witness: Arc::new(Witness::new()),
-            stop: stopped,
-            paces: Paces { passing: quick, overloaded: quick, polling: quick },
-        };
-        Self { counter, context, stop }
-    }
-
-    async fn deliver(&self, fe: &str, load: &mut Load) -> Delivered {
-        let client = Client::new(Arc::new(cluster(&[fe]))).expect("a client");
-        let delivery = deliver(&client, load, &self.context);
-        tokio::time::timeout(Duration::from_secs(20), delivery).await.expect("an outcome within 20 s")
-    }
-
-    fn attempts(&self) -> usize {
-        self.counter.attempts.lock().expect("no panic").len()
-    }
-
-    fn duplicates(&self) -> usize {
-        self.counter.duplicates.lock().expect("no panic").len()
-    }
-}
 
 fn test_load() -> Load {
     load(cluster(&["http://127.0.0.1:1"]))

@@ -5,7 +5,7 @@ use crate::fault::FaultKind;
 use crate::sink::starrocks::scripted::{cluster, load};
 
 /// What an answer came to, short enough for a table.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Short {
     Durable { visible: bool },
     Retry,

@@ -18,6 +18,9 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What MySQL clients know as "no such table" and "unknown table", and StarRocks' own number.
 const NO_SUCH_TABLE_CODES: [u16; 3] = [1146, 1051, 5502];
 
+/// SQLSTATE "invalid authorization": unknown user, wrong password, no right to the database.
+const NOT_AUTHORIZED: &str = "28000";
+
 /// A column as `DESC` gives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
@@ -215,8 +218,7 @@ fn query_address(cluster: &StarRocks) -> Result<(String, u16), Fault> {
 }
 
 fn refused(address: &str, user: &str, error: mysql_async::Error) -> Fault {
-    let denied =
-        matches!(&error, mysql_async::Error::Server(server) if server.code == 1045 || server.code == 1044);
+    let denied = matches!(&error, mysql_async::Error::Server(server) if server.state == NOT_AUTHORIZED);
     if denied {
         let what = format!("the query port {address} refused the log-in of user {user}");
         return Fault::halt(what, "check `user` and `password` under [sink.starrocks]").caused_by(error);
