@@ -47,14 +47,14 @@ pub struct Chain {
 }
 
 /// Maps a plugin's declared tables to the pipeline's destinations.
-pub type TablesOf = dyn Fn(&Plugin) -> Vec<Option<TableIndex>>;
+pub type TablesOf<'a> = dyn Fn(&Plugin) -> Vec<Option<TableIndex>> + 'a;
 
 impl Chain {
     /// Starts an instance of each plugin.
     ///
     /// # Errors
     /// If a plugin cannot be started or does not take its configuration.
-    pub fn start(plugins: &[Arc<Plugin>], tables_of: &TablesOf) -> Result<Chain, Fault> {
+    pub fn start(plugins: &[Arc<Plugin>], tables_of: &TablesOf<'_>) -> Result<Chain, Fault> {
         let mut links = Vec::with_capacity(plugins.len());
         for plugin in plugins {
             let guest = Guest::new(Arc::clone(plugin))?;

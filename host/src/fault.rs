@@ -44,6 +44,13 @@ impl Fault {
         Self { kind: FaultKind::Halt, what: what.into(), hint: Some(hint.into()), source: None }
     }
 
+    /// The same, but nobody waits for it to pass: at the start it is mostly a mistake.
+    #[must_use]
+    pub fn halting(mut self) -> Self {
+        self.kind = FaultKind::Halt;
+        self
+    }
+
     /// Adds what to do about it.
     #[must_use]
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {

@@ -19,3 +19,6 @@ pub mod delivery;
 pub mod lane;
 pub mod rows;
 pub mod source;
+pub mod pipeline;
+pub mod admin;
+pub mod cli;

@@ -1,2 +1,7 @@
-//! stub
-fn main() {}
+//! The binary: see `tidemill --help`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tidemill::cli::main()
+}

@@ -2,6 +2,7 @@
 //!
 //! Counters are resolved once a pipeline; on the hot path a chunk costs a few atomic additions.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+
+use crate::plugin::Stats;
 
 /// Labels of a pipeline's metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -92,6 +95,8 @@ pub struct Meter {
     plugin_traps: Family<PluginLabels, Gauge>,
     plugin_replacements: Family<PluginLabels, Gauge>,
     plugin_log_dropped: Family<PluginLabels, Gauge>,
+    plugins: Mutex<Vec<(PluginLabels, Arc<Stats>)>>,
+    pipelines: Mutex<BTreeMap<String, Arc<PipelineMeter>>>,
 }
 
 impl Default for Meter {
@@ -162,10 +167,34 @@ impl Meter {
             versions: family_gauge(&mut r, "table_versions", "Versions of the fullest tablet, where rights allow"),
             plugin_calls: family_gauge(&mut r, "plugin_calls", "Calls of process"),
             plugin_nanoseconds: family_gauge(&mut r, "plugin_nanoseconds", "Time in the guest"),
-            plugin_traps: family_gauge(&mut r, "plugin_traps", "Traps, time-outs and memory limits hit"),
+            plugin_traps: family_gauge(&mut r, "plugin_traps", "Calls that trapped, timed out, wanted too much memory or broke the contract"),
             plugin_replacements: family_gauge(&mut r, "plugin_replacements", "Instances replaced"),
             plugin_log_dropped: family_gauge(&mut r, "plugin_log_lines_dropped", "Log lines over the limit"),
+            plugins: Mutex::default(),
+            pipelines: Mutex::default(),
             registry: r,
+        }
+    }
+
+    /// Shows a plugin's own counters from now on.
+    pub fn watch_plugin(&self, pipeline: &str, plugin: &str, stats: &Arc<Stats>) {
+        let labels = PluginLabels { pipeline: pipeline.to_owned(), plugin: plugin.to_owned() };
+        let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
+        plugins.push((labels, Arc::clone(stats)));
+    }
+
+    /// Copies the plugins' counters into their gauges: before each scrape.
+    pub fn read_plugins(&self) {
+        for (labels, stats) in self.plugins.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            let set = |family: &Family<PluginLabels, Gauge>, value: u64| {
+                family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+            };
+            set(&self.plugin_calls, stats.calls.get());
+            set(&self.plugin_nanoseconds, stats.guest_ns.get());
+            let failed = [&stats.traps, &stats.timeouts, &stats.out_of_memory, &stats.invalid_outputs];
+            set(&self.plugin_traps, failed.iter().map(|counter| counter.get()).sum());
+            set(&self.plugin_replacements, stats.instances_replaced.get());
+            set(&self.plugin_log_dropped, stats.log_lines_dropped.get());
         }
     }
 
@@ -179,8 +208,13 @@ impl Meter {
         Ok(text)
     }
 
-    /// The counters of one pipeline.
+    /// The counters of one pipeline: the same ones for the same name.
     pub fn pipeline(&self, name: &str) -> Arc<PipelineMeter> {
+        let mut pipelines = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(pipelines.entry(name.to_owned()).or_insert_with(|| self.new_pipeline(name)))
+    }
+
+    fn new_pipeline(&self, name: &str) -> Arc<PipelineMeter> {
         let labels = PipelineLabels { pipeline: name.to_owned() };
         let of = |family: &PerPipeline| family.get_or_create(&labels).clone();
         let gauge_of = |family: &PerPipelineGauge| family.get_or_create(&labels).clone();
@@ -203,11 +237,7 @@ impl Meter {
             possible_duplicates: of(&self.possible_duplicates),
             row_count_mismatches: of(&self.row_count_mismatches),
             batches_cut: self.batches_cut.clone(),
-            plugin_calls: self.plugin_calls.clone(),
-            plugin_nanoseconds: self.plugin_nanoseconds.clone(),
-            plugin_traps: self.plugin_traps.clone(),
-            plugin_replacements: self.plugin_replacements.clone(),
-            plugin_log_dropped: self.plugin_log_dropped.clone(),
+            tables: Mutex::default(),
             health: Health::default(),
         })
     }
@@ -215,13 +245,16 @@ impl Meter {
     /// The counters of one table of a pipeline.
     pub fn table(&self, pipeline: &str, table: &str) -> TableMeter {
         let labels = TableLabels { pipeline: pipeline.to_owned(), table: table.to_owned() };
-        TableMeter {
+        let counters = TableMeter {
             loads: self.loads.get_or_create(&labels).clone(),
             rows_loaded: self.rows_loaded.get_or_create(&labels).clone(),
             bytes_loaded: self.bytes_loaded.get_or_create(&labels).clone(),
             load_seconds: self.load_seconds.get_or_create(&labels).clone(),
             versions: self.versions.get_or_create(&labels).clone(),
-        }
+        };
+        let pipeline = self.pipeline(pipeline);
+        pipeline.tables.lock().unwrap_or_else(PoisonError::into_inner).push(counters.clone());
+        counters
     }
 }
 
@@ -275,11 +308,7 @@ pub struct PipelineMeter {
     pub possible_duplicates: Counter,
     pub row_count_mismatches: Counter,
     batches_cut: Family<CutLabels, Counter>,
-    pub(crate) plugin_calls: Family<PluginLabels, Gauge>,
-    pub(crate) plugin_nanoseconds: Family<PluginLabels, Gauge>,
-    pub(crate) plugin_traps: Family<PluginLabels, Gauge>,
-    pub(crate) plugin_replacements: Family<PluginLabels, Gauge>,
-    pub(crate) plugin_log_dropped: Family<PluginLabels, Gauge>,
+    tables: Mutex<Vec<TableMeter>>,
     pub health: Health,
 }
 
@@ -295,6 +324,26 @@ impl PipelineMeter {
     pub fn leave(&self, how: &Counter, records: u64) {
         how.inc_by(records);
         self.records_in_flight.dec_by(records.cast_signed());
+    }
+
+    fn sum(&self, of: impl Fn(&TableMeter) -> u64) -> u64 {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).iter().map(of).sum()
+    }
+
+    /// Rows loaded into all tables.
+    pub fn rows_loaded(&self) -> u64 {
+        self.sum(|table| table.rows_loaded.get())
+    }
+
+    /// Durable loads into all tables.
+    pub fn loads(&self) -> u64 {
+        self.sum(|table| table.loads.get())
+    }
+
+    /// Versions of the fullest table, as last read; none if none could be read.
+    pub fn versions(&self) -> Option<i64> {
+        let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.iter().map(|table| table.versions.get()).max().filter(|versions| *versions > 0)
     }
 
     /// Counts a cut.
@@ -413,3 +462,52 @@ impl Drop for Waiting {
         self.meter.health.with(|state| state.waiting.retain(|(id, _, _)| *id != self.id));
     }
 }
+
+/// `docs/metrics.md`: every metric with its kind, labels and meaning, read off the registry itself.
+pub fn reference_markdown() -> String {
+    let meter = Meter::new();
+    // A family without a member is not shown.
+    let pipeline = meter.pipeline("orders");
+    pipeline.cut(crate::batch::Cut::Rows);
+    meter.table("orders", "shop.orders");
+    meter.watch_plugin("orders", "orders", &Arc::default());
+    meter.read_plugins();
+    let text = meter.text().unwrap_or_default();
+    let mut page = METRICS_PAGE.to_owned();
+    let mut help = BTreeMap::new();
+    for line in text.lines() {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("HELP"), Some(name), Some(says)) => {
+                help.insert(name, says.trim_end_matches('.'));
+            }
+            (Some("#"), Some("TYPE"), Some(name), Some(kind)) => {
+                let shown = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
+                let sample = text.lines().find(|sample| !sample.starts_with('#') && sample.starts_with(name));
+                let labels = sample.and_then(|sample| Some(sample.split_once('{')?.1.split_once('}')?.0));
+                let names = labels.unwrap_or_default().split(',').filter_map(|pair| Some(pair.split_once('=')?.0));
+                let labels: Vec<&str> = names.filter(|label| *label != "le").collect();
+                let says = help.get(name).copied().unwrap_or_default();
+                page.push_str(&format!("| `{shown}` | {kind} | {} | {says} |\n", labels.join(", ")));
+            }
+            _ => {}
+        }
+    }
+    page
+}
+
+const METRICS_PAGE: &str = "\
+# Metrics
+
+Generated from `host/src/meter.rs` by `cargo xtask docs`; do not edit.
+
+`GET /metrics` on the admin address answers in the OpenMetrics text format, which Prometheus reads.
+At rest, and up to the chunks that are being counted at the moment of the scrape,
+`records_read = records_loaded + records_dropped + records_dead_lettered + records_given_up + records_in_flight`.
+
+`GET /health` answers 200 while the process lives. `GET /ready` answers 503 with one line for each pipeline
+that is starting, halted, waiting for something outside for 5 s or more, or stalled.
+
+| metric | kind | labels | meaning |
+|---|---|---|---|
+";

@@ -19,7 +19,7 @@ use super::queue::{Queue, cached_end};
 use super::start::{self, Claim};
 use super::{KafkaFeed, Wiring};
 use crate::fault::{Fault, FaultKind};
-use crate::meter::Waiting;
+use crate::meter::{PipelineMeter, Waiting};
 use crate::position::{Epoch, Partition, Stay, Watermark};
 
 /// How long one turn waits for the consumer's events.
@@ -27,6 +27,8 @@ const POLL_WAIT: Duration = Duration::from_millis(50);
 /// How long a partition that is revoked may wait for its sent batches: well under the default
 /// `max.poll.interval.ms` of 5 minutes, which is also how long the group waits for a member.
 const REVOKE_DRAIN_MAX: Duration = Duration::from_secs(60);
+/// A lane that does not go round for so long is told of: longer than a plugin's default time-out.
+const LANE_PATIENCE: Duration = Duration::from_secs(60);
 /// How often lag and health are looked at.
 const OBSERVE_EVERY: Duration = Duration::from_millis(500);
 /// How long after a failed question to the broker it is asked again.
@@ -39,11 +41,29 @@ struct Lane {
     orders: Arc<Orders>,
     queue: Arc<Queue>,
     thread: Option<JoinHandle<Result<(), Fault>>>,
+    /// Turns of its loop, and since when they stand still.
+    turns: (u64, Instant),
+    stuck: Option<Waiting>,
 }
 
 struct Held {
     stay: Stay,
     lane: usize,
+}
+
+impl Lane {
+    /// Notices a lane that no longer goes round: Kafka cannot, because other queues are polled.
+    fn look(&mut self, number: usize, meter: &Arc<PipelineMeter>) {
+        let turns = self.orders.turns();
+        if turns != self.turns.0 {
+            self.turns = (turns, Instant::now());
+            self.stuck = None;
+        } else if self.thread.is_some() && self.stuck.is_none() && self.turns.1.elapsed() >= LANE_PATIENCE {
+            let what = format!("lane {number} does not answer");
+            tracing::error!(pipeline = %meter.name, since_s = LANE_PATIENCE.as_secs(), "{what}");
+            self.stuck = Some(Waiting::begin(meter, what));
+        }
+    }
 }
 
 /// Partitions on their way out.
@@ -92,7 +112,8 @@ impl Control {
             let feed = KafkaFeed::new(Arc::clone(&queue), Arc::clone(&orders), wiring.gathering);
             let thread = spawn_lane(number, feed)
                 .map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?;
-            lanes.push(Lane { orders, queue, thread: Some(thread) });
+            let turns = (0, Instant::now());
+            lanes.push(Lane { orders, queue, thread: Some(thread), turns, stuck: None });
         }
         let now = Instant::now();
         Ok(Control {
@@ -476,6 +497,9 @@ impl Control {
         }
         let stalled = self.is_assigned() && meter.health.since_progress() >= self.wiring.stall_after;
         meter.stalled.set(i64::from(stalled));
+        for (number, lane) in self.lanes.iter_mut().enumerate() {
+            lane.look(number, &self.wiring.meter);
+        }
     }
 
     /// Stops reading, lets everything that was read be loaded, commits it.

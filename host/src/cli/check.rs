@@ -1,0 +1,127 @@
+//! `tidemill check`: what is wrong, all at once.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{EXIT_FAILED, EXIT_OK};
+use crate::config::Overrides;
+use crate::config::model::{Pipeline, Source};
+use crate::fault::Fault;
+use crate::pipeline::{Destinations, Shared, load_plugins};
+use crate::sink::starrocks::client::Client;
+use crate::sink::starrocks::query::Query;
+use crate::source::kafka;
+
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    /// Pipeline files
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Also ask Kafka for its topics and StarRocks for its tables; changes nothing
+    #[arg(long)]
+    online: bool,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+impl Check {
+    pub(super) fn execute(self) -> u8 {
+        let plan = match super::load(&self.files, &self.overrides) {
+            Ok(plan) => plan,
+            Err(code) => return code,
+        };
+        let (runtime, shared) = match super::run::start(&plan) {
+            Ok(started) => started,
+            Err(fault) => {
+                super::say(&fault);
+                return EXIT_FAILED;
+            }
+        };
+        let mut code = EXIT_OK;
+        for pipeline in &plan.pipelines {
+            let mut faults = Vec::new();
+            let tables = offline(pipeline, &shared, &mut faults);
+            if self.online {
+                runtime.block_on(online(pipeline, &tables, &mut faults));
+            }
+            for fault in &faults {
+                eprintln!("{}: error: {}", pipeline.file.display(), fault.story());
+            }
+            if faults.is_empty() {
+                println!("{}: ok: {}", pipeline.file.display(), summary(pipeline, &tables));
+            } else {
+                code = EXIT_FAILED;
+            }
+        }
+        code
+    }
+}
+
+/// Plugins and routes; returns the tables that rows may go to.
+fn offline(pipeline: &Pipeline, shared: &Shared, faults: &mut Vec<Fault>) -> Vec<String> {
+    let found = load_plugins(pipeline, &shared.engine)
+        .and_then(|plugins| Destinations::of(pipeline, &plugins).map(|found| found.names().to_vec()));
+    found.unwrap_or_else(|fault| {
+        faults.push(fault);
+        pipeline.sink.table.iter().chain(&pipeline.sink.tables).cloned().collect()
+    })
+}
+
+async fn online(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>) {
+    let Source::Kafka(source) = &pipeline.source;
+    if let Err(fault) = kafka::check(source) {
+        faults.push(fault);
+    }
+    let client = Client::new(std::sync::Arc::new(pipeline.sink.clone()));
+    let reached = match client {
+        Ok(client) => client.ping().await,
+        Err(fault) => Err(fault),
+    };
+    if let Err(fault) = reached {
+        faults.push(fault);
+        return;
+    }
+    if let Err(fault) = check_tables(pipeline, tables, faults).await {
+        faults.push(fault);
+    }
+}
+
+async fn check_tables(
+    pipeline: &Pipeline,
+    tables: &[String],
+    faults: &mut Vec<Fault>,
+) -> Result<(), Fault> {
+    let sink = &pipeline.sink;
+    let mut query = Query::connect(sink).await?;
+    for table in tables {
+        let full = format!("{}.{table}", sink.database);
+        match (query.table_model(table).await?, sink.table_model) {
+            (None, _) => faults.push(Fault::halt(
+                format!("table {full} is not there"),
+                "create it; `tidemill run` says the statement that would fit its first rows",
+            )),
+            (Some(found), Some(said)) if found != said => faults.push(Fault::halt(
+                format!("table {full} is of the {} model, the file says {}", found.name(), said.name()),
+                "mend or leave out [sink.starrocks] table_model",
+            )),
+            (Some(found), _) => println!("{}: table {full}: {}", pipeline.file.display(), found.name()),
+        }
+    }
+    Ok(())
+}
+
+fn summary(pipeline: &Pipeline, tables: &[String]) -> String {
+    let Source::Kafka(source) = &pipeline.source;
+    let batch = &pipeline.batch;
+    format!(
+        "kafka {} → {} plugins → {}.{{{}}}, batches of {} rows, {} bytes, {:?}",
+        source.topics.join(", "),
+        pipeline.transforms.len(),
+        pipeline.sink.database,
+        tables.join(", "),
+        batch.max_rows,
+        batch.max_bytes,
+        batch.linger
+    )
+}

@@ -1,0 +1,75 @@
+//! `tidemill run --dry-run`: what would be loaded, on standard output.
+
+use std::io::Write as _;
+
+use super::EXIT_OK;
+use crate::chain::Chain;
+use crate::config::model::{Pipeline, Plan, Source, TableModel};
+use crate::fault::Fault;
+use crate::pipeline::{Destinations, load_plugins};
+use crate::record::Columns;
+use crate::rows::{self, Built};
+use crate::source::kafka::dry_run;
+
+/// Reads up to `records` records of each pipeline and prints `table<TAB>row` for each row, and a line
+/// on standard error for each reject. Nothing is loaded and nothing committed.
+pub(super) fn print(plan: &Plan, records: usize) -> Result<u8, Fault> {
+    let (_runtime, shared) = super::run::start(plan)?;
+    for pipeline in &plan.pipelines {
+        let plugins = load_plugins(pipeline, &shared.engine)?;
+        let destinations = Destinations::of(pipeline, &plugins)?;
+        let mut chain = Chain::start(&plugins, &|plugin| destinations.of_plugin(plugin))?;
+        let Source::Kafka(source) = &pipeline.source;
+        // Without a connection to StarRocks the model is the file's; deletes are shown either way.
+        let model = pipeline.sink.table_model.unwrap_or(TableModel::Primary);
+        let models = vec![model; destinations.names().len()];
+        let targets = destinations.targets(&models, pipeline);
+        let (mut read, mut made, mut refused) = (0, 0, 0);
+        for mut chunk in dry_run::read(source, records)? {
+            read += chunk.len();
+            let mut transformed = chain.process(&chunk)?;
+            refused += transformed.rejects.len();
+            for (reject, plugin) in &transformed.rejects {
+                say_reject(&chunk, reject.input, &format!("plugin {plugin}: {}: {}", reject.code, reject.message));
+            }
+            let built = rows::build(&mut chunk, &mut transformed, &targets, false, Vec::new());
+            refused += built.rejects.len();
+            made += print_rows(pipeline, &destinations, &chunk, &built)?;
+        }
+        eprintln!(
+            "{}: {read} records read, {made} rows, {refused} rejected; nothing was loaded or committed",
+            pipeline.name
+        );
+    }
+    Ok(EXIT_OK)
+}
+
+fn say_reject(chunk: &Columns, input: u32, why: &str) {
+    let (partition, offset) = (chunk.partitions[input as usize], chunk.offsets[input as usize]);
+    eprintln!("rejected {}[{partition}] offset {offset}: {why}", chunk.source());
+}
+
+fn print_rows(
+    pipeline: &Pipeline,
+    destinations: &Destinations,
+    chunk: &Columns,
+    built: &Built,
+) -> Result<usize, Fault> {
+    for reject in &built.rejects {
+        say_reject(chunk, reject.input, &format!("{}: {}", reject.code, reject.message));
+    }
+    let mut out = std::io::stdout().lock();
+    let mut made = 0;
+    for segment in &built.segments {
+        let table = &destinations.names()[usize::from(segment.table)];
+        let mut start = 0;
+        for end in &segment.index.ends {
+            let row = &segment.body[start..*end as usize];
+            start = *end as usize;
+            made += 1;
+            let written = write!(out, "{}.{table}\t", pipeline.sink.database).and_then(|()| out.write_all(row));
+            written.map_err(|error| Fault::retry("cannot print a row").caused_by(error))?;
+        }
+    }
+    Ok(made)
+}

@@ -1,0 +1,80 @@
+//! `tidemill sandbox`: the stand-in for StarRocks as a process of its own.
+
+use std::time::Duration;
+
+use clap::Args;
+use tidemill_sandbox::{Keep, Options, Sandbox};
+
+use super::{EXIT_FAILED, EXIT_OK};
+
+#[derive(Debug, Args)]
+pub(super) struct SandboxCommand {
+    /// Port of the FE's HTTP interface; 0 takes any free one
+    #[arg(long, default_value_t = 8030)]
+    fe_port: u16,
+    /// Port of the BE's HTTP interface; 0 takes any free one
+    #[arg(long, default_value_t = 8040)]
+    be_port: u16,
+    /// Port of the MySQL protocol; 0 takes any free one
+    #[arg(long, default_value_t = 9030)]
+    query_port: u16,
+    /// What becomes of rows: `rows` keeps them for SELECT, `none` counts them and throws them away
+    #[arg(long, default_value = "rows", value_parser = ["rows", "none"])]
+    keep: String,
+    /// Password of root; none by default, as in a fresh StarRocks
+    #[arg(long, env = "SANDBOX_PASSWORD")]
+    password: Option<String>,
+    /// Versions of a table past which loads are refused
+    #[arg(long, default_value_t = 1000)]
+    max_versions: u32,
+    /// Statements to run at the start, such as CREATE TABLE; may be repeated
+    #[arg(long, value_name = "SQL")]
+    execute: Vec<String>,
+    /// Never compact, so that every load stays a version
+    #[arg(long)]
+    no_compaction: bool,
+}
+
+impl SandboxCommand {
+    pub(super) fn execute(self) -> u8 {
+        let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                eprintln!("error: cannot start the runtime: {error}");
+                return EXIT_FAILED;
+            }
+        };
+        let ended = runtime.block_on(self.serve());
+        runtime.shutdown_timeout(Duration::from_millis(100));
+        match ended {
+            Ok(()) => EXIT_OK,
+            Err(why) => {
+                eprintln!("error: {why}");
+                EXIT_FAILED
+            }
+        }
+    }
+
+    async fn serve(self) -> Result<(), String> {
+        let mut options = Options {
+            fe_http_port: self.fe_port,
+            be_http_port: self.be_port,
+            query_port: self.query_port,
+            keep: if self.keep == "none" { Keep::None } else { Keep::Rows },
+            password: self.password,
+            tablet_max_versions: self.max_versions,
+            ..Options::default()
+        };
+        if self.no_compaction {
+            options.compaction = None;
+        }
+        let sandbox = Sandbox::start(options).await.map_err(|error| error.to_string())?;
+        for statement in &self.execute {
+            sandbox.execute(statement).map_err(|error| format!("{statement}: {error}"))?;
+        }
+        println!("{}", sandbox.banner());
+        tokio::signal::ctrl_c().await.map_err(|error| error.to_string())?;
+        sandbox.stop().await;
+        Ok(())
+    }
+}

@@ -1,0 +1,345 @@
+//! Wires a pipeline, in the order in which data flows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+
+use crate::batch::stage::{PipelineId, Registration, StageHandle, TableIndex};
+use crate::budget::{Budget, Share};
+use crate::buffers::Buffers;
+use crate::chain::Chain;
+use crate::config::model::{self, Pipeline, Process, Source, TableModel};
+use crate::dead_letter::DeadLetterBox;
+use crate::delivery::carry::{self, Carrier};
+use crate::delivery::{Alarm, GivingUp, Stop};
+use crate::fault::{Fault, FaultKind};
+use crate::lane::{Lane, LaneParts};
+use crate::ledger::Ledger;
+use crate::meter::{Meter, PipelineMeter, TableMeter};
+use crate::plugin::{Engine, Plugin};
+use crate::rows::{Target, Targets};
+use crate::sink::Destination;
+use crate::sink::starrocks::client::Client;
+use crate::sink::starrocks::deliver::{Paces, Witness};
+use crate::sink::starrocks::label::Labels;
+use crate::sink::starrocks::query;
+use crate::source::kafka::{self, Gathering, KafkaFeed};
+
+/// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
+const SHARE_CHUNK_BYTES: u64 = 16 << 20;
+/// Destinations of a pipeline; indexes have 16 bits and the last one means "none".
+const DESTINATIONS_MAX: usize = 4096;
+/// How often the tables' versions are read.
+const VERSIONS_EVERY: Duration = Duration::from_secs(10);
+/// More lanes than this do not help one consumer.
+const LANES_MAX: usize = 12;
+
+/// What the pipelines of a process share.
+#[derive(Clone)]
+pub struct Shared {
+    /// `[process]`.
+    pub process: Process,
+    /// Where sending and HTTP live.
+    pub runtime: Handle,
+    /// All open batches.
+    pub stage: StageHandle,
+    /// Bytes in flight.
+    pub budget: Budget,
+    /// All metrics.
+    pub meter: Arc<Meter>,
+    /// Runs plugins.
+    pub engine: Engine,
+}
+
+/// Lanes of a pipeline unless the file says otherwise: as many as cores. A source with fewer
+/// partitions starts fewer.
+pub fn lanes(process: &Process) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    process.lanes.unwrap_or(cores).clamp(1, LANES_MAX)
+}
+
+/// Most instances of plugins that the pipelines need at a time.
+pub fn plugin_instances(process: &Process, pipelines: &[Arc<Pipeline>]) -> usize {
+    pipelines.iter().map(|pipeline| pipeline.transforms.len() * lanes(process)).sum()
+}
+
+/// Where a pipeline's rows go, by index.
+pub(crate) struct Destinations {
+    names: Vec<String>,
+    own: Option<TableIndex>,
+}
+
+impl Destinations {
+    /// The pipeline's own table and those that it allows, or else those that its plugins declare.
+    pub(crate) fn of(pipeline: &Pipeline, plugins: &[Arc<Plugin>]) -> Result<Destinations, Fault> {
+        let sink = &pipeline.sink;
+        let mut names: Vec<String> = sink.table.iter().cloned().collect();
+        let declared = plugins.iter().flat_map(|plugin| {
+            plugin.descriptor.tables.iter().filter(|name| !name.is_empty()).map(move |name| (plugin, name))
+        });
+        let allowed: BTreeSet<&String> = sink.table.iter().chain(&sink.tables).collect();
+        for (plugin, name) in declared {
+            if !sink.tables.is_empty() && !allowed.contains(name) {
+                return Err(Fault::halt(
+                    format!("plugin `{}` routes to table `{name}`, which the file does not allow", plugin.name),
+                    "add it to [sink.starrocks] tables, or take it out of the plugin's configuration",
+                ));
+            }
+            if !names.contains(name) {
+                names.push(name.clone());
+            }
+        }
+        if names.is_empty() || names.len() > DESTINATIONS_MAX {
+            return Err(Fault::halt(
+                format!("the pipeline has {} tables to load", names.len()),
+                format!("set [sink.starrocks] table, or let a plugin declare 1 to {DESTINATIONS_MAX} tables"),
+            ));
+        }
+        let own = sink.table.as_ref().map(|_| 0);
+        Ok(Destinations { names, own })
+    }
+
+    /// The destination of each table that a plugin declares; none = the pipeline's own.
+    pub(crate) fn of_plugin(&self, plugin: &Plugin) -> Vec<Option<TableIndex>> {
+        let declared = plugin.descriptor.tables.iter();
+        let index = |name: &String| {
+            let place = self.names.iter().position(|known| known == name)?;
+            TableIndex::try_from(place).ok()
+        };
+        declared.map(|name| if name.is_empty() { self.own } else { index(name) }).collect()
+    }
+
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    pub(crate) fn targets(&self, models: &[TableModel], pipeline: &Pipeline) -> Targets {
+        Targets {
+            tables: models.iter().map(|model| Target { model: *model }).collect(),
+            own: self.own,
+            row_bytes_max: pipeline.batch.max_bytes,
+        }
+    }
+}
+
+/// Asks StarRocks for the model of each table, unless the file says it.
+async fn table_models(sink: &model::StarRocks, names: &[String]) -> Result<Vec<TableModel>, Fault> {
+    let mut models = Vec::with_capacity(names.len());
+    for name in names {
+        let model = match sink.table_model {
+            Some(model) => model,
+            None => match query::table_model(sink, name).await {
+                Ok(Some(model)) => model,
+                Ok(None) => {
+                    // The first load is refused with the statement that would make it.
+                    tracing::warn!(table = %name, "the table is not there yet");
+                    TableModel::Duplicate
+                }
+                Err(fault) if fault.kind == FaultKind::Retry => {
+                    return Err(Fault::halt(
+                        format!("cannot read the model of table `{name}`: {}", fault.story()),
+                        "mend [sink.starrocks] query, or set table_model = \"duplicate\", \"unique\" or \"primary\"",
+                    ));
+                }
+                Err(fault) => return Err(fault),
+            },
+        };
+        models.push(model);
+    }
+    Ok(models)
+}
+
+/// Runs a pipeline until it is asked to stop or something halts it. Blocks; from a thread of its own.
+///
+/// # Errors
+/// Whatever halted it. Nothing that was not durable was committed.
+pub fn run(pipeline: &Arc<Pipeline>, id: PipelineId, shared: &Shared, stop: &Stop) -> Result<(), Fault> {
+    let meter = shared.meter.pipeline(&pipeline.name);
+    let ended = wire(pipeline, id, shared, stop, &meter);
+    meter.health.ended(ended.as_ref().err().map(Fault::story));
+    ended
+}
+
+fn wire(
+    pipeline: &Arc<Pipeline>,
+    id: PipelineId,
+    shared: &Shared,
+    stop: &Stop,
+    meter: &Arc<PipelineMeter>,
+) -> Result<(), Fault> {
+    let Source::Kafka(source) = &pipeline.source;
+    let sink = Arc::new(pipeline.sink.clone());
+    let name: Arc<str> = pipeline.name.as_str().into();
+
+    // Plugins: compiled, or from the cache; each lane starts its own instances.
+    let plugins = load_plugins(pipeline, &shared.engine)?;
+    for plugin in &plugins {
+        shared.meter.watch_plugin(&pipeline.name, &plugin.name, &plugin.stats);
+    }
+
+    // StarRocks: reachable, credentials right, tables known.
+    let client = Client::new(Arc::clone(&sink))?;
+    shared.runtime.block_on(client.ping()).map_err(Fault::halting)?;
+    let destinations = Arc::new(Destinations::of(pipeline, &plugins)?);
+    let models = shared.runtime.block_on(table_models(&sink, destinations.names()))?;
+
+    // Dead letters: open before the first record is read.
+    let alarm = Alarm::default();
+    let dead_letters = match &pipeline.dead_letters {
+        Some(settings) => Some(DeadLetterBox::open(settings, source, meter, &alarm)?),
+        None => None,
+    };
+
+    // The shared stage, and what carries its batches away.
+    let share = share_of(pipeline, &shared.budget);
+    let labels = Labels::new(&pipeline.name);
+    let label_stem = labels.stem().to_owned();
+    let (giving_up, buffers) = (Arc::new(GivingUp::default()), Buffers::default());
+    let tables = table_meters(pipeline, &destinations, &shared.meter);
+    let carrier = Carrier::new(carry::Shared {
+        runtime: shared.runtime.clone(),
+        client,
+        labels,
+        witness: Arc::new(Witness::new()),
+        meter: Arc::clone(meter),
+        tables: tables.clone(),
+        giving_up: Arc::clone(&giving_up),
+        alarm: alarm.clone(),
+        dead_letters: dead_letters.clone(),
+        share: share.clone(),
+        buffers: buffers.clone(),
+        paces: Paces::default(),
+    });
+    let shapes = destinations.names().iter().zip(&models).map(|(table, model)| {
+        let (pipeline, cluster) = (Arc::clone(&name), Arc::clone(&sink));
+        Arc::new(Destination { pipeline, cluster, table: table.clone(), model: *model })
+    });
+    shared.stage.register(id, Registration {
+        destinations: shapes.collect(),
+        limits: pipeline.batch,
+        in_flight: sink.in_flight,
+        share: share.clone(),
+        outlet: Arc::new(carrier),
+    })?;
+
+    let _versions = watch_versions(&pipeline.sink, &tables, shared);
+
+    // Lanes: read → plugins → rows → stage.
+    let ledger = Ledger::new();
+    let wants_headers = plugins.iter().any(|plugin| plugin.descriptor.wants.headers);
+    let line_feeds = plugins.is_empty();
+    let parts = LaneParts {
+        pipeline: id,
+        stage: shared.stage.clone(),
+        ledger: ledger.clone(),
+        share,
+        targets: destinations.targets(&models, pipeline),
+        line_feeds,
+        dead_letters: dead_letters.clone(),
+        meter: Arc::clone(meter),
+        buffers,
+        stop: stop.clone(),
+    };
+    let spawn = |number: usize, feed: KafkaFeed| {
+        let (plugins, destinations) = (plugins.clone(), Arc::clone(&destinations));
+        spawn_lane(number, feed, parts.clone(), plugins, destinations)
+    };
+
+    // The control thread is this one.
+    kafka::run(
+        kafka::Wiring {
+            kafka: source.clone(),
+            lanes: lanes(&shared.process),
+            gathering: Gathering { headers: wants_headers || dead_letters.is_some(), line_feeds },
+            ledger,
+            meter: Arc::clone(meter),
+            stage: shared.stage.clone(),
+            pipeline: id,
+            giving_up,
+            alarm,
+            stop: stop.clone(),
+            shutdown_timeout: shared.process.shutdown_timeout,
+            stall_after: shared.process.stall_after,
+            label_stem,
+        },
+        spawn,
+    )
+}
+
+/// Loads the plugins of a pipeline, in order.
+pub(crate) fn load_plugins(pipeline: &Pipeline, engine: &Engine) -> Result<Vec<Arc<Plugin>>, Fault> {
+    pipeline.transforms.iter().map(|transform| engine.load(transform)).collect()
+}
+
+fn share_of(pipeline: &Pipeline, budget: &Budget) -> Share {
+    let batch = pipeline.batch.max_bytes;
+    // One batch open and one ready, besides those in flight.
+    let batches = (pipeline.sink.in_flight as u64).saturating_add(2);
+    let cap = batch.saturating_mul(batches).saturating_add(SHARE_CHUNK_BYTES).min(budget.limit());
+    let floor = batch.min(budget.limit() / 2).saturating_add(1 << 20);
+    budget.share(cap, floor)
+}
+
+fn table_meters(
+    pipeline: &Pipeline,
+    destinations: &Destinations,
+    meter: &Meter,
+) -> BTreeMap<String, TableMeter> {
+    let database = &pipeline.sink.database;
+    let meters = destinations.names().iter().map(|table| {
+        (table.clone(), meter.table(&pipeline.name, &format!("{database}.{table}")))
+    });
+    meters.collect()
+}
+
+/// Reads the tables' version counts now and then, where the query port and rights allow; ends when the
+/// handle is dropped.
+fn watch_versions(
+    sink: &model::StarRocks,
+    tables: &BTreeMap<String, TableMeter>,
+    shared: &Shared,
+) -> Watching {
+    let (sink, meters) = (sink.clone(), tables.clone());
+    let task = shared.runtime.spawn(async move {
+        let mut every = tokio::time::interval(VERSIONS_EVERY);
+        loop {
+            every.tick().await;
+            // Only a gauge: without the query port it is left out.
+            let Ok(mut query) = query::Query::connect(&sink).await else { continue };
+            for (table, meter) in &meters {
+                if let Some(versions) = query.versions(table).await {
+                    meter.versions.set(i64::try_from(versions).unwrap_or(i64::MAX));
+                }
+            }
+        }
+    });
+    Watching(task.abort_handle())
+}
+
+/// Ends a background task when dropped.
+struct Watching(tokio::task::AbortHandle);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn spawn_lane(
+    number: usize,
+    feed: KafkaFeed,
+    parts: LaneParts,
+    plugins: Vec<Arc<Plugin>>,
+    destinations: Arc<Destinations>,
+) -> std::io::Result<JoinHandle<Result<(), Fault>>> {
+    std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
+        let chain = Chain::start(&plugins, &|plugin| destinations.of_plugin(plugin))?;
+        Lane::new(parts, feed, chain).run()
+    })
+}
+
+/// How often the status line is logged.
+pub const STATUS_EVERY: Duration = Duration::from_secs(5);
