@@ -19,9 +19,9 @@ mod validate;
 mod wasi;
 mod wit;
 
-pub use engine::{Descriptor, Engine, Plugin, Wants};
+pub use engine::{CacheState, Descriptor, Engine, Plugin, Wants};
 pub use guest::{CallError, Guest};
-pub use inspect::check;
+pub use inspect::{Inspection, check, inspect};
 pub use isolate::process_isolated;
 pub use merge::TABLE_UNROUTED;
 pub use stats::{Counter, Stats};

@@ -54,7 +54,7 @@ impl Cache {
     }
 
     /// Where the compiled code of a plugin is or would be.
-    pub(super) fn path(&self, sha256: &str) -> Option<PathBuf> {
+    fn path(&self, sha256: &str) -> Option<PathBuf> {
         Some(self.directory.as_ref()?.join(format!("{sha256}-{:016x}.cwasm", self.engine)))
     }
 
@@ -85,14 +85,16 @@ impl Cache {
         }
     }
 
-    /// Keeps a compiled plugin. Failing to only costs time at the next start, so it is said and forgotten.
-    pub(super) fn put(&self, component: &Component, sha256: &str) {
-        let Some(path) = self.path(sha256) else { return };
+    /// Keeps a compiled plugin, and tells whether it could. Failing to only costs time at the next start, so it is said
+    /// and forgotten.
+    pub(super) fn put(&self, component: &Component, sha256: &str) -> bool {
+        let Some(path) = self.path(sha256) else { return false };
         let written =
             component.serialize().map_err(io::Error::other).and_then(|code| write_aside(&path, &code));
-        if let Err(error) = written {
+        if let Err(error) = &written {
             tracing::warn!(file = %path.display(), %error, "cannot keep compiled plugin");
         }
+        written.is_ok()
     }
 
     /// Whether the file is ours, closed to others' writing, and ends in the checksum of what comes before.

@@ -1,7 +1,7 @@
 //! The engine that all plugins of the process share, and what becomes of a plugin's file.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{fmt, thread};
 
@@ -28,6 +28,9 @@ const KEEP_RESIDENT_BYTES: usize = 1 << 20;
 const SPARE_INSTANCES: u32 = 1;
 /// Declared tables: an index has 16 bits and the last one means "none" inside the host.
 const TABLES_DECLARED_MAX: usize = 65_535;
+/// Far above what the largest plugin needs on a small machine: 6 s on two cores.
+const COMPILE_TIME_MAX: Duration = Duration::from_secs(180);
+const THREADS_HINT: &str = "lift the limit on threads (`ulimit -u`)";
 
 /// Compiles plugins and holds the memory of all instances. A clone is the same engine.
 ///
@@ -72,13 +75,9 @@ impl Engine {
     /// `Halt` with a sentence of its own for each file that is no transform, and for a configuration that the
     /// plugin refuses.
     pub fn load(&self, transform: &Transform) -> Result<Arc<Plugin>, Fault> {
-        let bytes = refusal::read(&transform.plugin)?;
-        let sha256 = hex(&Sha256::digest(&bytes));
-        let component = self.compile(&transform.plugin, bytes, &sha256)?;
-        refusal::refuse_by_type(&transform.plugin, &component, transform.wasi)?;
-        let pre = self
-            .link(&component, transform.wasi)
-            .map_err(|error| refusal::other_types(&transform.plugin, &error))?;
+        let Compiled { component, sha256, .. } = self.compile(&transform.plugin)?;
+        refusal::refuse_by_type(&transform.plugin, &component)?;
+        let pre = self.link(&transform.plugin, &component, transform.wasi)?;
         let name = transform.plugin.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let stats = Arc::new(Stats::default());
         let mut plugin = Plugin {
@@ -103,32 +102,94 @@ impl Engine {
         Ok(Arc::new(plugin))
     }
 
-    fn compile(&self, path: &Path, bytes: Vec<u8>, sha256: &str) -> Result<Component, Fault> {
-        if let Some(component) = self.cache.get(&self.wasmtime, sha256) {
-            return Ok(component);
+    /// Reads and compiles a file, or takes what an earlier start has compiled from it.
+    pub(super) fn compile(&self, path: &Path) -> Result<Compiled, Fault> {
+        let bytes = refusal::read(path)?;
+        let file_bytes = bytes.len();
+        let sha256 = hex(&Sha256::digest(&bytes));
+        if let Some(component) = self.cache.get(&self.wasmtime, &sha256) {
+            return Ok(Compiled { component, sha256, file_bytes, cache: CacheState::Taken });
         }
-        let component =
-            Component::from_binary(&self.wasmtime, &bytes).map_err(|error| refusal::damaged(path, &error))?;
-        self.cache.put(&component, sha256);
-        Ok(component)
+        let component = compile_in_time(&self.wasmtime, path, bytes)?;
+        let cache = match self.cache.put(&component, &sha256) {
+            true => CacheState::Written,
+            false => CacheState::Off,
+        };
+        Ok(Compiled { component, sha256, file_bytes, cache })
     }
 
-    fn link(&self, component: &Component, granted: Wasi) -> wasmtime::Result<wit::TransformPre<State>> {
+    /// Gives a component its imports, once for all instances.
+    fn link(
+        &self,
+        path: &Path,
+        component: &Component,
+        granted: Wasi,
+    ) -> Result<wit::TransformPre<State>, Fault> {
+        let other_types = |error: wasmtime::Error| refusal::other_types(path, &error);
         let mut linker = Linker::new(&self.wasmtime);
-        instance::link_log(&mut linker)?;
+        instance::link_log(&mut linker).map_err(other_types)?;
         match granted {
-            Wasi::None => {}
-            Wasi::Minimal => wasi::link_minimal(&mut linker)?,
+            // All that is left begins with `wasi:`: `refusal` has seen to it.
+            Wasi::None => linker.define_unknown_imports_as_traps(component).map_err(other_types)?,
+            // No traps here: they would take the place of granted interfaces whose patch version differs from ours.
+            Wasi::Minimal => wasi::link_minimal(&mut linker).map_err(other_types)?,
         }
-        // All that is left begins with `wasi:`: `refusal` has seen to it.
-        linker.define_unknown_imports_as_traps(component)?;
-        wit::TransformPre::new(linker.instantiate_pre(component)?)
+        let pre = linker.instantiate_pre(component).map_err(|error| match granted {
+            Wasi::None => other_types(error),
+            Wasi::Minimal => refusal::not_granted(path, &error),
+        })?;
+        wit::TransformPre::new(pre).map_err(other_types)
     }
+}
 
-    /// Where compiled plugins are kept.
-    pub(super) fn cache(&self) -> &Cache {
-        &self.cache
+/// A compiled file.
+pub(super) struct Compiled {
+    pub(super) component: Component,
+    /// SHA-256 of the file, in hex.
+    pub(super) sha256: String,
+    pub(super) file_bytes: usize,
+    pub(super) cache: CacheState,
+}
+
+/// What the cache did for a plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheState {
+    /// An earlier start had compiled it.
+    Taken,
+    /// It was compiled now and kept.
+    Written,
+    /// It was compiled now and could not be kept; the log says why.
+    Off,
+}
+
+/// Compiles on a thread of its own, which is left behind if it takes too long: compilers cannot be interrupted, and a
+/// file can be made so that they never end.
+fn compile_in_time(engine: &wasmtime::Engine, path: &Path, bytes: Vec<u8>) -> Result<Component, Fault> {
+    let (send, receive) = mpsc::sync_channel(1);
+    let engine = engine.clone();
+    let compile = move || {
+        // Nobody listens any more if it took too long.
+        let _ = send.send(Component::from_binary(&engine, &bytes));
+    };
+    spawn("plugin-compile", compile)?;
+    let shown = path.display();
+    match receive.recv_timeout(COMPILE_TIME_MAX) {
+        Ok(compiled) => compiled.map_err(|error| refusal::damaged(path, &error)),
+        Err(mpsc::RecvTimeoutError::Timeout) => Err(Fault::halt(
+            format!("plugin {shown} did not compile within {} s", COMPILE_TIME_MAX.as_secs()),
+            "build it smaller, or run where more processor time is left",
+        )),
+        Err(mpsc::RecvTimeoutError::Disconnected) => Err(Fault::halt(
+            format!("the compiler failed on plugin {shown}"),
+            "build it with other tools; if it is a valid component, report it",
+        )),
     }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
+    thread::Builder::new().name(name.into()).spawn(work).map(drop).map_err(|error| {
+        Fault::halt(format!("cannot start the thread {name}"), THREADS_HINT).caused_by(error)
+    })
 }
 
 fn config(instances_max: usize, memory_max_bytes: u64) -> Config {
@@ -138,7 +199,7 @@ fn config(instances_max: usize, memory_max_bytes: u64) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(instances)
         .total_core_instances(times(CORE_INSTANCES_MAX))
-        .total_memories(times(1).saturating_add(MEMORIES_MAX as u32))
+        .total_memories(times(MEMORIES_MAX))
         .total_tables(times(TABLES_MAX / 4).saturating_add(TABLES_MAX as u32))
         // Fibres are for asynchronous calls, of which there are none.
         .total_stacks(0)
@@ -163,29 +224,22 @@ fn config(instances_max: usize, memory_max_bytes: u64) -> Config {
 
 /// Ticks for as long as the engine lives. Holding it weakly ends the thread with its last user.
 fn start_ticker(engine: EngineWeak) -> Result<(), Fault> {
-    thread::Builder::new()
-        .name("plugin-clock".into())
-        .spawn(move || {
-            loop {
-                thread::sleep(EPOCH_TICK);
-                match engine.upgrade() {
-                    Some(engine) => engine.increment_epoch(),
-                    None => break,
-                }
+    spawn("plugin-clock", move || {
+        loop {
+            thread::sleep(EPOCH_TICK);
+            match engine.upgrade() {
+                Some(engine) => engine.increment_epoch(),
+                None => break,
             }
-        })
-        .map(drop)
-        .map_err(|error| {
-            Fault::halt("cannot start the plugins' clock", "lift the limit on threads (`ulimit -u`)")
-                .caused_by(error)
-        })
+        }
+    })
 }
 
 /// Runs `work` on a plain thread and waits: WASI may block, which panics on a thread of the async runtime.
 fn on_own_thread<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T, Fault> {
     thread::scope(|scope| {
         let worker = thread::Builder::new().name(name.into()).spawn_scoped(scope, work).map_err(|error| {
-            Fault::halt("cannot start a thread", "lift the limit on threads (`ulimit -u`)").caused_by(error)
+            Fault::halt(format!("cannot start the thread {name}"), THREADS_HINT).caused_by(error)
         })?;
         worker
             .join()

@@ -33,9 +33,12 @@ pub enum CallError {
     /// The plugin says that it may go better another time.
     #[error("the plugin asks to try again: {0}")]
     Retry(String),
-    /// The plugin says that it will never go better, or no fresh instance could be started.
+    /// The plugin says that it will never go better.
     #[error("the plugin gave up: {0}")]
     Fatal(String),
+    /// After an earlier failure no fresh instance could be started.
+    #[error("no fresh instance: {0}")]
+    NoInstance(String),
 }
 
 /// The running instance of one plugin in one lane.
@@ -84,7 +87,7 @@ impl Guest {
         }
         let mut live = match self.live.take() {
             Some(live) => live,
-            None => self.start().map_err(|fault| CallError::Fatal(fault.story()))?,
+            None => self.start().map_err(|fault| CallError::NoInstance(fault.story()))?,
         };
         let stats = &self.plugin.stats;
         let began = Instant::now();

@@ -74,6 +74,13 @@ impl Poison {
                     "correct the plugin or its configuration; no position has moved, the same records come again",
                 ));
             }
+            CallError::NoInstance(why) => {
+                let plugin = &guest.plugin().name;
+                return Err(Fault::halt(
+                    format!("cannot replace the instance of plugin {plugin} that failed: {}", printable(why)),
+                    "no position has moved; start again when the cause is gone",
+                ));
+            }
         };
         Ok(Self { code, message: error.to_string() })
     }

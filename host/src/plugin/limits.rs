@@ -8,8 +8,8 @@ use wasmtime::ResourceLimiter;
 pub(super) const TABLE_ELEMENTS_MAX: usize = 32_768;
 /// Tables of one component: language run-times bring two or three.
 pub(super) const TABLES_MAX: usize = 16;
-/// Linear memories of one component. They share the one limit in bytes.
-pub(super) const MEMORIES_MAX: usize = 4;
+/// Linear memories of one component: one, or two where components were composed. They share the one limit in bytes.
+pub(super) const MEMORIES_MAX: usize = 2;
 /// Core instances of one component: an interpreter with its shared libraries has about thirty.
 pub(super) const CORE_INSTANCES_MAX: usize = 64;
 

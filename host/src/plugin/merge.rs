@@ -161,3 +161,109 @@ pub(super) fn copy_part(chunk: &Columns, part: Range<usize>, into: &mut Columns)
     into.partitions.extend_from_slice(chunk.partitions.get(part.clone()).unwrap_or_default());
     into.offsets.extend_from_slice(chunk.offsets.get(part).unwrap_or_default());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chunk() -> Columns {
+        let mut chunk = Columns { source: Some("orders".into()), ..Columns::default() };
+        for (record, (value, key)) in
+            [("v0", "k0"), ("v1", "k1"), ("v2", "k2"), ("v3", "k3")].iter().enumerate()
+        {
+            chunk.values.push(value.as_bytes());
+            chunk.keys.push(key.as_bytes());
+            chunk.marks.push(6);
+            chunk.timestamps.push(record as i64);
+            chunk.partitions.push(1);
+            chunk.offsets.push(100 + record as i64);
+            chunk.headers.names.push(b"n");
+            chunk.headers.contents.push(value.as_bytes());
+            chunk.headers.end_record();
+        }
+        chunk
+    }
+
+    fn column(elements: &[&str]) -> BytesColumn {
+        let mut column = BytesColumn::default();
+        elements.iter().for_each(|element| column.push(element.as_bytes()));
+        column
+    }
+
+    #[test]
+    fn a_part_has_the_columns_of_its_records() {
+        let chunk = chunk();
+        let mut part = Columns::default();
+        copy_part(&chunk, 1..3, &mut part);
+        assert_eq!(part.source(), "orders");
+        assert_eq!(part.values, column(&["v1", "v2"]));
+        assert_eq!(part.keys, column(&["k1", "k2"]));
+        assert_eq!((part.timestamps, part.offsets), (vec![1, 2], vec![101, 102]));
+        assert_eq!(part.headers.pairs(1).collect::<Vec<_>>(), [(&b"n"[..], &b"v2"[..])]);
+        assert_eq!(part.marks.len(), 2);
+    }
+
+    #[test]
+    fn a_column_that_was_not_gathered_stays_empty() {
+        let mut chunk = chunk();
+        chunk.keys.clear();
+        chunk.headers.clear();
+        let mut part = Columns::default();
+        copy_part(&chunk, 0..2, &mut part);
+        assert!(part.keys.is_empty() && part.headers.ends.is_empty());
+        assert_eq!(part.len(), 2);
+    }
+
+    /// Record 0 as it is, record 1 with everything new, records 2 and 3 rejected and dropped.
+    fn merged(tables: &[&str]) -> Answer {
+        let chunk = chunk();
+        let mut pieces = Pieces::new(&chunk);
+        pieces.push(0..1, Answer { inputs: vec![0], ..Answer::default() });
+        let new = Answer {
+            inputs: vec![0, 0],
+            tables: Some(vec![0, 1]),
+            values: Some(column(&["a", "b"])),
+            marks: Some(vec![7, 7]),
+            keys: Some(column(&["c", "d"])),
+            timestamps: Some(vec![8, 9]),
+            headers: Some(HeaderColumn { ends: vec![0, 0], ..HeaderColumn::default() }),
+            ..Answer::default()
+        };
+        pieces.push(1..2, new);
+        let reject = crate::record::RecordReject { input: 0, code: "trap".into(), message: "no".into() };
+        pieces.push(2..3, Answer { rejects: vec![reject], ..Answer::default() });
+        pieces.push(3..4, Answer { values: Some(BytesColumn::default()), ..Answer::default() });
+        pieces.merge(&tables.iter().map(|table| (*table).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_a_part_left_alone_is_copied_from_the_input() {
+        let answer = merged(&["x", "y", ""]);
+        assert_eq!(answer.inputs, [0, 1, 1]);
+        assert_eq!(answer.tables.unwrap(), [2, 0, 1], "the empty name is the table without this plugin");
+        assert_eq!(answer.values.unwrap(), column(&["v0", "a", "b"]));
+        assert_eq!(answer.keys.unwrap(), column(&["k0", "c", "d"]));
+        assert_eq!(answer.marks.unwrap(), [6, 7, 7]);
+        assert_eq!(answer.timestamps.unwrap(), [0, 8, 9]);
+        let headers = answer.headers.unwrap();
+        assert_eq!(headers.pairs(0).collect::<Vec<_>>(), [(&b"n"[..], &b"v0"[..])]);
+        assert_eq!((headers.pairs(1).count(), headers.ends), (0, vec![1, 1, 1]));
+        assert_eq!(answer.rejects[0].input, 2);
+    }
+
+    #[test]
+    fn without_an_empty_name_rows_say_that_nobody_routed_them() {
+        assert_eq!(merged(&["x", "y"]).tables.unwrap(), [TABLE_UNROUTED, 0, 1]);
+    }
+
+    #[test]
+    fn columns_that_no_row_brings_stay_absent() {
+        let chunk = chunk();
+        let mut pieces = Pieces::new(&chunk);
+        pieces.push(0..2, Answer { inputs: vec![0, 1], ..Answer::default() });
+        pieces.push(2..4, Answer { values: Some(BytesColumn::default()), ..Answer::default() });
+        let answer = pieces.merge(&[]);
+        assert_eq!(answer.inputs, [0, 1]);
+        assert!(answer.values.is_none() && answer.tables.is_none() && answer.keys.is_none());
+    }
+}

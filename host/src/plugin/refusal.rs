@@ -7,7 +7,6 @@ use std::path::Path;
 use wasmtime::component::Component;
 use wasmtime::component::types::ComponentItem;
 
-use crate::config::model::Wasi;
 use crate::fault::Fault;
 
 /// Bytes of a plugin's file. Interpreters of dynamic languages bring up to 20 MB.
@@ -90,7 +89,8 @@ fn refuse_by_first_bytes(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
 pub(super) fn damaged(path: &Path, error: &wasmtime::Error) -> Fault {
     let cause = error.root_cause().to_string();
     let shown = path.display();
-    if cause.contains("unexpected end") || cause.contains("extends past end") {
+    // wasmparser's words for sections that the file is too short for.
+    if cause.contains("unexpected end") || cause.contains("is out of bounds (bound =") {
         return Fault::halt(
             format!("plugin {shown} is cut short: {cause}"),
             "the file was not copied or written to its end: build or copy it again",
@@ -103,7 +103,7 @@ pub(super) fn damaged(path: &Path, error: &wasmtime::Error) -> Fault {
 }
 
 /// Refuses a component that imports what no transform may have, or that does not export the contract.
-pub(super) fn refuse_by_type(path: &Path, component: &Component, wasi: Wasi) -> Result<(), Fault> {
+pub(super) fn refuse_by_type(path: &Path, component: &Component) -> Result<(), Fault> {
     let shown = path.display();
     let engine = component.engine();
     let ty = component.component_type();
@@ -114,12 +114,8 @@ pub(super) fn refuse_by_type(path: &Path, component: &Component, wasi: Wasi) -> 
     if !extra.is_empty() {
         return Err(Fault::halt(
             format!("plugin {shown} imports {}, which no plugin may have", extra.join(", ")),
-            match wasi {
-                Wasi::None | Wasi::Minimal => {
-                    "a transform may import tidemill:transform/log and nothing else: it has no network, no files \
-                     and no other services"
-                }
-            },
+            "a transform may import tidemill:transform/log and nothing else: it has no network, no files and no other \
+             services",
         ));
     }
     match ty.get_export(engine, PLUGIN_INTERFACE).map(|export| export.ty) {
@@ -129,7 +125,7 @@ pub(super) fn refuse_by_type(path: &Path, component: &Component, wasi: Wasi) -> 
 }
 
 /// Whether an import is ours, or one that language run-times bring along (it traps unless it was granted).
-fn tolerated(import: &str) -> bool {
+pub(super) fn tolerated(import: &str) -> bool {
     import == LOG_INTERFACE || import == TYPES_INTERFACE || import.starts_with("wasi:")
 }
 
@@ -158,5 +154,14 @@ pub(super) fn other_types(path: &Path, error: &wasmtime::Error) -> Fault {
     Fault::halt(
         format!("plugin {} has other types than {PLUGIN_INTERFACE}: {error:#}", path.display()),
         "build it against wit/transform.wit of this version, unchanged",
+    )
+}
+
+/// The fault for a component that was granted WASI and wants more of it, or other imports' types.
+pub(super) fn not_granted(path: &Path, error: &wasmtime::Error) -> Fault {
+    Fault::halt(
+        format!("plugin {} imports what wasi = \"minimal\" does not grant: {error:#}", path.display()),
+        "clocks, random numbers and stdio of WASI 0.2 are granted; build the plugin without the rest, or leave \
+         `wasi` out: then each such import traps if it is called",
     )
 }

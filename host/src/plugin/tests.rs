@@ -1,6 +1,12 @@
 //! Plugins run for real here. The small ones are written in `tests/wat.rs` as text; the others are those of `plugins/`.
 
 mod built;
+mod cached;
+mod granted;
+mod isolated;
+mod limits;
+mod refused;
+mod wat;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +35,15 @@ impl Bench {
 
     fn load(&self, transform: &Transform) -> Result<Arc<Plugin>, Fault> {
         self.engine.load(transform)
+    }
+
+    /// The one compiled plugin in the cache.
+    fn cached(&self) -> PathBuf {
+        let files = std::fs::read_dir(self.cache.path().join("cache")).unwrap();
+        let mut compiled = files
+            .map(|file| file.unwrap().path())
+            .filter(|file| file.extension().is_some_and(|e| e == "cwasm"));
+        compiled.next().unwrap()
     }
 
     fn guest(&self, transform: &Transform) -> Guest {

@@ -209,3 +209,200 @@ fn answer_bytes(answer: &Answer) -> u64 {
         + rejects;
     bytes as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three records; the last one has neither key nor value.
+    fn chunk() -> Columns {
+        let mut chunk = Columns::default();
+        for (value, key, mark) in
+            [("v0", "k0", MARK_KEY | MARK_VALUE), ("v1", "", MARK_VALUE), ("", "", MARK_DELETE)]
+        {
+            chunk.values.push(value.as_bytes());
+            chunk.keys.push(key.as_bytes());
+            chunk.marks.push(mark);
+        }
+        chunk
+    }
+
+    fn column(elements: &[&str]) -> wit::BytesColumnResult {
+        let mut column = BytesColumn::default();
+        elements.iter().for_each(|element| column.push(element.as_bytes()));
+        wit::BytesColumnResult { data: column.data, ends: column.ends }
+    }
+
+    fn error(input: u32) -> wit::RecordError {
+        wit::RecordError { input, code: "parse".into(), message: "no".into() }
+    }
+
+    /// Two rows of record 0, with every column, and record 1 in error.
+    fn output() -> wit::Output {
+        wit::Output {
+            inputs: vec![0, 0],
+            tables: Some(vec![1, 0]),
+            values: Some(column(&["a", ""])),
+            marks: Some(vec![MARK_KEY | MARK_VALUE, MARK_KEY]),
+            keys: Some(column(&["k", "l"])),
+            timestamps: Some(vec![1, 2]),
+            headers: Some(wit::HeaderColumnResult {
+                ends: vec![0, 1],
+                names: column(&["é"]),
+                contents: column(&["x"]),
+            }),
+            errors: vec![error(1)],
+        }
+    }
+
+    const LIMITS: Limits = Limits { tables: 2, output_bytes: 1_000 };
+
+    /// The output with one thing changed is refused with these words.
+    fn check(change: impl FnOnce(&mut wit::Output), expected: &str) {
+        let mut output = output();
+        change(&mut output);
+        assert_eq!(answer(output, &chunk(), LIMITS).unwrap_err(), expected);
+    }
+
+    fn values(output: &mut wit::Output) -> &mut wit::BytesColumnResult {
+        output.values.as_mut().unwrap()
+    }
+
+    fn headers(output: &mut wit::Output) -> &mut wit::HeaderColumnResult {
+        output.headers.as_mut().unwrap()
+    }
+
+    #[test]
+    fn what_is_right_is_taken_as_it_is() {
+        let answer = answer(output(), &chunk(), LIMITS).unwrap();
+        assert_eq!(answer.inputs, [0, 0]);
+        assert_eq!(answer.values.unwrap().get(0), b"a");
+        assert_eq!(answer.rejects[0].input, 1);
+        assert!(answer_of(wit::Output { inputs: vec![], ..bare() }).inputs.is_empty());
+    }
+
+    fn bare() -> wit::Output {
+        wit::Output {
+            inputs: vec![0, 1, 2],
+            tables: None,
+            values: None,
+            marks: None,
+            keys: None,
+            timestamps: None,
+            headers: None,
+            errors: vec![],
+        }
+    }
+
+    fn answer_of(output: wit::Output) -> Answer {
+        answer(output, &chunk(), LIMITS).unwrap()
+    }
+
+    #[test]
+    fn rows_belong_to_records_in_order() {
+        check(|output| output.inputs = vec![1, 0], "inputs decrease");
+        check(|output| output.inputs = vec![0, 3], "inputs name record 3 of 3");
+    }
+
+    #[test]
+    fn every_column_has_an_element_a_row() {
+        check(|output| output.inputs.push(2), "tables has 2 elements for 3 rows");
+        check(|output| output.timestamps = Some(vec![]), "timestamps has 0 elements for 2 rows");
+        check(|output| output.marks = Some(vec![0; 3]), "marks has 3 elements for 2 rows");
+        check(|output| output.values = Some(column(&["a"])), "values has 1 elements for 2 rows");
+        check(|output| output.keys = Some(column(&[])), "keys has 0 elements for 2 rows");
+        check(|output| headers(output).ends = vec![1], "headers has 1 elements for 2 rows");
+        check(|output| headers(output).contents = column(&[]), "header contents has 0 elements for 1 rows");
+    }
+
+    #[test]
+    fn ends_go_up_to_the_end() {
+        check(|output| values(output).ends = vec![1, 0], "values: ends decrease");
+        check(|output| values(output).ends = vec![1, 2], "values: the last end is 2, there are 1");
+        check(|output| values(output).data.push(b'x'), "values: the last end is 1, there are 2");
+        check(|output| headers(output).ends = vec![1, 0], "headers: ends decrease");
+        check(|output| headers(output).ends = vec![0, 2], "headers: the last end is 2, there are 1");
+        check(|output| headers(output).names.ends = vec![1], "header names: the last end is 1, there are 2");
+    }
+
+    #[test]
+    fn names_of_headers_are_text_each() {
+        check(|output| headers(output).names.data = vec![0xff, 0xfe], "header names are not UTF-8");
+        let halves = |output: &mut wit::Output| {
+            let headers = headers(output);
+            headers.ends = vec![0, 2];
+            headers.names.ends = vec![1, 2];
+            headers.contents = column(&["x", "y"]);
+        };
+        check(halves, "header names are not UTF-8");
+    }
+
+    #[test]
+    fn tables_are_declared_ones() {
+        check(|output| output.tables = Some(vec![0, 2]), "tables name table 2 of 2 declared");
+    }
+
+    #[test]
+    fn marks_have_known_bits_and_tell_the_truth() {
+        check(|output| output.marks = Some(vec![8, 7]), "marks: reserved bits are set");
+        check(
+            |output| output.marks = Some(vec![MARK_KEY, MARK_KEY]),
+            "values: row 0 is not empty, its mark says that it has none",
+        );
+        check(
+            |output| output.marks = Some(vec![MARK_KEY | MARK_VALUE, MARK_VALUE]),
+            "keys: row 1 is not empty, its mark says that it has none",
+        );
+    }
+
+    #[test]
+    fn without_marks_of_their_own_rows_have_those_of_their_records() {
+        let keys =
+            |keys: &[&str]| answer(wit::Output { keys: Some(column(keys)), ..bare() }, &chunk(), LIMITS);
+        assert!(keys(&["k", "", ""]).is_ok());
+        assert!(keys(&["k", "l", ""]).is_err(), "record 1 has no key");
+        let values =
+            |values| answer(wit::Output { values: Some(column(values)), ..bare() }, &chunk(), LIMITS);
+        assert!(values(&["a", "b", ""]).is_ok());
+        assert_eq!(
+            values(&["a", "b", "c"]).unwrap_err(),
+            "values: row 2 is not empty, its mark says that it has none"
+        );
+    }
+
+    #[test]
+    fn errors_are_of_records_without_rows() {
+        check(|output| output.errors = vec![error(3)], "errors name record 3 of 3");
+        check(|output| output.errors = vec![error(0)], "record 0 is in error and has rows");
+        check(
+            |output| output.errors = vec![error(2), error(1)],
+            "errors are not in increasing order of records",
+        );
+        check(
+            |output| output.errors = vec![error(1), error(1)],
+            "errors are not in increasing order of records",
+        );
+        for code in ["", "Parse", "bad amount", "é", &"x".repeat(65)] {
+            check(
+                |output| output.errors[0].code = code.into(),
+                "errors: a code is not 1 to 64 of a-z, 0-9, _ and -",
+            );
+        }
+    }
+
+    #[test]
+    fn messages_are_cut_between_characters() {
+        let mut long = output();
+        long.errors[0].message = format!("x{}", "é".repeat(1_000));
+        let limits = Limits { output_bytes: 10_000, ..LIMITS };
+        let answer = answer(long, &chunk(), limits).unwrap();
+        assert_eq!(answer.rejects[0].message.len(), 1_023);
+    }
+
+    #[test]
+    fn all_bytes_together_have_a_limit() {
+        let limits = Limits { output_bytes: 40, ..LIMITS };
+        let refused = answer(output(), &chunk(), limits).unwrap_err();
+        assert!(refused.ends_with("bytes, 40 are allowed"), "{refused}");
+    }
+}

@@ -1,0 +1,96 @@
+//! WASI: traps by default, clocks and random numbers when granted, and waiting that ends with the call.
+
+use std::time::Instant;
+
+use super::wat::{KEEP_ALL, Wat};
+use super::*;
+use crate::plugin::CallError;
+
+const RANDOM: &str = "package wasi:random@0.2.6; interface random { get-random-u64: func() -> u64; }";
+const IO: &str = "package wasi:io@0.2.6; interface poll {
+    resource pollable { block: func(); }
+    poll: func(in: list<borrow<pollable>>) -> list<u32>;
+}";
+const CLOCKS: &str = "package wasi:clocks@0.2.6; interface monotonic-clock {
+    use wasi:io/poll@0.2.6.{pollable};
+    subscribe-duration: func(when: u64) -> own<pollable>;
+}";
+
+fn random() -> Wat<'static> {
+    Wat {
+        process: "(drop (call $random)) (call $keep_all (local.get $batch))",
+        fields: r#"(import "wasi:random/random@0.2.6" "get-random-u64" (func $random (result i64)))"#,
+        packages: &[RANDOM],
+        imports: "import wasi:random/random@0.2.6;",
+        ..Wat::default()
+    }
+}
+
+#[test]
+fn a_wasi_import_loads_and_traps_when_it_is_called() {
+    let bench = Bench::new();
+    let mut guest = bench.guest(&transform(random().build(bench.cache.path()), "{}"));
+    match guest.process(&chunk(["a"])).unwrap_err() {
+        CallError::Trap { what } => {
+            assert!(what.contains("wasi:random/random@0.2.6#get-random-u64"), "{what}")
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_granted_wasi_import_works() {
+    let bench = Bench::new();
+    let granted = Transform { wasi: Wasi::Minimal, ..transform(random().build(bench.cache.path()), "{}") };
+    assert_eq!(bench.guest(&granted).process(&chunk(["a"])).unwrap().inputs, [0]);
+}
+
+/// Waits ten minutes on a clock, in one of the two ways there are.
+fn sleeper(wait: &str) -> Wat<'_> {
+    Wat {
+        process: wait,
+        fields: r#"(import "wasi:clocks/monotonic-clock@0.2.6" "subscribe-duration" (func $after (param i64) (result i32)))
+(import "wasi:io/poll@0.2.6" "[method]pollable.block" (func $block (param i32)))
+(import "wasi:io/poll@0.2.6" "poll" (func $poll (param i32 i32 i32)))"#,
+        packages: &[IO, CLOCKS],
+        imports: "import wasi:io/poll@0.2.6; import wasi:clocks/monotonic-clock@0.2.6;",
+        ..Wat::default()
+    }
+}
+
+#[test]
+fn waiting_in_the_host_ends_with_the_time_of_the_call() {
+    let block = format!("(call $block (call $after (i64.const 600000000000))) {KEEP_ALL}");
+    let poll = format!(
+        "(i32.store (i32.const 5000) (call $after (i64.const 600000000000)))
+         (call $poll (i32.const 5000) (i32.const 1) (i32.const 5008)) {KEEP_ALL}"
+    );
+    for wait in [&block, &poll] {
+        let bench = Bench::new();
+        let file = sleeper(wait).build(bench.cache.path());
+        let mut guest = bench.guest(&Transform { wasi: Wasi::Minimal, ..transform(file, "{}") });
+        let began = Instant::now();
+        let error = guest.process(&chunk(["a"])).unwrap_err();
+        assert_eq!(error, CallError::TimedOut(Duration::from_millis(500)));
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn a_short_wait_is_over_in_time() {
+    let wait = format!("(call $block (call $after (i64.const 1000000))) {KEEP_ALL}");
+    let bench = Bench::new();
+    let file = sleeper(&wait).build(bench.cache.path());
+    let mut guest = bench.guest(&Transform { wasi: Wasi::Minimal, ..transform(file, "{}") });
+    assert!(guest.process(&chunk(["a"])).is_ok());
+}
+
+#[tokio::test]
+async fn loading_from_the_async_runtime_does_not_panic() {
+    let wat = sleeper("unreachable");
+    let configure = format!("(call $block (call $after (i64.const 1000000))) {}", super::wat::CONFIGURED);
+    let wat = Wat { configure: &configure, ..wat };
+    let bench = Bench::new();
+    let granted = Transform { wasi: Wasi::Minimal, ..transform(wat.build(bench.cache.path()), "{}") };
+    bench.load(&granted).unwrap();
+}
