@@ -61,8 +61,9 @@
 //! What a plugin remembers between records must be a cache and nothing else: Tidemill runs several instances, replaces
 //! them as it likes, and gives the same records again after a crash.
 //!
-//! The feature `pool` (on by default) gives a component an allocator that suits transforms: `src/pool.rs` says what it does
-//! and why it is sound.
+//! A component's memory comes from the standard allocator. One of free lists by size was tried: it saved 12 % where records
+//! are read into `serde_json::Value`, 4 % with owned strings and nothing with borrowed ones, which is too little for
+//! unsafe code. Borrowing saves a third.
 
 mod columns;
 #[cfg(target_family = "wasm")]
@@ -71,8 +72,6 @@ mod instance;
 pub mod json;
 pub mod log;
 mod output;
-#[cfg(any(all(target_family = "wasm", feature = "pool"), test))]
-mod pool;
 mod record;
 mod reject;
 mod setup;
