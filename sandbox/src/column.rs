@@ -161,31 +161,31 @@ impl Sink<'_> {
 
 impl Column {
     /// Converts a JSON value, given as the text that stood in the body.
-    pub(crate) fn from_json(&self, token: &str, sink: &mut Sink<'_>) -> Result<Cell, Misfit> {
+    pub(crate) fn convert_json(&self, token: &str, sink: &mut Sink<'_>) -> Result<Cell, Misfit> {
         match json_token::kind(token) {
             TokenKind::Null => Ok(Cell::Null),
             TokenKind::String => match self.kind {
                 ColumnType::Json => Ok(sink.text(token)),
-                _ => self.from_text(&json_token::unescape(token), sink),
+                _ => self.convert_text(&json_token::unescape(token), sink),
             },
-            TokenKind::True | TokenKind::False => self.from_json_bool(token, sink),
-            TokenKind::Number => self.from_json_number(token, sink),
-            TokenKind::Nested => self.from_json_nested(token, sink),
+            TokenKind::True | TokenKind::False => self.convert_json_bool(token, sink),
+            TokenKind::Number => self.convert_json_number(token, sink),
+            TokenKind::Nested => self.convert_json_nested(token, sink),
         }
     }
 
-    fn from_json_bool(&self, token: &str, sink: &mut Sink<'_>) -> Result<Cell, Misfit> {
+    fn convert_json_bool(&self, token: &str, sink: &mut Sink<'_>) -> Result<Cell, Misfit> {
         let digit = if token.starts_with('t') { "1" } else { "0" };
         match self.kind {
             ColumnType::Boolean | ColumnType::Int { .. } | ColumnType::LargeInt => {
                 Ok(Cell::Int(i64::from(digit == "1")))
             }
             ColumnType::Json => Ok(sink.text(token)),
-            _ => self.from_text(digit, sink),
+            _ => self.convert_text(digit, sink),
         }
     }
 
-    fn from_json_number(&self, token: &str, sink: &mut Sink<'_>) -> Result<Cell, Misfit> {
+    fn convert_json_number(&self, token: &str, sink: &mut Sink<'_>) -> Result<Cell, Misfit> {
         match self.kind {
             ColumnType::Boolean => {
                 let number: f64 = token.parse().map_err(|_| self.unconvertible(token))?;
@@ -193,15 +193,15 @@ impl Column {
             }
             ColumnType::Json => Ok(sink.text(token)),
             ColumnType::Nested { .. } => Err(self.unconvertible(token)),
-            _ => self.from_text(token, sink),
+            _ => self.convert_text(token, sink),
         }
     }
 
-    fn from_json_nested(&self, token: &str, sink: &mut Sink<'_>) -> Result<Cell, Misfit> {
+    fn convert_json_nested(&self, token: &str, sink: &mut Sink<'_>) -> Result<Cell, Misfit> {
         match &self.kind {
             ColumnType::Json => Ok(sink.text(&json_token::minify(token))),
             ColumnType::Char { .. } | ColumnType::Varchar { .. } => {
-                self.from_text(&json_token::minify(token), sink)
+                self.convert_text(&json_token::minify(token), sink)
             }
             ColumnType::Nested { opens_with, .. } if token.as_bytes().first() == Some(opens_with) => {
                 Ok(sink.text(&json_token::minify(token)))
@@ -211,7 +211,7 @@ impl Column {
     }
 
     /// Converts plain text: a CSV field, or the content of a JSON string or number.
-    pub(crate) fn from_text(&self, text: &str, sink: &mut Sink<'_>) -> Result<Cell, Misfit> {
+    pub(crate) fn convert_text(&self, text: &str, sink: &mut Sink<'_>) -> Result<Cell, Misfit> {
         match &self.kind {
             ColumnType::Boolean => match text {
                 "1" | "true" | "TRUE" | "True" => Ok(Cell::Int(1)),
@@ -312,7 +312,8 @@ mod tests {
         let column = Column { name: "c".to_owned(), kind, nullable: true, default: None, comment: None };
         let mut staged = Staged { body: token.to_owned(), ..Staged::default() };
         let mut scratch = String::new();
-        let cell = column.from_json(&staged.body, &mut Sink { body: &staged.body, scratch: &mut scratch })?;
+        let cell =
+            column.convert_json(&staged.body, &mut Sink { body: &staged.body, scratch: &mut scratch })?;
         staged.scratch = scratch;
         Ok(match cell {
             Cell::Null => "NULL".to_owned(),

@@ -229,6 +229,8 @@ pub struct FaultReport {
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
     set: Mutex<Set>,
+    /// Whether the BE's port is to be closed; its accept loop waits for changes.
+    pub(crate) backend_refuses: tokio::sync::watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -243,12 +245,19 @@ impl Faults {
         set.next_id += 1;
         let id = set.next_id;
         set.reports.push(FaultReport { id, fault, fired: 0 });
+        self.tell_backend(&set);
         id
     }
 
     pub(crate) fn clear(&self, id: Option<u64>) {
         let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
         set.reports.retain(|report| id.is_some_and(|id| report.id != id));
+        self.tell_backend(&set);
+    }
+
+    fn tell_backend(&self, set: &Set) {
+        let refuses = set.reports.iter().any(|report| report.fault.kind == FaultKind::BackendRefuses);
+        self.backend_refuses.send_replace(refuses);
     }
 
     pub(crate) fn reports(&self) -> Vec<FaultReport> {
@@ -277,12 +286,6 @@ impl Faults {
             return Some(found);
         }
         None
-    }
-
-    /// Whether the BE's port is to be closed.
-    pub(crate) fn backend_refuses(&self) -> bool {
-        let set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        set.reports.iter().any(|report| report.fault.kind == FaultKind::BackendRefuses)
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::task::{JoinError, JoinHandle};
 use crate::cluster::{Addresses, Cluster, LoadRecord, TableStats};
 use crate::error::SandboxError;
 use crate::fault::{Fault, FaultReport};
-use crate::http::{OpenTransactions, Port, Shared};
+use crate::http::{OpenTransactions, Shared};
 use crate::options::Options;
 use crate::sql::Session;
 use crate::store::Value;
@@ -39,8 +39,8 @@ impl Sandbox {
         let shared =
             Shared { cluster: Arc::clone(&cluster), transactions: Arc::new(OpenTransactions::default()) };
         let mut tasks = vec![
-            tokio::spawn(http::serve(shared.clone(), frontend, Port::Frontend, fe_http)),
-            tokio::spawn(http::serve(shared.clone(), backend, Port::Backend, be_http)),
+            tokio::spawn(http::serve_frontend(shared.clone(), frontend)),
+            tokio::spawn(http::serve_backend(shared.clone(), backend, be_http)),
             tokio::spawn(query_port::serve(Arc::clone(&cluster), query)),
             tokio::spawn(expire(shared)),
         ];

@@ -274,7 +274,7 @@ fn query_with_views(reader: &Connection, sql: &str, views: &[View]) -> rusqlite:
 
 fn read_all(reader: &Connection, sql: &str) -> rusqlite::Result<ResultSet> {
     let mut statement = reader.prepare(sql)?;
-    let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let width = columns.len();
     let mut rows = Vec::new();
     let mut cursor = statement.query([])?;

@@ -168,6 +168,11 @@ impl Cluster {
         data: LoadData,
         patience: Duration,
     ) -> Result<Committed, String> {
+        if !self.is_current(table) {
+            let message = format!("unknown table \"{}.{}\"", table.db, table.name);
+            self.abort(txn_id, &message);
+            return Err(message);
+        }
         let committed = self.transactions().commit(txn_id);
         committed.map_err(|refusal| refused(txn_id, refusal))?;
         table.versions(|versions| versions.commit(data.rows, data.bytes));
@@ -213,15 +218,21 @@ impl Cluster {
         Some(self.commit(txn_id, &table, data, patience).await)
     }
 
+    /// Whether this is still the table of that name: it may have been dropped, and made anew.
+    fn is_current(&self, table: &Arc<Table>) -> bool {
+        self.catalog().table(&table.db, &table.name).is_some_and(|now| Arc::ptr_eq(&now, table))
+    }
+
     async fn publish(self: &Arc<Self>, txn_id: i64, table: &Arc<Table>, data: LoadData) {
-        if self.options.keep == Keep::Rows {
+        // The rows of a table that was dropped since the commit go with it.
+        if self.options.keep == Keep::Rows && self.is_current(table) {
             let (cluster, table) = (Arc::clone(self), Arc::clone(table));
             let written = tokio::task::spawn_blocking(move || {
                 cluster.store.apply(&table.storage_name(), &table.schema(), &data.loads)
             });
             match written.await {
                 Ok(Ok(())) => {}
-                // The table was dropped or the disk is full: the transaction stays COMMITTED for ever.
+                // Such as a full disk: the transaction stays COMMITTED for ever.
                 Ok(Err(error)) => {
                     tracing::error!(txn_id, %error, "could not write the rows of a committed load");
                     return;

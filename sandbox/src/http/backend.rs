@@ -28,9 +28,8 @@ pub(super) async fn stream_load(
     let started = Instant::now();
     let (parts, body) = request.into_parts();
     let mut answer = match open(cluster, db, table, &parts.headers).await {
-        Err(refusal) => refusal,
+        Err(refusal) => *refusal,
         Ok(open) => {
-            answer_of_begun(&open, started.elapsed());
             let content_length = content_length(&parts.headers);
             match load(open, body, content_length, started).await? {
                 Loaded::Answer(answer) => answer,
@@ -50,10 +49,6 @@ struct Open {
     begin_ms: u64,
 }
 
-fn answer_of_begun(open: &Open, elapsed: Duration) {
-    tracing::debug!(label = open.load.label, txn_id = open.load.txn_id, ?elapsed, "load begun");
-}
-
 enum Loaded {
     Answer(LoadAnswer),
     Spoiled(LoadAnswer, AnswerFault),
@@ -65,32 +60,35 @@ async fn open(
     db: &str,
     table: &str,
     headers: &HeaderMap,
-) -> Result<Open, LoadAnswer> {
+) -> Result<Open, Box<LoadAnswer>> {
     let started = Instant::now();
     let label = label_or_random(headers, started);
-    let fail = |message: &str| Err(LoadAnswer::failed(&label, message));
+    let failed = |message: &str| Box::new(LoadAnswer::failed(&label, message));
     match request::credentials(headers, cluster.options.password.as_deref()) {
         Credentials::Valid => {}
-        Credentials::Missing => return fail("no valid Basic authorization"),
-        Credentials::Wrong { user } => return fail(&format!("Access denied for {user}@127.0.0.1")),
+        Credentials::Missing => return Err(failed("no valid Basic authorization")),
+        Credentials::Wrong { user } => return Err(failed(&format!("Access denied for {user}@127.0.0.1"))),
     }
-    let params = LoadParams::from_headers(headers).map_err(|message| LoadAnswer::failed(&label, message))?;
+    let params = LoadParams::from_headers(headers).map_err(|message| failed(&message))?;
     let limit = cluster.options.json_bytes_max;
-    check_size(&params, content_length(headers), limit)
-        .map_err(|message| LoadAnswer::failed(&label, message))?;
+    check_size(&params, content_length(headers), limit).map_err(|message| failed(&message))?;
     if let Some(message) = refused_before_begin(cluster, db, table).await {
-        return fail(&message);
+        return Err(failed(&message));
     }
     let timeout = params.timeout.unwrap_or(cluster.options.load_timeout);
-    let load =
-        Load::begin(cluster, db, table, &label, timeout).map_err(|refused| refusal(&label, refused))?;
+    let load = Load::begin(cluster, db, table, &label, timeout)
+        .map_err(|refused| Box::new(refusal(&label, refused)))?;
     let begin_ms = millis(started.elapsed());
     match LoadPlan::new(params, &load.table.schema()) {
         Ok(plan) => Ok(Open { load, plan, timeout, begin_ms }),
         Err(message) => {
             let txn_id = load.txn_id;
             load.abort(&message);
-            Err(LoadAnswer { txn_id, begin_txn_time_ms: begin_ms, ..LoadAnswer::failed(&label, message) })
+            Err(Box::new(LoadAnswer {
+                txn_id,
+                begin_txn_time_ms: begin_ms,
+                ..LoadAnswer::failed(&label, message)
+            }))
         }
     }
 }

@@ -36,37 +36,53 @@ pub(crate) struct Shared {
     pub(crate) transactions: Arc<OpenTransactions>,
 }
 
-/// How often a closed BE port looks whether it may open again.
-const REOPEN_EVERY: Duration = Duration::from_millis(20);
+/// How long to wait after the operating system refused something, such as a file descriptor.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
 
-/// Accepts connections until the task is aborted, and all connections end with it.
-pub(crate) async fn serve(shared: Shared, listener: TcpListener, port: Port, number: u16) {
+/// Accepts connections on the FE's port until the task is aborted; all connections end with it.
+pub(crate) async fn serve_frontend(shared: Shared, listener: TcpListener) {
+    let mut connections = JoinSet::new();
+    loop {
+        accept(&shared, &listener, Port::Frontend, &mut connections).await;
+    }
+}
+
+/// The same for the BE's port, which a fault can close for a while.
+pub(crate) async fn serve_backend(shared: Shared, listener: TcpListener, number: u16) {
+    let mut refuses = shared.cluster.faults.backend_refuses.subscribe();
     let mut connections = JoinSet::new();
     let mut listener = Some(listener);
     loop {
-        while connections.try_join_next().is_some() {}
-        if port == Port::Backend && shared.cluster.faults.backend_refuses() {
+        if *refuses.borrow_and_update() {
             listener = None;
             connections.abort_all();
-            tokio::time::sleep(REOPEN_EVERY).await;
+            if refuses.changed().await.is_err() {
+                return;
+            }
             continue;
         }
         let Some(open) = &listener else {
             listener = reopen(number).await;
             continue;
         };
-        // The time-out lets a port without traffic notice that it is to be closed.
-        match tokio::time::timeout(REOPEN_EVERY, open.accept()).await {
-            Err(_) => {}
-            Ok(Ok((stream, _))) => {
-                connections.spawn(connection(shared.clone(), stream, port));
-            }
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "could not accept a connection");
-                tokio::time::sleep(REOPEN_EVERY).await;
-            }
+        tokio::select! {
+            () = accept(&shared, open, Port::Backend, &mut connections) => {}
+            changed = refuses.changed() => if changed.is_err() { return },
         }
     }
+}
+
+async fn accept(shared: &Shared, listener: &TcpListener, port: Port, connections: &mut JoinSet<()>) {
+    match listener.accept().await {
+        Ok((stream, _)) => {
+            connections.spawn(connection(shared.clone(), stream, port));
+        }
+        Err(error) => {
+            tracing::warn!(%error, "could not accept a connection");
+            tokio::time::sleep(PAUSE_AFTER_ERROR).await;
+        }
+    }
+    while connections.try_join_next().is_some() {}
 }
 
 async fn reopen(number: u16) -> Option<TcpListener> {
@@ -74,7 +90,7 @@ async fn reopen(number: u16) -> Option<TcpListener> {
         Ok(listener) => Some(listener),
         Err(error) => {
             tracing::warn!(%error, number, "could not open the BE's port again");
-            tokio::time::sleep(REOPEN_EVERY).await;
+            tokio::time::sleep(PAUSE_AFTER_ERROR).await;
             None
         }
     }

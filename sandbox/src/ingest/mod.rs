@@ -99,8 +99,8 @@ impl<'p> RowSink<'p> {
         let mut sink = Sink { body, scratch: &mut self.staged.scratch };
         let converted = match value {
             None => Ok(Cell::Null),
-            Some(Raw::Json(token)) => column.from_json(token, &mut sink),
-            Some(Raw::Text(text)) => column.from_text(text, &mut sink),
+            Some(Raw::Json(token)) => column.convert_json(token, &mut sink),
+            Some(Raw::Text(text)) => column.convert_text(text, &mut sink),
         };
         let cell = match converted {
             Ok(cell) => cell,

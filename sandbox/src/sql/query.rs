@@ -61,14 +61,14 @@ pub(super) fn select(
     rewriter.run()?;
     let Rewriter { out, views, tables, .. } = rewriter;
     let views: Vec<_> = views.iter().filter_map(|name| schema_view::view(cluster, name)).collect();
-    let mut result = cluster.store.query(&out, &views).map_err(explain)?;
+    let mut result = cluster.store.query(&out, &views).map_err(|error| explain(&error))?;
     print_decimals(&mut result, &tables);
     Ok(result)
 }
 
 /// SQLite's complaint in StarRocks' words.
-pub(super) fn explain(error: rusqlite::Error) -> SqlError {
-    let text = match &error {
+pub(super) fn explain(error: &rusqlite::Error) -> SqlError {
+    let text = match error {
         rusqlite::Error::SqliteFailure(_, Some(text)) => text.clone(),
         rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
         other => other.to_string(),

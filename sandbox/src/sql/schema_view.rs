@@ -26,7 +26,6 @@ pub(super) fn view(cluster: &Cluster, name: &str) -> Option<View> {
         "columns" => (COLUMNS.to_vec(), tables.iter().flat_map(|table| column_rows(table)).collect()),
         "tables_config" => (TABLES_CONFIG.to_vec(), tables.iter().map(|table| config_row(table)).collect()),
         "be_tablets" => (BE_TABLETS.to_vec(), tables.iter().flat_map(|table| tablet_rows(table)).collect()),
-        "loads" | "stream_loads" => return None,
         // Drivers look here and are content with nothing.
         "views" | "key_column_usage" | "routines" | "triggers" | "statistics" | "partitions" => {
             (vec!["TABLE_SCHEMA", "TABLE_NAME"], Vec::new())

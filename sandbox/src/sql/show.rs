@@ -212,8 +212,8 @@ fn create_table(table: &Table) -> String {
     }
     let spread: Vec<String> = schema.distributed_by.iter().map(|name| format!("`{name}`")).collect();
     let _ = match spread.is_empty() {
-        true => write!(sql, "DISTRIBUTED BY RANDOM BUCKETS {} \n", schema.buckets),
-        false => write!(sql, "DISTRIBUTED BY HASH({}) BUCKETS {} \n", spread.join(", "), schema.buckets),
+        true => writeln!(sql, "DISTRIBUTED BY RANDOM BUCKETS {} ", schema.buckets),
+        false => writeln!(sql, "DISTRIBUTED BY HASH({}) BUCKETS {} ", spread.join(", "), schema.buckets),
     };
     let mut properties = schema.properties.clone();
     if !properties.iter().any(|(key, _)| key == "replication_num") {
@@ -241,7 +241,7 @@ fn backends(cluster: &Cluster) -> ResultSet {
         "Version",
     ];
     let tablets: u32 = cluster.catalog().all_tables().iter().map(|table| table.schema().buckets).sum();
-    let alive = !cluster.faults.backend_refuses();
+    let alive = !*cluster.faults.backend_refuses.borrow();
     let row = vec![
         Value::Int(BACKEND_ID),
         text("127.0.0.1"),

@@ -96,7 +96,7 @@ async fn what_drivers_ask_when_they_connect() {
     {
         target.sql(sql).await;
     }
-    assert_eq!(target.rows("SELECT DATABASE()").await, [target.db.clone()]);
+    assert_eq!(target.rows("SELECT DATABASE()").await, std::slice::from_ref(&target.db));
     assert_eq!(target.rows("select @@version_comment limit 1").await.len(), 1);
     let version = target.rows("select current_version() as ver").await.join("");
     assert!(version.starts_with(|first: char| first.is_ascii_digit()), "{version}");

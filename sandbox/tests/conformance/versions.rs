@@ -9,7 +9,7 @@ async fn each_load_makes_one_version_of_every_tablet() {
     let target = Target::any().await;
     target.table("t", "DUPLICATE KEY").await;
     let version = async || {
-        let rows = target.rows("SHOW TABLETS FROM t").await;
+        let rows = target.rows("SHOW TABLET FROM t").await;
         // TabletId, ReplicaId, BackendId, SchemaHash, Version
         rows[0].split(',').nth(4).and_then(|text| text.parse::<u64>().ok()).expect("a version")
     };

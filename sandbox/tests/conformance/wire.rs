@@ -19,7 +19,7 @@ impl Head {
         Self { method, path: path.into(), version: "HTTP/1.1", headers: Vec::new() }
     }
 
-    pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: impl std::fmt::Display) -> Self {
         self.headers.retain(|(have, _)| !have.eq_ignore_ascii_case(name));
         self.headers.push((name.to_owned(), value.to_string()));
         self
@@ -127,13 +127,9 @@ impl Connection {
     }
 
     async fn more(&mut self) -> io::Result<()> {
-        let mut piece = [0; 16 * 1024];
-        match self.stream.read(&mut piece).await? {
+        match self.stream.read_buf(&mut self.read).await? {
             0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            count => {
-                self.read.extend_from_slice(&piece[..count]);
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 
