@@ -76,7 +76,7 @@ pub fn lone_transform(
     transform.zip(cache_dir).ok_or_else(|| Problems::or_none_given(problems))
 }
 
-fn plan(sources: Vec<Result<Source, Problem>>, flags: &Overrides) -> Result<Plan, Problems> {
+fn plan(sources: Vec<Result<Source, Box<Problem>>>, flags: &Overrides) -> Result<Plan, Problems> {
     let mut problems = Vec::new();
     let mut files = Vec::new();
     let mut process: Option<Process> = None;
@@ -84,7 +84,7 @@ fn plan(sources: Vec<Result<Source, Problem>>, flags: &Overrides) -> Result<Plan
         let source = match source {
             Ok(source) => source,
             Err(problem) => {
-                problems.push(problem);
+                problems.push(*problem);
                 continue;
             }
         };

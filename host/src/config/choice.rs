@@ -50,7 +50,9 @@ impl Choice {
         }
         let table = root.table(self.outer)?;
         if table.written().next().is_none() {
-            root.note_at(word, format!("no {word} in {}", self.outer.header()), |p| p.expected(self.wanted()));
+            root.note_at(word, format!("no {word} in {}", self.outer.header()), |p| {
+                p.expected(self.wanted())
+            });
         }
         self.note_second(&table);
         self.note_unknown(&table);
@@ -81,13 +83,15 @@ impl Choice {
     fn note_unknown(&self, table: &Table<'_>) {
         let word = self.outer.name();
         for (name, span) in table.written().filter(|(name, _)| *name != self.inner.name()) {
-            let problem = |what: String| Problem::at(table.source, span.clone(), what).expected(self.wanted());
+            let problem =
+                |what: String| Problem::at(table.source, span.clone(), what).expected(self.wanted());
             let problem = if self.is_kind(name) {
                 problem(format!("the {word} {} is not in this version", quote(name)))
             } else if table.holds_table(name) {
                 problem(format!("unknown {word} {}", quote(name))).meant(nearest(name, [self.inner.name()]))
             } else {
-                let problem = problem(format!("unknown key {} {}", quote(name), self.outer.inside()));
+                let problem =
+                    problem(format!("unknown key {} {}", quote(name), self.outer.inside())).of_unknown_key();
                 match self.inner.key(name) {
                     Some(_) => problem.hint(format!("`{name}` belongs into {}", self.inner.header())),
                     None => problem.maybe_hint(home_of(name, self.outer)),

@@ -230,7 +230,10 @@ impl<T: Clone> Kind for OneOf<T> {
 
     fn expected(&self) -> String {
         let quoted: Vec<String> = self.words.iter().map(|(word, _)| format!("{word:?}")).collect();
-        quoted.join(" or ")
+        match quoted.as_slice() {
+            [firsts @ .., last] if !firsts.is_empty() => format!("{} or {last}", firsts.join(", ")),
+            few => few.concat(),
+        }
     }
 
     fn read(&self, node: &Node<'_>) -> Option<T> {

@@ -1,5 +1,6 @@
 //! What is wrong with pipeline files: all of it at once, each with its place.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 
@@ -31,6 +32,8 @@ pub struct Problem {
     /// The nearest valid spelling.
     pub meant: Option<String>,
     excerpt: Option<Excerpt>,
+    /// It is about a key that nobody knows: its value may be a credential behind a mistyped name.
+    of_unknown_key: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +67,7 @@ impl Problem {
             hint: None,
             meant: None,
             excerpt: None,
+            of_unknown_key: false,
         }
     }
 
@@ -94,6 +98,25 @@ impl Problem {
         self
     }
 
+    /// Says that the span is a key that nobody knows: nothing of its line but the key is repeated.
+    #[must_use]
+    pub(super) fn of_unknown_key(mut self) -> Self {
+        self.of_unknown_key = true;
+        self.excerpt = self.excerpt.take().and_then(Excerpt::up_to_caret);
+        self
+    }
+
+    /// Leaves lines with an unknown key out of all other problems, too.
+    pub(super) fn hush_lines_of_unknown_keys(problems: &mut [Self]) {
+        let unknown = problems.iter().filter(|problem| problem.of_unknown_key);
+        let lines: BTreeSet<usize> = unknown.filter_map(|problem| problem.at).map(|(line, _)| line).collect();
+        for problem in problems.iter_mut().filter(|problem| !problem.of_unknown_key) {
+            if problem.at.is_some_and(|(line, _)| lines.contains(&line)) {
+                problem.excerpt = None;
+            }
+        }
+    }
+
     /// Leaves the line out, because it holds a credential.
     #[must_use]
     pub(super) fn hushed(mut self) -> Self {
@@ -114,6 +137,19 @@ impl Excerpt {
             let room = (line.chars().count() + 1).saturating_sub(column).max(1);
             Self { line: line.to_owned(), column, width: width.min(room) }
         })
+    }
+}
+
+impl Excerpt {
+    /// Without what stands behind the caret; none if something stands before it.
+    fn up_to_caret(self) -> Option<Self> {
+        let before: String = self.line.chars().take(self.column - 1).collect();
+        let mut kept: String = self.line.chars().take(self.column - 1 + self.width).collect();
+        if kept.len() < self.line.len() {
+            kept.push_str(" …");
+        }
+        let first = before.chars().all(|c| c.is_whitespace() || c == '[');
+        first.then_some(Self { line: kept, ..self })
     }
 }
 

@@ -51,25 +51,27 @@ impl Source {
     }
 
     /// Reads a file; what goes wrong is noted, and the text is then empty.
-    pub(super) fn read(path: &Path) -> Result<Self, Problem> {
+    pub(super) fn read(path: &Path) -> Result<Self, Box<Problem>> {
         let empty = Self::new(path, "");
         let cannot = |why: String| Problem::whole(&empty, format!("cannot read the pipeline file: {why}"));
-        let bytes = read_limited(path, FILE_BYTES_MAX).map_err(|why| cannot(why).expected("a TOML file"))?;
+        let bytes = read_limited(path, FILE_BYTES_MAX)
+            .map_err(|why| Box::new(cannot(why).expected("a TOML file")))?;
         match String::from_utf8(bytes) {
             Ok(text) => Ok(Self::new(path, &text)),
             Err(error) => {
                 let good = error.utf8_error().valid_up_to();
                 let bytes = error.into_bytes();
                 if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-                    return Err(Problem::whole(&empty, "the file is UTF-16").expected("TOML in UTF-8"));
+                    let problem = Problem::whole(&empty, "the file is UTF-16").expected("TOML in UTF-8");
+                    return Err(Box::new(problem));
                 }
                 let before = String::from_utf8_lossy(bytes.get(..good).unwrap_or_default()).into_owned();
                 // One stand-in character, so that the place behind the good part exists.
                 let source = Self::new(path, &format!("{before}\u{fffd}"));
                 let at = source.text.len() - '\u{fffd}'.len_utf8();
-                Err(Problem::at(&source, at..at, "a byte that is not UTF-8")
-                    .expected("TOML in UTF-8")
-                    .hushed())
+                let problem =
+                    Problem::at(&source, at..at, "a byte that is not UTF-8").expected("TOML in UTF-8");
+                Err(Box::new(problem.hushed()))
             }
         }
     }
@@ -103,10 +105,12 @@ impl Source {
     }
 
     /// All that was noted, by place.
-    pub(super) fn into_problems(self) -> impl Iterator<Item = Problem> {
+    pub(super) fn into_problems(self) -> Vec<Problem> {
         let mut problems = self.problems.into_inner();
         problems.sort_by_key(|(start, _)| *start);
-        problems.into_iter().map(|(_, problem)| problem)
+        let mut problems: Vec<Problem> = problems.into_iter().map(|(_, problem)| problem).collect();
+        Problem::hush_lines_of_unknown_keys(&mut problems);
+        problems
     }
 
     /// A path as written → from the file's directory, as relative as the file's own name: for messages.

@@ -145,20 +145,38 @@ impl<'a> Table<'a> {
         self.source.note(&self.span, problem);
     }
 
+    /// `auto.offset.reset` without quotes is a table in a table to TOML: its whole name.
+    fn dotted(&self, written: &str) -> String {
+        let mut name = written.to_owned();
+        let mut value = self.node(written).map(|node| node.value);
+        while let Some((key, inner)) = value.and_then(DeValue::as_table).and_then(|table| table.iter().next())
+        {
+            name.push('.');
+            name.push_str(key.get_ref());
+            value = Some(inner.get_ref());
+        }
+        name
+    }
+
     fn note_unknown(&self, written: &str, span: &Range<usize>) {
         if self.section.path == ["source"] || self.section.path == ["sink"] {
             // `choice` reads these two and says more.
             return;
         }
-        let quoted: Vec<String> = self.section.names().map(|name| format!("`{name}`")).collect();
-        let what = format!("unknown key {} {}", quote(written), self.section.inside());
-        let problem =
-            Problem::at(self.source, span.clone(), what).expected(format!("one of {}", quoted.join(", ")));
         let near = nearest(written, self.section.names());
-        let problem = match near {
-            Some(name) => problem.meant(Some(name)),
-            None => problem.maybe_hint(home_of(written, self.section)),
+        let dotted = self.dotted(written);
+        let (shown, hint) = match (near, home_of(written, self.section)) {
+            (Some(_), _) => (written, None),
+            (None, Some(hint)) => (written, Some(hint)),
+            (None, None) => match home_of(&dotted, self.section) {
+                Some(hint) => (dotted.as_str(), Some(hint)),
+                None => (written, None),
+            },
         };
+        let quoted: Vec<String> = self.section.names().map(|name| format!("`{name}`")).collect();
+        let what = format!("unknown key {} {}", quote(shown), self.section.inside());
+        let problem = Problem::at(self.source, span.clone(), what).of_unknown_key();
+        let problem = problem.expected(format!("one of {}", quoted.join(", "))).maybe_hint(hint).meant(near);
         self.source.note(span, problem);
     }
 }

@@ -45,21 +45,6 @@ fn first_line(message: &str) -> String {
     line.strip_prefix(FILE).and_then(|rest| rest.strip_prefix(':')).unwrap_or(line).trim_start().to_owned()
 }
 
-/// The smallest file with one line put behind the line that begins with `after`.
-fn with(after: &str, line: &str) -> String {
-    let mut text = String::new();
-    for existing in SMALLEST.lines() {
-        text.push_str(existing);
-        text.push('\n');
-        if existing.starts_with(after) {
-            text.push_str(line);
-            text.push('\n');
-        }
-    }
-    assert!(text.len() > SMALLEST.len(), "no line begins with {after}");
-    text
-}
-
 /// The smallest file with one line replaced.
 fn instead(of: &str, line: &str) -> String {
     assert!(SMALLEST.lines().any(|existing| existing.starts_with(of)), "no line begins with {of}");
@@ -259,4 +244,207 @@ fn files_that_contradict_each_other_give_their_exact_message() {
         wrong.extend(difference(&problems, &case.join("expected.stderr")));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn all_examples_are_valid_alone_and_together() {
+    let files = toml_files(&repository().join("pipelines"));
+    for file in &files {
+        super::load(std::slice::from_ref(file), &flags()).unwrap_or_else(|problems| panic!("{problems}"));
+    }
+    let plan = super::load(&files, &flags()).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(plan.pipelines.len(), files.len());
+}
+
+#[test]
+fn a_byte_order_mark_and_carriage_returns_change_nothing() {
+    let windows = format!("\u{feff}{}", SMALLEST.replace('\n', "\r\n"));
+    read(&windows).unwrap_or_else(|problems| panic!("{problems}"));
+    let wrong = windows.replace("user", "usr");
+    let at = read(&wrong).expect_err("unknown key").iter().next().and_then(|problem| problem.at);
+    assert_eq!(at, Some((12, 1)));
+}
+
+#[test]
+fn a_duplicate_key_does_not_hide_other_mistakes() {
+    let text = instead("user", "user = \"root\"\nuser = \"admin\"\nlode_timeout = 1");
+    let expected = [
+        "13:1: `user` stands here twice",
+        "14:1: unknown key `lode_timeout` in [sink.starrocks]; expected one of `fe`, `query`, `database`, `table`, \
+         `tables`, `user`, `password`, `table_model`, `in_flight`, `load_timeout`, `redirect_hosts`, `ca`, `format`, \
+         `properties`; did you mean `load_timeout`?",
+    ];
+    check(&text, &expected);
+}
+
+#[test]
+fn credentials_are_in_no_message() {
+    let texts = [
+        instead("user", "user = \"root\"\npassword = \"hunter2"),
+        instead("user", "user = \"root\"\npassword = [\"hunter2\"]"),
+        instead("user", "user = \"root\"\npassword = { text = \"hunter2\" }"),
+        instead("user", "user = \"root\"\npasswrd = \"hunter2\""),
+        instead(
+            "topics",
+            "topics = 7\nsasl = { mechanism = \"PLAN\", passwrd = \"hunter2\", usrname = \"u\" }",
+        ),
+        instead("user", "user = \"root\"\nproperties = { authorization = \"hunter2\" }"),
+        instead("user", "user = \"root\"\nproperties = { columns = \"hunter2\\n\" }"),
+        instead("fe", "fe = [\"http://root:hunter2@localhost:8030\"]"),
+        instead("fe", "fe = [\"http://localhost:9030\", \"http://root:hunter2@localhost:8030\"]"),
+        instead("topics", "topics = [\"orders\"]\nproperties = { \"sasl.password\" = \"hunter2\" }"),
+        instead("brokers", "brokers = [\"root:hunter2@localhost:9092\"]"),
+    ];
+    for text in texts {
+        let problems = read(&text).expect_err("a mistake").to_string();
+        assert!(!problems.contains("hunter2"), "{text}\n{problems}");
+    }
+}
+
+#[test]
+fn what_a_variable_or_a_file_holds_is_in_no_message() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("value"), "hunter two\n").expect("written");
+    let path = folder.path().join("orders.toml");
+    let text = instead("name", "name = { file = \"value\" }");
+    let problems = load_texts(&[(&path, &text)], &flags()).expect_err("a space").to_string();
+    assert!(!problems.contains("hunter"), "{problems}");
+    assert!(problems.contains("`name` is the content of the file \"value\": ' ' cannot be"), "{problems}");
+}
+
+#[test]
+fn a_secret_in_a_file_ends_before_its_last_line_feed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("secret"), " two\nlines \r\n").expect("written");
+    let path = folder.path().join("orders.toml");
+    let text = instead("user", "user = \"root\"\npassword = { file = \"secret\" }");
+    let plan = load_texts(&[(&path, &text)], &flags()).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(plan.pipelines[0].sink.password.reveal(), " two\nlines ");
+}
+
+#[test]
+fn flags_win_over_the_file_and_are_checked_like_it() {
+    let text = format!("{SMALLEST}[process]\nbudget = \"1GiB\"\nadmin = \"0.0.0.0:1\"\n");
+    let some = |text: &str| Some(text.to_owned());
+    let good = Overrides {
+        budget: some("2GiB"),
+        lanes: Some(5),
+        admin: some("false"),
+        shutdown_timeout: some("5s"),
+        ..flags()
+    };
+    let plan = load_texts(&[(Path::new(FILE), &text)], &good).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!((plan.process.budget_bytes, plan.process.lanes, plan.process.admin), (2 << 30, Some(5), None));
+    assert_eq!(plan.process.shutdown_timeout, Duration::from_secs(5));
+
+    let bad = Overrides {
+        budget: some("2"),
+        lanes: Some(0),
+        admin: some("0.0.0.0:9464"),
+        shutdown_timeout: some("soon"),
+        ..flags()
+    };
+    let problems = load_texts(&[(Path::new(FILE), &text)], &bad).expect_err("four mistakes");
+    let said: Vec<String> =
+        problems.iter().map(|problem| format!("{}: {}", problem.file, problem.what)).collect();
+    let expected = [
+        "--budget: `budget` is a number without a unit",
+        "--lanes: `lanes` is 0",
+        "--admin: `admin` is 0.0.0.0:9464, which other machines can reach, and it asks for no password",
+        "--shutdown-timeout: `shutdown_timeout` is \"soon\": it does not begin with a number",
+    ];
+    let (mut said, mut expected) = (said, expected.map(str::to_owned).to_vec());
+    said.sort();
+    expected.sort();
+    assert_eq!(said, expected);
+}
+
+#[test]
+fn files_that_are_none_are_told_apart() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    std::fs::write(path("big.toml"), vec![b'#'; 10 << 20]).expect("written");
+    std::fs::write(path("wide.toml"), [0xff, 0xfe, b'a', 0]).expect("written");
+    std::fs::write(path("good.toml"), SMALLEST).expect("written");
+    let files = ["big.toml", "wide.toml", "missing.toml", "good.toml"].map(path);
+    let mut files = files.to_vec();
+    files.push(folder.path().to_owned());
+    let problems = super::load(&files, &flags()).expect_err("four mistakes");
+    let said: Vec<&str> = problems.iter().map(|problem| problem.what.as_str()).collect();
+    let expected = [
+        "cannot read the pipeline file: it is larger than 1024 KiB",
+        "the file is UTF-16",
+        "cannot read the pipeline file: no such file",
+        "cannot read the pipeline file: it is a directory",
+    ];
+    assert_eq!(said, expected);
+    assert!(super::load(&[], &flags()).is_err());
+}
+
+#[test]
+fn very_many_mistakes_are_cut_short() {
+    let text =
+        format!("{SMALLEST}{}", (0..10_000).map(|index| format!("key{index} = 1\n")).collect::<String>());
+    let problems = read(&text).expect_err("many mistakes");
+    assert_eq!(problems.count(), 10_000);
+    let said = problems.to_string();
+    assert!(said.lines().count() < 200 && said.ends_with("and 9950 more problems"), "{said}");
+}
+
+#[test]
+fn deep_nesting_is_a_mistake_and_no_overflow() {
+    let deep = format!("a = {}1{}", "[".repeat(10_000), "]".repeat(10_000));
+    assert!(read(&deep).is_err());
+    let dotted = format!("{SMALLEST}properties.{}b = 1\n", "a.".repeat(400_000));
+    assert!(read(&dotted).is_err());
+    let headers: String = (1..300).map(|depth| format!("[{}b]\n", "a.".repeat(depth * 10))).collect();
+    assert!(read(&format!("{SMALLEST}{headers}")).is_err());
+}
+
+#[test]
+fn limits_of_routed_tables_are_compared_too() {
+    let routed = |name: &str, tables: &str, linger: &str| {
+        SMALLEST.replace("name = \"orders\"", &format!("name = {name:?}"))
+            + &format!(
+                "tables = {tables}\n[[transform]]\nplugin = \"a.wasm\"\n[batch]\nlinger = {linger:?}\n"
+            )
+    };
+    let both = |first: &str, second: &str| {
+        load_texts(&[(Path::new("a.toml"), first), (Path::new("b.toml"), second)], &flags())
+    };
+    let first = routed("a", "[\"x\", \"y\"]", "1s").replace("table = \"orders\"", "");
+    assert!(both(&first, &routed("b", "[\"z\"]", "2s")).is_ok());
+    assert!(both(&first, &routed("b", "[\"y\"]", "1s")).is_ok());
+    let problems = both(&first, &routed("b", "[\"y\"]", "2s")).expect_err("different limits").to_string();
+    assert!(problems.contains("two pipelines load shop.y with different limits"), "{problems}");
+    let elsewhere = routed("b", "[\"y\"]", "2s").replace(":8030", ":18030");
+    assert!(both(&first, &elsewhere).is_ok());
+}
+
+proptest::proptest! {
+    /// Whatever is done to a valid file, reading it ends in a plan or in messages.
+    #[test]
+    fn no_change_of_a_file_panics(
+        example in proptest::prelude::any::<proptest::sample::Index>(),
+        changes in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), 0..6_u8, "[ -~\n\té🦀\u{feff}\u{0}]{0,6}"), 1..8),
+    ) {
+        let texts = [SMALLEST.to_owned(), super::reference_toml(), super::reference_toml().replace("\n#", "\n")];
+        let mut text: Vec<char> = example.get(&texts).chars().collect();
+        for (at, change, piece) in changes {
+            let at = at.index(text.len().max(1)).min(text.len());
+            let end = (at + piece.chars().count() * 4).min(text.len());
+            match change {
+                0 => { text.splice(at..at, piece.chars()); }
+                1 => { text.splice(at..end, piece.chars()); }
+                2 => { text.drain(at..end); }
+                3 => { let copy: Vec<char> = text[at..end].to_vec(); text.splice(at..at, copy); }
+                4 => { text.truncate(at.max(1)); }
+                _ => { text.splice(at..at, ['=', '"', '[', '{', '\'', '.'].into_iter().take(piece.chars().count())); }
+            }
+        }
+        let text: String = text.into_iter().collect();
+        if let Err(problems) = read(&text) {
+            proptest::prop_assert!(!problems.to_string().is_empty());
+        }
+    }
 }
