@@ -24,11 +24,11 @@ mod redirect;
 mod request;
 mod transport;
 
-pub use request::RESERVED_HEADERS;
-
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
 mod sandbox_tests;
 #[cfg(test)]
 mod scripted;
+#[cfg(test)]
+mod tls_tests;

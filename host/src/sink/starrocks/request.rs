@@ -6,29 +6,6 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use crate::config::model::StarRocks;
 use crate::fault::Fault;
 
-/// Headers that `properties` may not set, each with the reason.
-pub const RESERVED_HEADERS: &[(&str, &str)] = &[
-    ("label", "labels make retries safe and are made by tidemill"),
-    ("format", "rows are sent as newline-delimited JSON"),
-    ("strip_outer_array", "rows are sent as newline-delimited JSON, not as an array"),
-    ("compression", "bodies are sent uncompressed"),
-    ("content-encoding", "bodies are sent uncompressed"),
-    ("timeout", "use `load_timeout`"),
-    ("max_filter_ratio", "above 0 it would drop rows in silence"),
-    ("enable_merge_commit", "merge commit ignores labels, so a retry would load rows twice"),
-    ("merge_commit_async", "merge commit ignores labels, so a retry would load rows twice"),
-    ("merge_commit_interval_ms", "merge commit ignores labels, so a retry would load rows twice"),
-    ("merge_commit_parallel", "merge commit ignores labels, so a retry would load rows twice"),
-    ("db", "use `database`"),
-    ("table", "use `table`"),
-    ("authorization", "use `user` and `password`"),
-    ("expect", "the connection is tidemill's business"),
-    ("host", "the connection is tidemill's business"),
-    ("connection", "the connection is tidemill's business"),
-    ("content-length", "the connection is tidemill's business"),
-    ("transfer-encoding", "the connection is tidemill's business"),
-];
-
 /// Headers of every request: who asks.
 pub(super) fn credentials(cluster: &StarRocks) -> Result<HeaderMap, Fault> {
     let token = base64(format!("{}:{}", cluster.user, cluster.password.reveal()).as_bytes());
@@ -41,25 +18,11 @@ pub(super) fn credentials(cluster: &StarRocks) -> Result<HeaderMap, Fault> {
     Ok(headers)
 }
 
-/// Headers of every load but its label.
+/// Headers of every load but its label. What the load's meaning hangs on is set after `properties`, so
+/// that it holds whatever they say; the file's check refuses them first, with the reason.
 pub(super) fn load_headers(cluster: &StarRocks) -> Result<HeaderMap, Fault> {
-    let mut headers = credentials(cluster)?;
-    let mut set =
-        |name: &'static str, value: HeaderValue| headers.insert(HeaderName::from_static(name), value);
-    set("expect", HeaderValue::from_static("100-continue"));
-    set("format", HeaderValue::from_static("json"));
-    // Without them a value that does not fit would become NULL, or vanish, and nobody would know.
-    set("strict_mode", HeaderValue::from_static("true"));
-    set("max_filter_ratio", HeaderValue::from_static("0"));
-    set("timeout", HeaderValue::from(cluster.load_timeout.as_secs().max(1)));
+    let mut headers = HeaderMap::new();
     for (name, value) in &cluster.properties {
-        let reserved = RESERVED_HEADERS.iter().find(|(reserved, _)| reserved.eq_ignore_ascii_case(name));
-        if let Some((_, reason)) = reserved {
-            return Err(Fault::halt(
-                format!("`{name}` cannot be set under [sink.starrocks.properties]"),
-                format!("remove it: {reason}"),
-            ));
-        }
         let parsed =
             HeaderName::from_bytes(name.as_bytes()).ok().zip(HeaderValue::from_bytes(value.as_bytes()).ok());
         let Some((header, value)) = parsed else {
@@ -70,6 +33,15 @@ pub(super) fn load_headers(cluster: &StarRocks) -> Result<HeaderMap, Fault> {
         };
         headers.insert(header, value);
     }
+    headers.extend(credentials(cluster)?);
+    let mut set =
+        |name: &'static str, value: HeaderValue| headers.insert(HeaderName::from_static(name), value);
+    set("expect", HeaderValue::from_static("100-continue"));
+    set("format", HeaderValue::from_static("json"));
+    // Without them a value that does not fit would become NULL, or vanish, and nobody would know.
+    set("strict_mode", HeaderValue::from_static("true"));
+    set("max_filter_ratio", HeaderValue::from_static("0"));
+    set("timeout", HeaderValue::from(cluster.load_timeout.as_secs().max(1)));
     Ok(headers)
 }
 
@@ -150,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn properties_become_headers_unless_they_would_break_delivery() {
+    fn properties_become_headers_and_never_change_what_a_load_means() {
         let mut file = cluster(&["http://fe:8030"]);
         file.properties.insert("jsonpaths".into(), "[\"$.id\", \"$.ü\"]".into());
         let headers = load_headers(&file).expect("headers");
@@ -158,13 +130,21 @@ mod tests {
             headers.get("jsonpaths").map(HeaderValue::as_bytes),
             Some("[\"$.id\", \"$.ü\"]".as_bytes())
         );
-        assert_eq!(headers.get("strict_mode").and_then(|value| value.to_str().ok()), Some("true"));
-        for (reserved, _) in RESERVED_HEADERS {
-            let mut file = cluster(&["http://fe:8030"]);
-            file.properties.insert(reserved.to_uppercase(), "x".into());
-            let fault = load_headers(&file).expect_err(reserved);
-            assert!(fault.hint.is_some(), "{reserved}");
+        let kept = [
+            ("strict_mode", "true"),
+            ("max_filter_ratio", "0"),
+            ("format", "json"),
+            ("timeout", "600"),
+            ("Authorization", "Basic cm9vdDpjYW5hcnk="),
+            ("Expect", "100-continue"),
+        ];
+        for (name, value) in kept {
+            file.properties.insert(name.into(), "something else".into());
+            let headers = load_headers(&file).expect("headers");
+            assert_eq!(headers.get_all(name).iter().collect::<Vec<_>>(), [value], "{name}");
         }
+        file.properties.insert("columns".into(), "id\r\nlabel: x".into());
+        assert!(load_headers(&file).is_err_and(|fault| fault.hint.is_some()), "no line break gets through");
     }
 
     #[test]
