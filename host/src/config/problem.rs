@@ -5,7 +5,6 @@ use std::fmt;
 use std::ops::Range;
 
 use super::source::Source;
-use crate::fault::Fault;
 
 /// Lines longer than this are not repeated under a message.
 const EXCERPT_CHARS_MAX: usize = 110;
@@ -184,7 +183,8 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong, in the order of files and lines. Never empty.
+/// Everything that is wrong, in the order of files and lines. Never empty. Printed, each problem begins
+/// a line and the last one ends its own.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Problems {
     list: Vec<Problem>,
@@ -213,28 +213,16 @@ impl Problems {
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut first = true;
         for of_file in self.list.chunk_by(|a, b| a.file == b.file) {
             for problem in of_file.iter().take(SHOWN_PER_FILE_MAX) {
-                if !first {
-                    writeln!(f)?;
-                }
-                first = false;
-                write!(f, "{problem}")?;
+                writeln!(f, "{problem}")?;
             }
             if let (Some(rest @ 1..), Some(problem)) =
                 (of_file.len().checked_sub(SHOWN_PER_FILE_MAX), of_file.first())
             {
-                write!(f, "\n{}: and {rest} more problems", problem.file)?;
+                writeln!(f, "{}: and {rest} more problems", problem.file)?;
             }
         }
         Ok(())
-    }
-}
-
-/// For the few commands that read no pipeline file, but look something up here.
-impl From<Problems> for Fault {
-    fn from(problems: Problems) -> Self {
-        Self::halt(problems.to_string(), "correct it and start again")
     }
 }
