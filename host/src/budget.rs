@@ -188,7 +188,9 @@ mod tests {
         assert!(share.acquire(30, NOW).is_none());
         let reader = {
             let share = share.clone();
-            std::thread::spawn(move || share.acquire(30, Duration::from_secs(60)).map(|permit| permit.bytes()))
+            std::thread::spawn(move || {
+                share.acquire(30, Duration::from_secs(60)).map(|permit| permit.bytes())
+            })
         };
         while !share.is_waiting() {
             std::thread::yield_now();

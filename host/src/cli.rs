@@ -42,9 +42,9 @@ struct Arguments {
     /// How logs are written; by default as text
     #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     log: LogFormat,
-    /// What is logged, such as `info` or `tidemill=debug,librdkafka=debug`
-    #[arg(long, global = true, value_name = "FILTER", env = "TIDEMILL_LOG", default_value = "info")]
-    log_level: String,
+    /// What is logged, such as `debug` or `info,librdkafka=debug`; by default `info` (`off` in the demo)
+    #[arg(long, global = true, value_name = "FILTER", env = "TIDEMILL_LOG")]
+    log_level: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -78,7 +78,9 @@ enum Command {
 /// Parses the arguments and does what they say.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Err(error) = start_logs(arguments.log, &arguments.log_level) {
+    let usual = if matches!(arguments.command, Command::Demo(_)) { "off" } else { "info" };
+    let level = arguments.log_level.as_deref().unwrap_or(usual);
+    if let Err(error) = start_logs(arguments.log, level) {
         eprintln!("error: --log-level: {error}");
         return ExitCode::from(EXIT_USAGE);
     }

@@ -17,8 +17,8 @@ use crate::meter::PipelineMeter;
 use crate::position::Partition;
 
 mod directory;
-mod topic;
 pub mod text;
+mod topic;
 
 /// Bundles that may wait for the writer; their bytes are charged to the budget.
 const BUNDLES_WAITING_MAX: usize = 64;

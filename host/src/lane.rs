@@ -183,9 +183,9 @@ impl<F: Feed> Lane<F> {
         }
         let stage = if self.plugin.is_some() { Stage::Load } else { Stage::Read };
         let rejects = std::mem::take(&mut built.rejects);
-        let letters = rejects.into_iter().map(|reject| {
-            letter(chunk, reject, span, stage, self.plugin.clone(), self.parts.line_feeds)
-        });
+        let letters = rejects
+            .into_iter()
+            .map(|reject| letter(chunk, reject, span, stage, self.plugin.clone(), self.parts.line_feeds));
         self.post(letters.collect(), ticket)
     }
 

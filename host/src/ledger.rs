@@ -71,8 +71,13 @@ impl Ledger {
 
     /// Begins a stay whose first span starts behind `after`.
     pub fn begin(&self, stay: Stay, after: i64) {
-        let track =
-            Track { spans: VecDeque::new(), first: 0, opened_upto: after, safe_upto: after, told_upto: after };
+        let track = Track {
+            spans: VecDeque::new(),
+            first: 0,
+            opened_upto: after,
+            safe_upto: after,
+            told_upto: after,
+        };
         lock(&self.state).stays.insert(stay, track);
     }
 

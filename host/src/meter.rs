@@ -107,7 +107,6 @@ impl Default for Meter {
 
 impl Meter {
     /// Registers everything.
-    #[expect(clippy::too_many_lines, reason = "one line a metric: the table of metrics is this list")]
     pub fn new() -> Self {
         let mut r = Registry::with_prefix("tidemill");
         Self {
@@ -136,8 +135,16 @@ impl Meter {
             commit_failures: family(&mut r, "commit_failures", "Commits of offsets that failed"),
             rebalances: family(&mut r, "rebalances", "Assignments and revocations by the consumer group"),
             partitions: family_gauge(&mut r, "partitions", "Partitions assigned to this process"),
-            lag: family_gauge(&mut r, "lag_records", "Records between the read position and the partition's end"),
-            stalled: family_gauge(&mut r, "stalled", "1 while the watermark does not move although there is lag"),
+            lag: family_gauge(
+                &mut r,
+                "lag_records",
+                "Records between the read position and the partition's end",
+            ),
+            stalled: family_gauge(
+                &mut r,
+                "stalled",
+                "1 while the watermark does not move although there is lag",
+            ),
             load_retries: family(&mut r, "load_retries", "Attempts to load after the first one of a batch"),
             possible_duplicates: family(
                 &mut r,
@@ -164,10 +171,18 @@ impl Meter {
                 );
                 metric
             },
-            versions: family_gauge(&mut r, "table_versions", "Versions of the fullest tablet, where rights allow"),
+            versions: family_gauge(
+                &mut r,
+                "table_versions",
+                "Versions of the fullest tablet, where rights allow",
+            ),
             plugin_calls: family_gauge(&mut r, "plugin_calls", "Calls of process"),
             plugin_nanoseconds: family_gauge(&mut r, "plugin_nanoseconds", "Time in the guest"),
-            plugin_traps: family_gauge(&mut r, "plugin_traps", "Calls that trapped, timed out, wanted too much memory or broke the contract"),
+            plugin_traps: family_gauge(
+                &mut r,
+                "plugin_traps",
+                "Calls that trapped, timed out, wanted too much memory or broke the contract",
+            ),
             plugin_replacements: family_gauge(&mut r, "plugin_replacements", "Instances replaced"),
             plugin_log_dropped: family_gauge(&mut r, "plugin_log_lines_dropped", "Log lines over the limit"),
             plugins: Mutex::default(),
@@ -485,7 +500,8 @@ pub fn reference_markdown() -> String {
                 let shown = if kind == "counter" { format!("{name}_total") } else { name.to_owned() };
                 let sample = text.lines().find(|sample| !sample.starts_with('#') && sample.starts_with(name));
                 let labels = sample.and_then(|sample| Some(sample.split_once('{')?.1.split_once('}')?.0));
-                let names = labels.unwrap_or_default().split(',').filter_map(|pair| Some(pair.split_once('=')?.0));
+                let names =
+                    labels.unwrap_or_default().split(',').filter_map(|pair| Some(pair.split_once('=')?.0));
                 let labels: Vec<&str> = names.filter(|label| *label != "le").collect();
                 let says = help.get(name).copied().unwrap_or_default();
                 page.push_str(&format!("| `{shown}` | {kind} | {} | {says} |\n", labels.join(", ")));

@@ -84,7 +84,10 @@ impl Destinations {
         for (plugin, name) in declared {
             if !sink.tables.is_empty() && !allowed.contains(name) {
                 return Err(Fault::halt(
-                    format!("plugin `{}` routes to table `{name}`, which the file does not allow", plugin.name),
+                    format!(
+                        "plugin `{}` routes to table `{name}`, which the file does not allow",
+                        plugin.name
+                    ),
                     "add it to [sink.starrocks] tables, or take it out of the plugin's configuration",
                 ));
             }
@@ -217,13 +220,16 @@ fn wire(
         let (pipeline, cluster) = (Arc::clone(&name), Arc::clone(&sink));
         Arc::new(Destination { pipeline, cluster, table: table.clone(), model: *model })
     });
-    shared.stage.register(id, Registration {
-        destinations: shapes.collect(),
-        limits: pipeline.batch,
-        in_flight: sink.in_flight,
-        share: share.clone(),
-        outlet: Arc::new(carrier),
-    })?;
+    shared.stage.register(
+        id,
+        Registration {
+            destinations: shapes.collect(),
+            limits: pipeline.batch,
+            in_flight: sink.in_flight,
+            share: share.clone(),
+            outlet: Arc::new(carrier),
+        },
+    )?;
 
     let _versions = watch_versions(&pipeline.sink, &tables, shared);
 
@@ -289,9 +295,10 @@ fn table_meters(
     meter: &Meter,
 ) -> BTreeMap<String, TableMeter> {
     let database = &pipeline.sink.database;
-    let meters = destinations.names().iter().map(|table| {
-        (table.clone(), meter.table(&pipeline.name, &format!("{database}.{table}")))
-    });
+    let meters = destinations
+        .names()
+        .iter()
+        .map(|table| (table.clone(), meter.table(&pipeline.name, &format!("{database}.{table}"))));
     meters.collect()
 }
 

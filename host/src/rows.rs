@@ -184,7 +184,8 @@ impl Built {
         for segment in &mut self.segments {
             for delta in &mut segment.index.deltas {
                 let offset = segment.index.base + i64::from(*delta & !FIRST_ROW);
-                let refused = self.rejects.iter().any(|reject| chunk.offsets[reject.input as usize] == offset);
+                let refused =
+                    self.rejects.iter().any(|reject| chunk.offsets[reject.input as usize] == offset);
                 if refused && *delta & FIRST_ROW != 0 {
                     *delta &= !FIRST_ROW;
                     self.kept -= 1;
@@ -260,7 +261,6 @@ fn append_with_op(value: &[u8], delete: bool, body: &mut Vec<u8>) {
     }
     body.extend_from_slice(if delete { b"\"__op\":1}" } else { b"\"__op\":0}" });
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -253,7 +253,8 @@ impl Stage {
 
     fn cut_due(&mut self, now: Instant) {
         for (id, pipeline) in &mut self.pipelines {
-            let pressed = if pipeline.registration.share.is_waiting() { pipeline.largest_idle() } else { None };
+            let pressed =
+                if pipeline.registration.share.is_waiting() { pipeline.largest_idle() } else { None };
             for table in 0..pipeline.tables.len() {
                 let pressure = pressed == Some(table);
                 if pipeline.cut(table, now, pressure) {
@@ -343,7 +344,8 @@ impl Pipeline {
     fn largest_idle(&self) -> Option<usize> {
         let in_flight = self.registration.in_flight;
         let idle = self.tables.iter().enumerate();
-        let idle = idle.filter(|(_, table)| table.in_flight + table.ready.len() < in_flight && table.rows > 0);
+        let idle =
+            idle.filter(|(_, table)| table.in_flight + table.ready.len() < in_flight && table.rows > 0);
         idle.max_by_key(|(_, table)| table.bytes).map(|(index, _)| index)
     }
 

@@ -87,11 +87,7 @@ async fn online(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>)
     }
 }
 
-async fn check_tables(
-    pipeline: &Pipeline,
-    tables: &[String],
-    faults: &mut Vec<Fault>,
-) -> Result<(), Fault> {
+async fn check_tables(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>) -> Result<(), Fault> {
     let sink = &pipeline.sink;
     let mut query = Query::connect(sink).await?;
     for table in tables {

@@ -32,7 +32,8 @@ const AHEAD_MAX: u64 = 60_000;
 /// How long a run may make no progress.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Rows of the runs that the first table of the README shows.
-const BATCHES: [(&str, Option<u64>); 3] = [("1,000 rows", Some(1_000)), ("10,000 rows", Some(10_000)), ("default", None)];
+const BATCHES: [(&str, Option<u64>); 3] =
+    [("1,000 rows", Some(1_000)), ("10,000 rows", Some(10_000)), ("default", None)];
 /// Events of the run with batches of one row; it ends at the first refusal.
 const SINGLES: u64 = 3_000;
 const DATABASE: &str = "tidemill_demo";
@@ -77,13 +78,15 @@ struct Stands {
     query: Option<String>,
     sandbox: Option<Sandbox>,
     /// Keeps the in-process brokers alive.
-    _mock: Option<MockCluster<'static, DefaultProducerContext>>,
+    mock: Option<MockCluster<'static, DefaultProducerContext>>,
 }
 
 impl Demo {
     pub(super) fn execute(self) -> u8 {
         let Some(plugin) = self.find_plugin() else {
-            eprintln!("error: the orders plugin is not built; run `cargo xtask demo`, or name it with --plugin");
+            eprintln!(
+                "error: the orders plugin is not built; run `cargo xtask demo`, or name it with --plugin"
+            );
             return EXIT_USAGE;
         };
         match self.run(&plugin) {
@@ -126,27 +129,36 @@ impl Demo {
         let (brokers, mock) = match &self.brokers {
             Some(brokers) => (brokers.clone(), None),
             None => {
-                let mock = MockCluster::new(1).map_err(|error| cannot("the mock brokers", error.to_string()))?;
+                let mock =
+                    MockCluster::new(1).map_err(|error| cannot("the mock brokers", error.to_string()))?;
                 (mock.bootstrap_servers(), Some(mock))
             }
         };
         if let Some(fe) = &self.fe {
             let query = query_of(fe);
-            return Ok(Stands { brokers, fe: fe.clone(), query, sandbox: None, _mock: mock });
+            return Ok(Stands { brokers, fe: fe.clone(), query, sandbox: None, mock });
         }
         // No compaction: every load stays a version, so that versions can be counted.
         let options = Options { keep: Keep::None, compaction: None, ..Options::default() };
         let sandbox = Sandbox::start(options).await;
         let sandbox = sandbox.map_err(|error| cannot("the sandbox", error.to_string()))?;
         let query = Some(format!("127.0.0.1:{}", sandbox.query_port()));
-        Ok(Stands { brokers, fe: sandbox.fe_url(), query, sandbox: Some(sandbox), _mock: mock })
+        Ok(Stands { brokers, fe: sandbox.fe_url(), query, sandbox: Some(sandbox), mock })
     }
 
-    fn pipeline_text(&self, stands: &Stands, plugin: &Path, topic: &str, table: &str, rows: Option<u64>) -> String {
+    fn pipeline_text(
+        &self,
+        stands: &Stands,
+        plugin: &Path,
+        topic: &str,
+        table: &str,
+        rows: Option<u64>,
+    ) -> String {
         let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
         let brokers: Vec<String> = stands.brokers.split(',').map(quoted).collect();
         let batch = rows.map_or_else(String::new, |rows| format!("[batch]\nmax_rows = {rows}\n"));
-        let query = stands.query.as_ref().map_or_else(String::new, |query| format!("query = {}\n", quoted(query)));
+        let query =
+            stands.query.as_ref().map_or_else(String::new, |query| format!("query = {}\n", quoted(query)));
         format!(
             "[pipeline]\nname = {topic}\n[process]\nadmin = false\n\
              [source.kafka]\nbrokers = [{}]\ntopics = [{topic}]\n\
@@ -180,9 +192,16 @@ impl Demo {
         let plan = plan.map_err(|problems| {
             Fault::halt(problems.to_string(), "the demo's own file is wrong: check --brokers and --fe")
         })?;
-        let Some(pipeline) = plan.pipelines.first() else { return Err(Fault::retry("no pipeline in the file")) };
+        let Some(pipeline) = plan.pipelines.first() else {
+            return Err(Fault::retry("no pipeline in the file"));
+        };
         runtime.block_on(make_table(&pipeline.sink, table))?;
-        runtime.block_on(make_topic(&stands.brokers, &topic))?;
+        match &stands.mock {
+            Some(mock) => mock
+                .create_topic(&topic, PARTITIONS, 1)
+                .map_err(|error| Fault::retry("cannot make the demo's topic").caused_by(error))?,
+            None => runtime.block_on(make_topic(&stands.brokers, &topic))?,
+        }
         let (inner, shared) = super::run::start(&plan)?;
         let meter = shared.meter.pipeline(&pipeline.name);
         let stop = Stop::default();
@@ -190,15 +209,21 @@ impl Demo {
             let (pipeline, stop) = (Arc::clone(pipeline), stop.clone());
             std::thread::spawn(move || pipeline::run(&pipeline, 0, &shared, &stop))
         };
-        let refused = || stands.sandbox.as_ref().is_some_and(|sandbox| {
-            sandbox.table_stats(DATABASE, table).is_some_and(|stats| stats.refused_too_many_versions > 0)
-        });
+        let refused = || {
+            stands.sandbox.as_ref().is_some_and(|sandbox| {
+                sandbox.table_stats(DATABASE, table).is_some_and(|stats| stats.refused_too_many_versions > 0)
+            })
+        };
         let watch = Watch { batch, events, meter: &meter, refused: &refused };
         let outcome = watch.run(&stands.brokers, &topic, &|| thread.is_finished());
         let versions_full = refused();
         stop.request();
         // After a refusal nothing would end the drain but its time-out: the run is over.
-        let ended = if versions_full { Ok(()) } else { thread.join().unwrap_or_else(|_| Err(Fault::retry("a thread panicked"))) };
+        let ended = if versions_full {
+            Ok(())
+        } else {
+            thread.join().unwrap_or_else(|_| Err(Fault::retry("a thread panicked")))
+        };
         inner.shutdown_timeout(Duration::from_millis(100));
         let measured = match (ended, outcome) {
             (Err(fault), _) | (Ok(()), Err(fault)) => return Err(fault),
@@ -315,7 +340,9 @@ async fn make_table(sink: &config::model::StarRocks, table: &str) -> Result<(), 
 }
 
 async fn make_topic(brokers: &str, topic: &str) -> Result<(), Fault> {
-    let cannot = |error: KafkaError| Fault::retry(format!("cannot make topic `{topic}` on {brokers}")).caused_by(error);
+    let cannot = |error: KafkaError| {
+        Fault::retry(format!("cannot make topic `{topic}` on {brokers}")).caused_by(error)
+    };
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", brokers).create().map_err(cannot)?;
     let new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(1));
@@ -327,12 +354,17 @@ async fn make_topic(brokers: &str, topic: &str) -> Result<(), Fault> {
 }
 
 fn print_table(lines: &[Line]) {
-    println!("\n{:<12} {:>10} {:>10} {:>16} {:>12} {:>8}", "batch", "events", "rows", "loads = versions", "rows/s", "CPU-s");
+    println!(
+        "\n{:<12} {:>10} {:>10} {:>16} {:>12} {:>8}",
+        "batch", "events", "rows", "loads = versions", "rows/s", "CPU-s"
+    );
     for line in lines {
         println!(
             "{:<12} {:>10} {:>10} {:>16} {:>12.0} {:>8.1}  {}",
             line.batch, line.events, line.rows, line.loads, line.rows_per_s, line.cpu_s, line.note
         );
     }
-    println!("\nEach load is one transaction and one new version of the table; StarRocks refuses loads past 1000 versions.");
+    println!(
+        "\nEach load is one transaction and one new version of the table; StarRocks refuses loads past 1000 versions."
+    );
 }

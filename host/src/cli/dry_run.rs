@@ -30,7 +30,11 @@ pub(super) fn print(plan: &Plan, records: usize) -> Result<u8, Fault> {
             let mut transformed = chain.process(&chunk)?;
             refused += transformed.rejects.len();
             for (reject, plugin) in &transformed.rejects {
-                say_reject(&chunk, reject.input, &format!("plugin {plugin}: {}: {}", reject.code, reject.message));
+                say_reject(
+                    &chunk,
+                    reject.input,
+                    &format!("plugin {plugin}: {}: {}", reject.code, reject.message),
+                );
             }
             let built = rows::build(&mut chunk, &mut transformed, &targets, false, Vec::new());
             refused += built.rejects.len();
@@ -67,7 +71,8 @@ fn print_rows(
             let row = &segment.body[start..*end as usize];
             start = *end as usize;
             made += 1;
-            let written = write!(out, "{}.{table}\t", pipeline.sink.database).and_then(|()| out.write_all(row));
+            let written =
+                write!(out, "{}.{table}\t", pipeline.sink.database).and_then(|()| out.write_all(row));
             written.map_err(|error| Fault::retry("cannot print a row").caused_by(error))?;
         }
     }

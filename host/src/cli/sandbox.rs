@@ -37,7 +37,8 @@ pub(super) struct SandboxCommand {
 
 impl SandboxCommand {
     pub(super) fn execute(self) -> u8 {
-        let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+        {
             Ok(runtime) => runtime,
             Err(error) => {
                 eprintln!("error: cannot start the runtime: {error}");

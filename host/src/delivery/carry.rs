@@ -114,10 +114,12 @@ impl Shared {
                 Delivered::Durable(receipt) => return self.settle(batch, &load, &receipt, began.elapsed()),
                 Delivered::Halt(fault) => return self.halt(fault, batch),
                 Delivered::Released => self.drop_given_up(&mut batch),
-                Delivered::BadRows(rejection) => match self.set_bad_rows_aside(&mut batch, &rejection).await {
-                    Ok(()) => {}
-                    Err(fault) => return self.halt(fault, batch),
-                },
+                Delivered::BadRows(rejection) => {
+                    match self.set_bad_rows_aside(&mut batch, &rejection).await {
+                        Ok(()) => {}
+                        Err(fault) => return self.halt(fault, batch),
+                    }
+                }
             }
             // Nothing was committed under the old label, and the bytes are others now: a new one.
             if batch.pieces.is_empty() {
@@ -211,7 +213,8 @@ impl Shared {
                 (piece, bad)
             });
             let (piece, bad) = checked.await.map_err(|error| {
-                Fault::halt("checking the rows that StarRocks refused panicked", "report this defect").caused_by(error)
+                Fault::halt("checking the rows that StarRocks refused panicked", "report this defect")
+                    .caused_by(error)
             })?;
             if bad.is_empty() {
                 kept.push(piece);

@@ -169,10 +169,13 @@ fn settings(kafka: &Kafka) -> ClientConfig {
     config.set("enable.partition.eof", "false");
     // Where to start is always said explicitly; an offset that is gone must not move silently.
     config.set("auto.offset.reset", "error");
-    config.set("isolation.level", match kafka.isolation {
-        Isolation::ReadCommitted => "read_committed",
-        Isolation::ReadUncommitted => "read_uncommitted",
-    });
+    config.set(
+        "isolation.level",
+        match kafka.isolation {
+            Isolation::ReadCommitted => "read_committed",
+            Isolation::ReadUncommitted => "read_uncommitted",
+        },
+    );
     let queue_bytes = kafka.fetch_queue_bytes;
     config.set("queued.max.messages.kbytes", (queue_bytes / 1024).max(1).to_string());
     config.set("queued.min.messages", "100000");

@@ -144,7 +144,8 @@ impl Control {
             subscribed.map_err(|error| Fault::retry("cannot subscribe to the topics").caused_by(error));
         let group = &self.wiring.kafka.group;
         tracing::info!(pipeline = %self.wiring.meter.name, %group, ?topics, "waiting for the group");
-        self.waiting_for_group = Some(Waiting::begin(&self.wiring.meter, format!("consumer group `{group}`")));
+        self.waiting_for_group =
+            Some(Waiting::begin(&self.wiring.meter, format!("consumer group `{group}`")));
         let ended = subscribed.and_then(|()| self.turn_until_stopped());
         let drained = match &ended {
             Ok(()) => self.drain(),
@@ -240,9 +241,11 @@ impl Control {
             }
         }
         // Whoever dropped the ticket is about to say why: its own fault is the better one to tell.
-        let poisoned = self.wiring.ledger.poisoned().filter(|_| {
-            self.poisoned_at.get_or_insert_with(Instant::now).elapsed() >= POISON_PATIENCE
-        });
+        let poisoned = self
+            .wiring
+            .ledger
+            .poisoned()
+            .filter(|_| self.poisoned_at.get_or_insert_with(Instant::now).elapsed() >= POISON_PATIENCE);
         match poisoned {
             Some(span) => Err(Fault::halt(
                 format!("rows of {span} were dropped inside tidemill before they were durable"),
@@ -317,8 +320,7 @@ impl Control {
         self.epochs += 1;
         let number = u32::try_from(partition)
             .map_err(|error| Fault::retry("negative partition number").caused_by(error))?;
-        let stay =
-            Stay { partition: Partition { source: topic.into(), number }, epoch: Epoch(self.epochs) };
+        let stay = Stay { partition: Partition { source: topic.into(), number }, epoch: Epoch(self.epochs) };
         let after = offset - 1;
         self.wiring.ledger.begin(stay.clone(), after);
         let least = self.lanes.iter().enumerate().min_by_key(|(_, lane)| lane.orders.len());
@@ -442,8 +444,7 @@ impl Control {
         }
         self.committed_at = Instant::now();
         let watermarks = std::mem::take(&mut self.uncommitted);
-        let sent =
-            self.list_of(&watermarks).and_then(|list| self.reader.commit(&list, CommitMode::Async));
+        let sent = self.list_of(&watermarks).and_then(|list| self.reader.commit(&list, CommitMode::Async));
         self.committing = Some(watermarks);
         if let Err(error) = sent {
             self.hear_commit(Some(error.to_string()));
@@ -526,7 +527,10 @@ impl Control {
         let open = self.wiring.ledger.open_spans();
         self.commit_all()?;
         Err(Fault::halt(
-            format!("the drain was not done within {:?}: {open} spans are still open", self.wiring.shutdown_timeout),
+            format!(
+                "the drain was not done within {:?}: {open} spans are still open",
+                self.wiring.shutdown_timeout
+            ),
             "nothing is lost, their records are read again at the next start; a longer shutdown_timeout lets \
              slow loads end",
         ))
@@ -538,8 +542,11 @@ impl Control {
         });
         let last: BTreeMap<_, _> = stays.collect();
         self.commit_now(&last).map_err(|error| {
-            Fault::halt("cannot commit the last offsets", "their records will be loaded again at the next start")
-                .caused_by(error)
+            Fault::halt(
+                "cannot commit the last offsets",
+                "their records will be loaded again at the next start",
+            )
+            .caused_by(error)
         })
     }
 

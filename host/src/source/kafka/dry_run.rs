@@ -35,9 +35,7 @@ pub(crate) fn read(kafka: &Kafka, records: usize) -> Result<Vec<Columns>, Fault>
     let failed = |error| Fault::retry("cannot assign partitions").caused_by(error);
     let mut assignment = TopicPartitionList::new();
     for ((topic, partition), found) in start::find(&reader, &named, kafka.start)? {
-        assignment
-            .add_partition_offset(&topic, partition, Offset::Offset(found.offset))
-            .map_err(failed)?;
+        assignment.add_partition_offset(&topic, partition, Offset::Offset(found.offset)).map_err(failed)?;
     }
     reader.assign(&assignment).map_err(failed)?;
     gather(&reader, records)

@@ -80,11 +80,9 @@ fn committed_offsets<C: ConsumerContext>(
         element.error().map_err(failed())?;
         let offset = match element.offset() {
             Offset::Offset(offset) => Some(offset),
-            Offset::Invalid
-            | Offset::Beginning
-            | Offset::End
-            | Offset::Stored
-            | Offset::OffsetTail(_) => None,
+            Offset::Invalid | Offset::Beginning | Offset::End | Offset::Stored | Offset::OffsetTail(_) => {
+                None
+            }
         };
         committed.insert(element.partition(), offset);
     }
