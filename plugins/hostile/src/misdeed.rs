@@ -72,7 +72,7 @@ misdeeds! {
     ValuesBeyond = "values_beyond",
     /// Returns data of values behind the last end.
     ValuesRest = "values_rest",
-    /// Returns 48 MiB of values, which is more than any sensible limit, and less than most limits on memory.
+    /// Returns 48 MiB of values, and has them in memory twice at a time: too much for one limit or the other.
     ValuesHuge = "values_huge",
     /// Returns values that are not UTF-8.
     ValuesBytes = "values_bytes",
