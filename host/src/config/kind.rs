@@ -278,8 +278,8 @@ impl Kind for Hidden {
 #[derive(Debug)]
 pub(super) struct FilePath {
     pub(super) expected: &'static str,
-    /// Whether it must name a file that can be opened now.
-    pub(super) must_open: bool,
+    /// Whether it must name a file that is there now.
+    pub(super) must_exist: bool,
 }
 
 impl Kind for FilePath {
@@ -296,7 +296,7 @@ impl Kind for FilePath {
             return node.wrong(|problem| problem.expected(self.expected), what);
         }
         let path = node.source.resolve(&words.text);
-        if self.must_open && !path.is_file() {
+        if self.must_exist && !path.is_file() {
             let what = format!("`{}` is {}: no such file", node.name, words.shown);
             let hint = format!("it was looked for at {}", node.source.beside(&words.text).display());
             return node.wrong(|problem| problem.expected(self.expected).hint(hint), what);

@@ -7,7 +7,7 @@ use super::sections::ROOT;
 const TEXT_COLUMNS_MAX: usize = 100;
 
 /// What `pipelines/reference.toml` must hold: every key with its default, as a file that is valid.
-/// `tidemill docs` writes it.
+/// `tidemill docs` writes it, and a test beside that command finds drift.
 pub fn reference_toml() -> String {
     let mut text = String::from(
         "# Every table and key of a pipeline file, each with its default. The file is generated (`tidemill docs`).\n\
@@ -129,23 +129,6 @@ mod tests {
 
     fn repository() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-    }
-
-    #[track_caller]
-    fn check_committed(path: &str, generated: &str) {
-        let path = repository().join(path);
-        if std::env::var_os("TIDEMILL_BLESS").is_some() {
-            std::fs::write(&path, generated).expect("the reference can be written");
-        }
-        let committed = std::fs::read_to_string(&path).unwrap_or_default();
-        let path = path.display();
-        assert!(committed == generated, "{path} is not what the keys say: run `tidemill docs` and commit it");
-    }
-
-    #[test]
-    fn the_committed_reference_is_current() {
-        check_committed("pipelines/reference.toml", &reference_toml());
-        check_committed("docs/configuration.md", &reference_markdown());
     }
 
     #[test]

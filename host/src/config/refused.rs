@@ -13,7 +13,7 @@ const PROTOCOL: &str = "only classic groups with cooperative rebalancing are sup
                         hands before their rows are durable";
 
 /// Refused settings of librdkafka and why.
-pub(super) const KAFKA: [(&str, &str); 37] = [
+pub(super) const KAFKA: [(&str, &str); 39] = [
     ("bootstrap.servers", "use `brokers`"),
     ("metadata.broker.list", "use `brokers`"),
     ("group.id", "use `group`"),
@@ -35,11 +35,13 @@ pub(super) const KAFKA: [(&str, &str); 37] = [
         "the end of a partition is found by positions; these events would only be errors in the queue",
     ),
     ("topic.blacklist", "topics are chosen by `topics`"),
-    ("statistics.interval.ms", "the source sets it for its own metrics"),
+    ("statistics.interval.ms", "nobody reads librdkafka's statistics; /metrics has what matters"),
     ("queued.min.messages", QUEUE),
     ("queued.max.messages.kbytes", QUEUE),
     ("fetch.max.bytes", QUEUE),
-    ("fetch.queue.backoff.ms", "the source sets it: with a small queue the default rests a whole second"),
+    ("fetch.message.max.bytes", QUEUE),
+    ("max.partition.fetch.bytes", QUEUE),
+    ("receive.message.max.bytes", QUEUE),
     ("consume.callback.max.messages", "records are not read by callbacks"),
     ("log.queue", "nobody reads that queue, so librdkafka's log would be lost"),
     ("security.protocol", "it follows from [source.kafka.tls] and [source.kafka.sasl]"),

@@ -17,7 +17,7 @@ pub(in crate::config) static SECTION: Section = Section {
 
 pub(in crate::config) static DIRECTORY: Key<FilePath> = Key {
     name: "directory",
-    kind: FilePath { expected: "a directory such as \"dead-letters\"", must_open: false },
+    kind: FilePath { expected: "a directory such as \"dead-letters\"", must_exist: false },
     presence: Presence::Optional { example: "\"dead-letters\"", without: "they go to `kafka`" },
     doc: "A directory for NDJSON files; it is made if it is missing.",
 };

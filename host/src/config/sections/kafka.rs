@@ -113,21 +113,21 @@ pub(in crate::config) static TLS: Section = Section {
 
 pub(in crate::config) static CA: Key<FilePath> = Key {
     name: "ca",
-    kind: FilePath { expected: "a PEM file that can be read", must_open: true },
+    kind: FilePath { expected: "a PEM file", must_exist: true },
     presence: Presence::Optional { example: "\"ca.pem\"", without: "the system's certificate authorities" },
     doc: "Certificate authorities that the brokers' certificates are checked against, as PEM.",
 };
 
 pub(in crate::config) static CERTIFICATE: Key<FilePath> = Key {
     name: "certificate",
-    kind: FilePath { expected: "a PEM file that can be read", must_open: true },
+    kind: FilePath { expected: "a PEM file", must_exist: true },
     presence: Presence::Optional { example: "\"client.pem\"", without: "no client certificate is shown" },
     doc: "The client's certificate as PEM, for brokers that ask for one. Needs `key`.",
 };
 
 pub(in crate::config) static KEY: Key<FilePath> = Key {
     name: "key",
-    kind: FilePath { expected: "a PEM file that can be read", must_open: true },
+    kind: FilePath { expected: "a PEM file", must_exist: true },
     presence: Presence::Optional { example: "\"client-key.pem\"", without: "no client certificate is shown" },
     doc: "The key of `certificate`, as PEM. For one with a password, set the property `ssl.key.password`.",
 };

@@ -51,7 +51,7 @@ pub(in crate::config) static ADMIN_PUBLIC: Key<Flag> = Key {
 
 pub(in crate::config) static CACHE_DIR: Key<FilePath> = Key {
     name: "cache_dir",
-    kind: FilePath { expected: "a directory such as \"/var/cache/tidemill\"", must_open: false },
+    kind: FilePath { expected: "a directory such as \"/var/cache/tidemill\"", must_exist: false },
     presence: Presence::Optional {
         example: "\"/var/cache/tidemill\"",
         without: "`$XDG_CACHE_HOME/tidemill` or `~/.cache/tidemill`; `/var/cache/tidemill` for root without a home",

@@ -150,7 +150,7 @@ pub(in crate::config) static REDIRECT_HOSTS: Key<Texts> = Key {
 
 pub(in crate::config) static CA: Key<FilePath> = Key {
     name: "ca",
-    kind: FilePath { expected: "a PEM file that can be read", must_open: true },
+    kind: FilePath { expected: "a PEM file", must_exist: true },
     presence: Presence::Optional { example: "\"ca.pem\"", without: "the system's certificate authorities" },
     doc: "Certificate authorities for `https://` addresses, as PEM.",
 };

@@ -27,7 +27,7 @@ pub(in crate::config) static SECTION: Section = Section {
 
 pub(in crate::config) static PLUGIN: Key<FilePath> = Key {
     name: "plugin",
-    kind: FilePath { expected: "the path of a component, relative to this file", must_open: false },
+    kind: FilePath { expected: "the path of a component, relative to this file", must_exist: false },
     presence: Presence::Required("\"../target/plugins/passthrough.wasm\""),
     doc: "The component's file, relative to the pipeline file.",
 };
