@@ -12,7 +12,7 @@ use super::outcome::{self, Seen, classify};
 use super::redirect::{REDIRECTS_MAX, Redirects};
 use super::request::{cancel_path, credentials, load_headers, load_path, state_path};
 use super::state::LabelState;
-use super::transport::{Answer, BodyMark, CONNECT_TIMEOUT, Call, Transport, TransportError};
+use super::transport::{Answer, BodyMark, Call, Transport, TransportError};
 use crate::config::model::StarRocks;
 use crate::fault::Fault;
 use crate::sink::{Load, Outcome};
@@ -27,10 +27,10 @@ const LOAD_GRACE: Duration = Duration::from_secs(30);
 const ERROR_LOG_PATIENCE: Duration = Duration::from_secs(10);
 /// How often one attempt asks for another BE after a dead one.
 const BE_TRIES_MAX: usize = 3;
-/// How long `ping` may take for each FE; with [`PING_LIMIT`] over all.
-const PING_PATIENCE: Duration = Duration::from_secs(4);
-/// How long `ping` may take.
-const PING_LIMIT: Duration = Duration::from_secs(9);
+/// How long `ping` may ask, shared out among the FEs so that a silent one leaves time for the next.
+const PING_LIMIT: Duration = Duration::from_secs(8);
+/// How long `ping` looks for a query port given by mistake, once no FE has answered.
+const GREETING_LIMIT: Duration = Duration::from_millis(1_500);
 /// A MySQL server greets at once with protocol version 10 behind a 4-byte packet head.
 const MYSQL_PROTOCOL: u8 = 10;
 
@@ -130,22 +130,21 @@ impl Client {
         let database = &self.0.cluster.database;
         let label = format!("ping-{:016x}", rand::random::<u64>());
         let path = state_path(database, &label);
-        let asked = tokio::time::timeout(PING_LIMIT, async {
-            let answer = self.0.ask_frontends(Method::GET, &path, PING_PATIENCE).await;
-            match answer {
-                Ok(answer) => self.0.read_state(database, &label, &answer).map(drop),
-                Err(fault) => Err(self.0.query_port_given().await.unwrap_or(fault)),
+        let addresses = self.0.cluster_addresses();
+        let share = PING_LIMIT / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+        let asked = tokio::time::timeout(PING_LIMIT, self.0.ask_frontends(Method::GET, &path, share));
+        let silence = match asked.await {
+            Ok(Ok(answer)) => return self.0.read_state(database, &label, &answer).map(drop),
+            Ok(Err(fault)) => fault,
+            Err(_) => {
+                let list: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                let waited = PING_LIMIT.as_secs();
+                Fault::retry(format!("no FE answered within {waited} s: {}", list.join(", ")))
+                    .with_hint("check `fe` under [sink.starrocks], and that this machine may reach it")
             }
-        });
-        asked.await.unwrap_or_else(|_| {
-            let list: Vec<String> = self.0.cluster_addresses().iter().map(ToString::to_string).collect();
-            Err(Fault::retry(format!(
-                "no FE answered within {} s: {}",
-                PING_LIMIT.as_secs(),
-                list.join(", ")
-            ))
-            .with_hint("check `fe` under [sink.starrocks], and that this machine may reach it"))
-        })
+        };
+        let greeting = tokio::time::timeout(GREETING_LIMIT, query_port_given(&addresses)).await;
+        Err(greeting.ok().flatten().unwrap_or(silence))
     }
 }
 
@@ -353,19 +352,6 @@ impl Shared {
         answer.status.is_success().then(|| String::from_utf8_lossy(&answer.body).into_owned())
     }
 
-    /// Whether one of the FE addresses is a query port, which speaks MySQL's protocol.
-    async fn query_port_given(&self) -> Option<Fault> {
-        for address in self.cluster_addresses() {
-            if greets_like_mysql(&address).await {
-                return Some(Fault::halt(
-                    format!("{address} speaks the MySQL protocol, not HTTP"),
-                    "`fe` wants the FE's HTTP port (8030 by default); the query port (9030) belongs into `query`",
-                ));
-            }
-        }
-        None
-    }
-
     fn cluster_addresses(&self) -> Vec<Address> {
         self.frontends.in_order(Instant::now()).into_iter().map(|(_, address)| address.clone()).collect()
     }
@@ -393,20 +379,26 @@ fn conclude(flight: &mut Flight<'_>, from: Address, answer: &Answer, body_left: 
     (classified.outcome, classified.error_url.map(|url| (from, url)))
 }
 
+/// Whether one of the FE addresses is a query port, which speaks MySQL's protocol.
+async fn query_port_given(addresses: &[Address]) -> Option<Fault> {
+    for address in addresses {
+        if greets_like_mysql(address).await.is_some_and(|greets| greets) {
+            return Some(Fault::halt(
+                format!("{address} speaks the MySQL protocol, not HTTP"),
+                "`fe` wants the FE's HTTP port (8030 by default); the query port (9030) belongs into `query`",
+            ));
+        }
+    }
+    None
+}
+
 /// Reads what a server says unasked: an HTTP server says nothing.
-async fn greets_like_mysql(address: &Address) -> bool {
-    let greeting = async {
-        let host = address.host.trim_start_matches('[').trim_end_matches(']');
-        let mut stream = tokio::net::TcpStream::connect((host, address.port)).await.ok()?;
-        let mut head = [0u8; 5];
-        stream.read_exact(&mut head).await.ok()?;
-        Some(head[4] == MYSQL_PROTOCOL)
-    };
-    tokio::time::timeout(CONNECT_TIMEOUT.min(Duration::from_secs(2)), greeting)
-        .await
-        .ok()
-        .flatten()
-        .unwrap_or(false)
+async fn greets_like_mysql(address: &Address) -> Option<bool> {
+    let host = address.host.trim_start_matches('[').trim_end_matches(']');
+    let mut stream = tokio::net::TcpStream::connect((host, address.port)).await.ok()?;
+    let mut head = [0u8; 5];
+    stream.read_exact(&mut head).await.ok()?;
+    Some(head[4] == MYSQL_PROTOCOL)
 }
 
 #[cfg(test)]

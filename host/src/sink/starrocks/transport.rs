@@ -25,7 +25,7 @@ use super::body::{HeldBody, Progress};
 use crate::fault::Fault;
 
 /// Time to reach a host, name resolution and TLS included.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Answers are small JSON; what is longer is cut and then does not parse. The error log has this cap too.
 pub(super) const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Connections kept for each BE. Loads of one table follow one another, so few are ever idle.
@@ -111,7 +111,8 @@ pub(super) struct Call<'a> {
     pub(super) segments: &'a [Bytes],
     /// How long the body waits for `100 Continue`.
     pub(super) hold: Duration,
-    /// How long the whole exchange may take once connected.
+    /// How long the exchange may take once connected. Connecting takes at most [`CONNECT_TIMEOUT`], and
+    /// not longer than this either.
     pub(super) patience: Duration,
     /// Whether the connection may come from and return to the idle ones (FEs close theirs anyway).
     pub(super) keep: bool,
@@ -175,7 +176,7 @@ impl Transport {
                 return exchange;
             }
         }
-        match self.connect(call.address).await {
+        match self.connect(call.address, call.patience.min(CONNECT_TIMEOUT)).await {
             Ok(connection) => self.exchange(call, connection, mark).await,
             Err(error) => Exchange { result: Err(error), body_left: false },
         }
@@ -215,10 +216,10 @@ impl Transport {
         Exchange { result, body_left: progress.has_left() }
     }
 
-    async fn connect(&self, address: &Address) -> Result<Connection, TransportError> {
+    async fn connect(&self, address: &Address, patience: Duration) -> Result<Connection, TransportError> {
         let refused = |source| TransportError::Connect { address: address.clone(), source };
         let uri = address.uri().map_err(|error| refused(io::Error::other(error)))?;
-        let stream = match tokio::time::timeout(CONNECT_TIMEOUT, self.connector.call(uri)).await {
+        let stream = match tokio::time::timeout(patience, self.connector.call(uri)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return Err(refused(io::Error::other(error))),
             Err(_) => return Err(refused(io::Error::from(io::ErrorKind::TimedOut))),
