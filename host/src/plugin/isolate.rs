@@ -36,7 +36,7 @@ pub fn process_isolated(guest: &mut Guest, chunk: &Columns, scratch: &mut Column
             guest.failures_in_a_row = 0;
             return Ok(answer);
         }
-        Err(error) => Poison::of(error, guest)?,
+        Err(error) => Poison::of(&error, guest)?,
     };
     tracing::warn!(
         plugin = guest.plugin().name,
@@ -57,8 +57,8 @@ struct Poison {
 
 impl Poison {
     /// The failure as a reason to search, or as the fault that it is when no record can be to blame.
-    fn of(error: CallError, guest: &Guest) -> Result<Self, Fault> {
-        let code = match &error {
+    fn of(error: &CallError, guest: &Guest) -> Result<Self, Fault> {
+        let code = match error {
             CallError::Trap { .. } => "trap",
             CallError::TimedOut(_) => "timeout",
             CallError::OutOfMemory(_) => "memory",
@@ -163,7 +163,7 @@ impl Search<'_> {
         match outcome {
             Ok(answer) => Ok(Ok(answer)),
             Err(error) => {
-                let poison = Poison::of(error, self.guest)?;
+                let poison = Poison::of(&error, self.guest)?;
                 self.count_timeout(&poison)?;
                 Ok(Err(poison))
             }

@@ -96,6 +96,13 @@ pub(super) fn damaged(path: &Path, error: &wasmtime::Error) -> Fault {
             "the file was not copied or written to its end: build or copy it again",
         );
     }
+    // wasmtime's words for memories and tables that no slot of the pool has room for.
+    if cause.contains("which exceeds the limit of") {
+        return Fault::halt(
+            format!("plugin {shown} wants more than it may have from its start: {cause}"),
+            "raise `memory` of its [[transform]]",
+        );
+    }
     Fault::halt(
         format!("plugin {shown} is not a valid component: {cause}"),
         "build it with current tools, without experimental WebAssembly features",

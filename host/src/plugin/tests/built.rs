@@ -108,3 +108,52 @@ fn what_a_misdeed_is_called() {
     assert!(matches!(call("retry"), CallError::Retry(_)));
     assert!(matches!(call("fatal"), CallError::Fatal(_)));
 }
+
+#[test]
+fn what_is_only_odd_is_allowed() {
+    let bench = Bench::new();
+    let mut guest = bench.guest(&transform(built("hostile.wasm"), "{}"));
+    for misdeed in ["values_bytes", "values_text", "flood", "long_line"] {
+        let answer = isolated(&mut guest, &chunk([format!("#hostile:{misdeed}")])).unwrap();
+        assert_eq!((answer.inputs.len(), answer.rejects.len()), (1, 0), "{misdeed}");
+    }
+    let answer = isolated(&mut guest, &chunk(["#hostile:many_rows"])).unwrap();
+    assert_eq!(answer.inputs.len(), 1_000_000);
+    let answer = isolated(&mut guest, &chunk(["#hostile:error_message"])).unwrap();
+    assert_eq!(answer.rejects[0].message.len(), 1_024);
+}
+
+#[test]
+fn a_leak_costs_an_instance_now_and_then_and_no_record() {
+    let bench = Bench::new();
+    let mut guest = bench.guest(&transform(built("hostile.wasm"), r#"{"always":"leak"}"#));
+    for _ in 0..100 {
+        assert_eq!(guest.process(&chunk(["a"])).unwrap().inputs, [0]);
+    }
+    // 1 MiB leaks in each call, and half of 32 MiB is the mark.
+    let replaced = guest.plugin().stats.instances_replaced.get();
+    assert!((4..=10).contains(&replaced), "{replaced} instances for 100 calls");
+    assert_eq!(guest.plugin().stats.out_of_memory.get(), 0);
+}
+
+#[test]
+fn lanes_run_beside_each_other_and_a_stuck_one_stops_none() {
+    fn is_send<T: Send>(_: &T) {}
+    let bench = Bench::new();
+    let plugin = bench.load(&transform(built("hostile.wasm"), "{}")).unwrap();
+    std::thread::scope(|scope| {
+        for lane in 0..4 {
+            let mut guest = Guest::new(Arc::clone(&plugin)).unwrap();
+            is_send(&guest);
+            scope.spawn(move || {
+                let stuck = ["a", "#hostile:spin", "b"];
+                let answer = if lane == 0 {
+                    isolated(&mut guest, &chunk(stuck))
+                } else {
+                    isolated(&mut guest, &chunk(["a"]))
+                };
+                assert_eq!(answer.unwrap().rejects.len(), usize::from(lane == 0));
+            });
+        }
+    });
+}

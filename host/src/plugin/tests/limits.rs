@@ -65,6 +65,25 @@ fn a_table_that_grows_is_stopped() {
 }
 
 #[test]
+fn a_memory_that_begins_above_the_limit_is_refused() {
+    check_load(&Wat { memory_pages: 513, ..Wat::default() }, "wants more than it may have from its start: ");
+}
+
+#[test]
+fn a_memory_that_begins_at_the_limit_is_not() {
+    let bench = Bench::new();
+    let wat = Wat { memory_pages: 512, ..Wat::default() };
+    let mut guest = bench.guest(&transform(wat.build(bench.cache.path()), "{}"));
+    assert!(guest.process(&chunk(["a"])).is_ok());
+}
+
+#[test]
+fn there_is_room_for_many_instances() {
+    let cache = tempfile::tempdir().unwrap();
+    Engine::new(1_000, 256 << 20, cache.path()).unwrap();
+}
+
+#[test]
 fn a_refused_configuration_is_shown_in_the_plugins_words() {
     check_load(
         &Wat {

@@ -13,6 +13,8 @@ use wit_parser::Resolve;
 pub(super) struct Wat<'a> {
     pub(super) configure: &'a str,
     pub(super) process: &'a str,
+    /// Pages of 64 KiB that its memory begins with.
+    pub(super) memory_pages: u32,
     /// Further fields of the module.
     pub(super) fields: &'a str,
     pub(super) packages: &'a [&'a str],
@@ -31,7 +33,14 @@ pub(super) const KEEP_ALL: &str = "(call $keep_all (local.get $batch))";
 
 impl Default for Wat<'_> {
     fn default() -> Self {
-        Self { configure: CONFIGURED, process: KEEP_ALL, fields: "", packages: &[], imports: "" }
+        Self {
+            configure: CONFIGURED,
+            process: KEEP_ALL,
+            memory_pages: 4,
+            fields: "",
+            packages: &[],
+            imports: "",
+        }
     }
 }
 
@@ -58,7 +67,7 @@ impl Wat<'_> {
     }
 
     fn module(&self) -> String {
-        let Self { configure, process, fields, .. } = self;
+        let Self { configure, process, memory_pages, fields, .. } = self;
         let imports =
             fields.lines().filter(|line| line.trim_start().starts_with("(import")).collect::<String>();
         let rest = fields
@@ -70,7 +79,7 @@ impl Wat<'_> {
             r#"(module
                 (import "tidemill:transform/log@0.1.0" "log" (func $log (param i32 i32 i32)))
                 {imports}
-                (memory (export "memory") 4)
+                (memory (export "memory") {memory_pages})
                 (global $top (mut i32) (i32.const 8192))
                 (func $realloc (export "cabi_realloc") (param i32 i32) (param $align i32) (param $len i32) (result i32)
                     (local $at i32)
