@@ -22,7 +22,7 @@ const ROUNDS: usize = 9;
 
 /// What a stage costs.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Stage {
+pub(crate) struct Stage {
     /// Its name in the results.
     pub name: &'static str,
     /// Records of one chunk.
@@ -58,7 +58,7 @@ struct Runner<'a> {
 /// # Errors
 ///
 /// If a plugin cannot be loaded or fails.
-pub fn run(plugins: &Path) -> Result<Vec<Stage>, Fault> {
+pub(crate) fn run(plugins: &Path) -> Result<Vec<Stage>, Fault> {
     let cache = std::env::temp_dir().join(format!("tidemill-bench-{}", std::process::id()));
     let measured = measure(plugins, &cache);
     // What is left of a cache harms nobody, and the measurement is what counts.

@@ -51,7 +51,7 @@ pub(crate) fn plugins() -> Result<(), Failure> {
 pub(crate) fn docs(check: bool) -> Result<(), Failure> {
     command::run(&mut command::cargo(&["build", "--release", "--package", "tidemill"]))?;
     let mut docs = Command::new(command::built("tidemill"));
-    docs.args(["docs", "reference"]).current_dir(command::root());
+    docs.arg("docs").current_dir(command::root());
     if check {
         docs.arg("--check");
     }

@@ -1,0 +1,47 @@
+//! The benchmark's topic: orders of about 240 bytes in four partitions.
+
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use tidemill_plugin_orders::sample;
+
+/// Partitions of the topic.
+pub(crate) const PARTITIONS: i32 = 4;
+
+/// Makes the topic and fills it; returns the number of orders that the `orders` plugin keeps.
+pub(crate) fn fill(brokers: &str, topic: &str, partitions: i32, records: u64) -> Result<u64, String> {
+    let said = |error: KafkaError| format!("cannot fill topic {topic}: {error}");
+    let mut settings = ClientConfig::new();
+    settings.set("bootstrap.servers", brokers).set("linger.ms", "50").set("acks", "1");
+    let admin: AdminClient<DefaultClientContext> = settings.create().map_err(said)?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
+    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let made = runtime.block_on(admin.create_topics([&new], &AdminOptions::new())).map_err(said)?;
+    for one in made {
+        one.map_err(|(_, code)| said(KafkaError::AdminOp(code)))?;
+    }
+    let producer: BaseProducer = settings.create().map_err(said)?;
+    let (mut value, mut kept, mut id) = (Vec::new(), 0, 0);
+    while id < records {
+        value.clear();
+        sample::write_order(id, &mut value);
+        let key = id.to_string();
+        let partition = (id % u64::from(partitions.unsigned_abs())) as i32;
+        match producer.send(BaseRecord::to(topic).partition(partition).key(&key).payload(&value)) {
+            Ok(()) => {
+                kept += u64::from(!sample::is_test(id));
+                id += 1;
+            }
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
+                producer.poll(Duration::from_millis(50));
+            }
+            Err((error, _)) => return Err(said(error)),
+        }
+    }
+    producer.flush(Duration::from_secs(120)).map_err(said)?;
+    Ok(kept)
+}
