@@ -69,7 +69,10 @@ fn compile(platform: Platform, plugins: &[&str], features: &[&str]) -> Result<()
         cargo.arg("--features").arg(features.join(","));
     }
     // Flags for the host (a CPU, a sanitizer) are wrong for a guest.
-    cargo.env("CARGO_TARGET_DIR", guest_target()).env_remove("RUSTFLAGS");
+    cargo
+        .env("CARGO_TARGET_DIR", guest_target())
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
     command::run(&mut cargo)
 }
 
