@@ -12,7 +12,7 @@ pub(crate) use transaction::OpenTransactions;
 use http::Method;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -108,10 +108,8 @@ async fn connection(shared: Shared, stream: TcpStream, port: Port) {
         tracing::debug!(%error, "could not set TCP_NODELAY");
     }
     let service = service_fn(move |request| route(shared.clone(), request, port));
-    let served = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+    let served =
+        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
     if let Err(error) = served {
         // A fault that hangs up ends here too.
         tracing::debug!(%error, ?port, "connection ended");

@@ -35,6 +35,15 @@ struct Context {
     begun: Instant,
 }
 
+impl Context {
+    fn is_undecided(&self, cluster: &Cluster) -> bool {
+        let Some(load) = &self.load else { return false };
+        let transactions = cluster.transactions();
+        let state = transactions.get(load.txn_id).map(|transaction| transaction.state);
+        state == Some(TransactionState::Prepare)
+    }
+}
+
 impl OpenTransactions {
     fn insert(&self, label: &str, context: Context) {
         let mut open = self.by_label.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,6 +52,13 @@ impl OpenTransactions {
 
     fn get(&self, label: &str) -> Option<Arc<tokio::sync::Mutex<Context>>> {
         self.by_label.lock().unwrap_or_else(PoisonError::into_inner).get(label).cloned()
+    }
+
+    /// Whether a label has a context whose transaction is still undecided, in whatever database.
+    fn is_live(&self, cluster: &Cluster, label: &str) -> bool {
+        let Some(context) = self.get(label) else { return false };
+        // In use means live.
+        context.try_lock().map_or(true, |context| context.is_undecided(cluster))
     }
 
     fn remove(&self, label: &str) {
@@ -55,11 +71,7 @@ impl OpenTransactions {
         open.retain(|_, context| match context.try_lock() {
             // In use: the request that holds it will notice by itself.
             Err(_) => true,
-            Ok(context) => context.load.as_ref().is_some_and(|load| {
-                let transactions = cluster.transactions();
-                let state = transactions.get(load.txn_id).map(|transaction| transaction.state);
-                state == Some(TransactionState::Prepare)
-            }),
+            Ok(context) => context.is_undecided(cluster),
         });
     }
 }
@@ -281,6 +293,11 @@ async fn begin(shared: &Shared, named: &Named) -> BeAnswer {
     }
     if let Some(message) = backend::refused_before_begin(cluster, &named.db, &named.table).await {
         return BeAnswer::failed("SERVICE_UNAVAILABLE", message);
+    }
+    // A BE knows its contexts by label alone, so the same label of another database is in the way too.
+    if shared.transactions.is_live(cluster, &named.label) {
+        let message = format!("Label [{}] has already been used.", named.label);
+        return BeAnswer::failed("LABEL_ALREADY_EXISTS", message).with("ExistingJobStatus", "RUNNING");
     }
     let timeout = named.timeout.unwrap_or(cluster.options.load_timeout);
     let load = match Load::begin(cluster, &named.db, &named.table, &named.label, timeout) {

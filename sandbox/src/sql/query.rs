@@ -441,3 +441,51 @@ impl<'a> Rewriter<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Rewriter;
+    use crate::cluster::{Addresses, Cluster};
+    use crate::options::Options;
+    use crate::sql::Session;
+    use crate::sql::token::tokens;
+    use std::sync::Arc;
+
+    #[test]
+    fn rewrites_to_sqlite() {
+        let addresses = Addresses { fe_http: 1, be_http: 2, query: 3 };
+        let cluster = Arc::new(Cluster::new(Options::default(), addresses).expect("a temporary directory"));
+        let mut session = Session::new(Arc::clone(&cluster));
+        for sql in ["CREATE DATABASE shop", "CREATE TABLE shop.orders (id INT, `from` INT)"] {
+            session.execute(sql).expect("well-formed");
+        }
+        let check = |sql: &str, expected: &str| {
+            let tokens = tokens(sql).expect("well-formed");
+            let mut rewriter = Rewriter::new(&cluster, Some("shop"), &tokens);
+            rewriter.run().expect("known tables");
+            assert_eq!(rewriter.out, expected, "{sql}");
+        };
+        check("SELECT count(*) FROM orders", "SELECT count(*) FROM \"shop.orders\" AS \"orders\"");
+        check(
+            "select shop.orders.id from shop.orders",
+            "select orders.id from \"shop.orders\" AS \"orders\"",
+        );
+        check(
+            "SELECT o.`from` FROM orders o WHERE o.id<=1",
+            "SELECT o.\"from\" FROM \"shop.orders\" o WHERE o.id <= 1",
+        );
+        check(
+            "SELECT * FROM orders a JOIN orders AS b ON a.id=b.id LIMIT 2, 3",
+            "SELECT * FROM \"shop.orders\" a JOIN \"shop.orders\" AS b ON a.id = b.id LIMIT 2, 3",
+        );
+        check("SELECT @@sql_mode, 1 FROM dual", "SELECT 'ONLY_FULL_GROUP_BY' AS \"@@sql_mode\", 1");
+        check(
+            "SELECT 1 WHERE 'x' = DATABASE() AND \"it's\" <> ''",
+            "SELECT 1 WHERE 'x' = 'shop' AND 'it''s' <> ''",
+        );
+        check(
+            "SELECT id FROM (SELECT id FROM orders) x, orders",
+            "SELECT id FROM(SELECT id FROM \"shop.orders\" AS \"orders\") x, \"shop.orders\" AS \"orders\"",
+        );
+    }
+}

@@ -1,6 +1,6 @@
 //! The transaction interface.
 
-use crate::target::Target;
+use crate::target::{Target, random};
 use crate::wire::{self, Answer, Head};
 use tidemill_sandbox::Options;
 
@@ -42,47 +42,53 @@ async fn load(target: &Target, label: &str, body: &str) -> Answer {
 
 #[tokio::test]
 async fn begin_load_prepare_commit() {
+    // A BE knows transactions by their label alone, so each test has its own.
+    let x = random();
+    let x = x.as_str();
     let target = Target::any().await;
     target.table("t", "PRIMARY KEY").await;
-    let begun = run(&target, "begin", "x").await;
+    let begun = run(&target, "begin", x).await;
     assert_eq!(begun.text("Status"), "OK", "{begun:?}");
-    assert_eq!(begun.text("Label"), "x");
+    assert_eq!(begun.text("Label"), x);
     assert!(begun.number("TxnId") > 0);
-    assert_eq!(target.state("x").await, "PREPARE");
+    assert_eq!(target.state(x).await, "PREPARE");
     for body in ["[{\"id\":1},{\"id\":2}]", "[{\"id\":3}]"] {
-        let loaded = load(&target, "x", body).await;
+        let loaded = load(&target, x, body).await;
         assert_eq!(loaded.text("Status"), "OK", "{loaded:?}");
         assert_eq!(loaded.number("LoadBytes"), body.len() as i64);
     }
-    let prepared = run(&target, "prepare", "x").await;
+    let prepared = run(&target, "prepare", x).await;
     assert_eq!(prepared.text("Status"), "OK", "{prepared:?}");
     assert_eq!(prepared.number("NumberTotalRows"), 3);
-    assert_eq!(target.state("x").await, "PREPARED");
+    assert_eq!(target.state(x).await, "PREPARED");
     assert_eq!(target.count("t").await, 0, "not visible yet");
-    let again = target.load("t", "x", "{\"id\":9}").await;
+    let again = target.load("t", x, "{\"id\":9}").await;
     assert_eq!(again.text("ExistingJobStatus"), "RUNNING");
-    let (committed, hops) = call(&target, &head(&target, "commit", "x"), "").await;
+    let (committed, hops) = call(&target, &head(&target, "commit", x), "").await;
     assert_eq!(
         (committed.text("Status"), hops),
         ("OK".into(), 0),
         "the FE commits what is PREPARED: {committed:?}"
     );
     target.until_count("t", 3).await;
-    assert_eq!(target.state("x").await, "VISIBLE");
-    let again = run(&target, "commit", "x").await;
+    assert_eq!(target.state(x).await, "VISIBLE");
+    let again = run(&target, "commit", x).await;
     assert_eq!(again.text("Status"), "OK");
-    assert!(again.text("Message").contains("has already committed, label is x"), "{again:?}");
-    let rollback = run(&target, "rollback", "x").await;
+    assert!(again.text("Message").contains(&format!("has already committed, label is {x}")), "{again:?}");
+    let rollback = run(&target, "rollback", x).await;
     assert_eq!(rollback.text("Status"), "FAILED", "{rollback:?}");
 }
 
 #[tokio::test]
 async fn a_commit_without_prepare_goes_to_the_be() {
+    // A BE knows transactions by their label alone, so each test has its own.
+    let x = random();
+    let x = x.as_str();
     let target = Target::any().await;
     target.table("t", "DUPLICATE KEY").await;
-    run(&target, "begin", "x").await;
-    load(&target, "x", "[{\"id\":1}]").await;
-    let (committed, hops) = call(&target, &head(&target, "commit", "x"), "").await;
+    run(&target, "begin", x).await;
+    load(&target, x, "[{\"id\":1}]").await;
+    let (committed, hops) = call(&target, &head(&target, "commit", x), "").await;
     assert_eq!((committed.text("Status"), hops), ("OK".into(), 1), "{committed:?}");
     assert_eq!(committed.number("NumberLoadedRows"), 1);
     target.until_count("t", 1).await;
@@ -90,22 +96,25 @@ async fn a_commit_without_prepare_goes_to_the_be() {
 
 #[tokio::test]
 async fn a_rollback_frees_the_label() {
+    // A BE knows transactions by their label alone, so each test has its own.
+    let x = random();
+    let x = x.as_str();
     let target = Target::any().await;
     target.table("t", "DUPLICATE KEY").await;
     for prepare in [false, true] {
-        assert_eq!(run(&target, "begin", "x").await.text("Status"), "OK", "an aborted label is begun again");
-        load(&target, "x", "[{\"id\":1}]").await;
+        assert_eq!(run(&target, "begin", x).await.text("Status"), "OK", "an aborted label is begun again");
+        load(&target, x, "[{\"id\":1}]").await;
         if prepare {
-            assert_eq!(run(&target, "prepare", "x").await.text("Status"), "OK");
+            assert_eq!(run(&target, "prepare", x).await.text("Status"), "OK");
         }
-        let answer = run(&target, "rollback", "x").await;
+        let answer = run(&target, "rollback", x).await;
         assert_eq!(answer.text("Status"), "OK", "{answer:?}");
-        assert_eq!(target.state("x").await, "ABORTED");
+        assert_eq!(target.state(x).await, "ABORTED");
     }
-    let again = run(&target, "rollback", "x").await;
+    let again = run(&target, "rollback", x).await;
     assert_eq!(again.text("Status"), "OK");
     assert!(again.text("Message").contains("already aborted"), "{again:?}");
-    let commit = run(&target, "commit", "x").await;
+    let commit = run(&target, "commit", x).await;
     assert_eq!(commit.text("Status"), "FAILED");
     assert!(commit.text("Message").contains("Can not commit ABORTED transaction"), "{commit:?}");
     assert_eq!(target.count("t").await, 0);
@@ -120,36 +129,43 @@ async fn requests_that_do_not_fit_are_told_so() {
     assert_eq!(answer.text("Status"), "FAILED");
     assert!(answer.text("Message").contains("Empty label."), "{answer:?}");
     assert_eq!(load(&target, "never-begun", "[{\"id\":1}]").await.text("Status"), "TXN_NOT_EXISTS");
-    run(&target, "begin", "empty").await;
-    let answer = run(&target, "prepare", "empty").await;
+    let empty = random();
+    run(&target, "begin", &empty).await;
+    let answer = run(&target, "prepare", &empty).await;
     assert_ne!(answer.text("Status"), "OK");
     assert!(answer.text("Message").contains("hasn't send any data yet"), "{answer:?}");
-    let answer = run(&target, "begin", "empty").await;
+    let answer = run(&target, "begin", &empty).await;
     assert_eq!(answer.text("Status"), "LABEL_ALREADY_EXISTS", "{answer:?}");
 }
 
 #[tokio::test]
 async fn a_body_that_fails_undoes_the_transaction() {
+    // A BE knows transactions by their label alone, so each test has its own.
+    let x = random();
+    let x = x.as_str();
     let target = Target::any().await;
     target.table("t", "DUPLICATE KEY").await;
-    run(&target, "begin", "x").await;
-    load(&target, "x", "[{\"id\":1}]").await;
-    assert_ne!(load(&target, "x", "[{\"id\":").await.text("Status"), "OK");
-    target.until_state("x", "ABORTED").await;
+    run(&target, "begin", x).await;
+    load(&target, x, "[{\"id\":1}]").await;
+    assert_ne!(load(&target, x, "[{\"id\":").await.text("Status"), "OK");
+    target.until_state(x, "ABORTED").await;
     assert_eq!(target.count("t").await, 0);
 }
 
 #[tokio::test]
 async fn a_prepared_transaction_has_a_time_limit() {
+    // A BE knows transactions by their label alone, so each test has its own.
+    let x = random();
+    let x = x.as_str();
     let Some(target) = Target::sandbox(Options::default()).await else { return };
     target.table("t", "DUPLICATE KEY").await;
-    run(&target, "begin", "x").await;
-    load(&target, "x", "[{\"id\":1}]").await;
-    let prepare = head(&target, "prepare", "x").with("prepared_timeout", 1);
+    run(&target, "begin", x).await;
+    load(&target, x, "[{\"id\":1}]").await;
+    let prepare = head(&target, "prepare", x).with("prepared_timeout", 1);
     assert_eq!(call(&target, &prepare, "").await.0.text("Status"), "OK");
-    target.until_state("x", "ABORTED").await;
-    let reason = target.state_answer("x").await.expect("an answer").text("reason");
+    target.until_state(x, "ABORTED").await;
+    let reason = target.state_answer(x).await.expect("an answer").text("reason");
     assert_eq!(reason, "transaction is aborted by timeout.");
-    assert_eq!(run(&target, "commit", "x").await.text("Status"), "FAILED");
+    assert_eq!(run(&target, "commit", x).await.text("Status"), "FAILED");
     assert_eq!(target.count("t").await, 0);
 }

@@ -80,3 +80,29 @@ async fn the_counters_are_served_and_reset() {
     assert_eq!(stats["tables"][&name]["rows_loaded"], 0);
     assert_eq!(target.count("t").await, 2, "rows stay");
 }
+
+#[tokio::test]
+async fn loads_in_parallel_are_all_counted() {
+    let target = Target::any().await;
+    let tables = ["p1", "p2"];
+    for table in tables {
+        target.table(table, "PRIMARY KEY").await;
+    }
+    let load = async |table: &str, number: u64| {
+        let rows: Vec<String> = (0..20).map(|row| format!("{{\"id\":{}}}", number * 10 + row)).collect();
+        let answer = target.load(table, &format!("{table}-{number}"), &rows.join("\n")).await;
+        assert_eq!(answer.text("Status"), "Success", "{answer:?}");
+    };
+    // Four clients, two to a table; the ranges of neighbouring loads overlap by half.
+    let client = async |table: &str, parity: u64| {
+        for number in 0..10 {
+            load(table, number * 2 + parity).await;
+        }
+    };
+    tokio::join!(client("p1", 0), client("p1", 1), client("p2", 0), client("p2", 1));
+    for table in tables {
+        assert_eq!(target.rows(&format!("SELECT count(*), max(id) FROM {table}")).await, ["210,209"]);
+        let tablets = target.rows(&format!("SHOW TABLET FROM {table}")).await;
+        assert_eq!(tablets[0].split(',').nth(4), Some("21"), "{tablets:?}");
+    }
+}
