@@ -152,7 +152,15 @@ fn classify(error: &wasmtime::Error) -> Failure {
         // Not a trap instruction: a host function or the copying in and out refused. The type behind the
         // output limit is private to wasmtime, so its text decides; a test holds it to that.
         None if format!("{error:?}").contains("fuel allocated for hostcalls") => Failure::OutputTooLarge,
-        None => Failure::Trap(error.root_cause().to_string()),
+        None => Failure::Trap(ungranted(&error.root_cause().to_string())),
+    }
+}
+
+/// wasmtime's words for a call of an import that is a trap, in ours; anything else as it is.
+fn ungranted(cause: &str) -> String {
+    match cause.strip_prefix("unknown import: `").and_then(|rest| rest.split_once('`')) {
+        Some((import, _)) => format!("it called {import}, which only wasi = \"minimal\" grants"),
+        None => cause.to_owned(),
     }
 }
 
