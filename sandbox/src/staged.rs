@@ -17,8 +17,8 @@ pub(crate) enum Cell {
 pub(crate) struct Staged {
     pub(crate) body: String,
     pub(crate) scratch: String,
-    /// Positions in the table of the columns that each row brings.
-    pub(crate) columns: Vec<usize>,
+    /// The columns that each row brings. By name, since the table may be altered before the rows are written.
+    pub(crate) columns: Vec<String>,
     /// `columns.len()` cells for each row.
     pub(crate) cells: Vec<Cell>,
     /// For each row whether it deletes; empty when none does.

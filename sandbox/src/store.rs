@@ -173,23 +173,29 @@ fn definition(column: &Column) -> String {
 }
 
 fn write_rows(connection: &Connection, name: &str, schema: &Schema, staged: &Staged) -> rusqlite::Result<()> {
-    let mut insert = connection.prepare_cached(&insert_sql(name, schema, staged))?;
-    let width = staged.columns.len();
+    // The values of a column that was dropped meanwhile go with it.
+    let kept: Vec<usize> =
+        (0..staged.columns.len()).filter(|at| schema.position(&staged.columns[*at]).is_some()).collect();
+    let columns: Vec<&str> = kept.iter().map(|at| staged.columns[*at].as_str()).collect();
+    let mut insert = connection.prepare_cached(&insert_sql(name, schema, &columns, &staged.mode))?;
     let deletes = staged.deletes.iter().any(|delete| *delete);
     let mut delete = if deletes { Some(connection.prepare_cached(&delete_sql(name, schema))?) } else { None };
+    let keys = schema.columns[..schema.keys].iter();
+    let keys: Vec<Option<usize>> =
+        keys.map(|key| staged.columns.iter().position(|column| *column == key.name)).collect();
+    let width = staged.columns.len();
     for row in 0..staged.rows as usize {
         let cells = &staged.cells[row * width..(row + 1) * width];
         match &mut delete {
             Some(delete) if staged.deletes[row] => {
-                for key in 0..schema.keys {
-                    let at = staged.columns.iter().position(|column| *column == key);
-                    bind(delete, key + 1, staged, at.map_or(Cell::Null, |at| cells[at]))?;
+                for (hole, at) in keys.iter().enumerate() {
+                    bind(delete, hole + 1, staged, at.map_or(Cell::Null, |at| cells[at]))?;
                 }
                 delete.raw_execute()?;
             }
             Some(_) | None => {
-                for (at, cell) in cells.iter().enumerate() {
-                    bind(&mut insert, at + 1, staged, *cell)?;
+                for (hole, at) in kept.iter().enumerate() {
+                    bind(&mut insert, hole + 1, staged, cells[*at])?;
                 }
                 insert.raw_execute()?;
             }
@@ -212,25 +218,24 @@ fn bind(
     }
 }
 
-fn insert_sql(name: &str, schema: &Schema, staged: &Staged) -> String {
-    let names: Vec<String> =
-        staged.columns.iter().map(|column| quoted(&schema.columns[*column].name)).collect();
+fn insert_sql(name: &str, schema: &Schema, columns: &[&str], mode: &WriteMode) -> String {
+    let names: Vec<String> = columns.iter().map(|column| quoted(column)).collect();
     let holes = vec!["?"; names.len()].join(", ");
     let target = format!("INTO {} ({}) VALUES ({holes})", quoted(name), names.join(", "));
     if schema.model == KeyModel::Duplicate {
         return format!("INSERT {target}");
     }
-    let (condition, all_columns) = match &staged.mode {
+    let (condition, all_columns) = match mode {
         WriteMode::Replace => return format!("INSERT OR REPLACE {target}"),
         WriteMode::Partial => (None, false),
         WriteMode::IfNotSmaller(column) => (Some(column), true),
         WriteMode::PartialIfNotSmaller(column) => (Some(column), false),
     };
     let keys: Vec<String> = schema.columns[..schema.keys].iter().map(|key| quoted(&key.name)).collect();
-    let changed: Vec<String> = (schema.keys..schema.columns.len())
-        .filter(|column| all_columns || staged.columns.contains(column))
-        .map(|column| quoted(&schema.columns[column].name))
-        .map(|column| format!("{column} = excluded.{column}"))
+    let changed: Vec<String> = schema.columns[schema.keys..]
+        .iter()
+        .filter(|column| all_columns || columns.contains(&column.name.as_str()))
+        .map(|column| format!("{0} = excluded.{0}", quoted(&column.name)))
         .collect();
     if changed.is_empty() {
         return format!("INSERT OR IGNORE {target}");

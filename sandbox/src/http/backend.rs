@@ -28,7 +28,11 @@ pub(super) async fn stream_load(
     let started = Instant::now();
     let (parts, body) = request.into_parts();
     let mut answer = match open(cluster, db, table, &parts.headers).await {
-        Err(refusal) => *refusal,
+        Err(mut refusal) => {
+            refusal.load_time_ms = millis(started.elapsed());
+            // The body was not taken, so the connection cannot serve another request.
+            return Ok(answer::closing(answer::json(&refusal)));
+        }
         Ok(open) => {
             let content_length = content_length(&parts.headers);
             match load(open, body, content_length, started).await? {
@@ -328,7 +332,7 @@ async fn check(
     }
     load.admit()?;
     let ratio_max = plan.params.max_filter_ratio;
-    let (data, filtered) = read(&load.cluster, &load.table, plan, received).await?;
+    let (data, filtered) = read(plan, received).await?;
     let loaded = data.rows;
     answer.number_total_rows = loaded + filtered.rows;
     answer.number_loaded_rows = loaded;
@@ -353,13 +357,7 @@ pub(super) struct Filtered {
 }
 
 /// Reads a body under its plan, off the runtime.
-pub(super) async fn read(
-    cluster: &Cluster,
-    table: &Arc<Table>,
-    plan: LoadPlan,
-    received: Received,
-) -> Result<(LoadData, Filtered), String> {
-    debug_assert_eq!(cluster.options.keep == Keep::None, matches!(received, Received::Counted(_)));
+pub(super) async fn read(plan: LoadPlan, received: Received) -> Result<(LoadData, Filtered), String> {
     let body = match received {
         Received::Counted(counter) => {
             let data = LoadData { loads: Vec::new(), rows: counter.rows(), bytes: counter.bytes() };
@@ -367,8 +365,7 @@ pub(super) async fn read(
         }
         Received::Whole(body) => body,
     };
-    let schema = table.schema();
-    let reading = tokio::task::spawn_blocking(move || ingest::read(body, &plan, &schema));
+    let reading = tokio::task::spawn_blocking(move || ingest::read(body, &plan));
     let mut staged = reading.await.map_err(|error| format!("reading the body panicked: {error}"))??;
     let filtered = Filtered { rows: staged.filtered, reasons: std::mem::take(&mut staged.reasons) };
     let data = LoadData { rows: staged.rows, bytes: staged.bytes, loads: vec![staged] };

@@ -12,7 +12,7 @@ use super::backend::{self, Filtered};
 use super::request::{self, Credentials};
 use super::{Shared, frontend};
 use crate::cluster::{BeginRefused, Cluster, Committed, Load, LoadData};
-use crate::fault::{AnswerFault, ExistingLabel, FaultKind, Hop};
+use crate::fault::{ClientFate, ExistingLabel, FaultKind, Hop};
 use crate::ingest::{LoadParams, LoadPlan};
 use crate::transaction::TransactionState;
 
@@ -36,6 +36,27 @@ struct Context {
 }
 
 impl Context {
+    /// What prepare and commit tell of the rows.
+    fn fields(&self, load: &Load) -> Value {
+        let (loaded, filtered) = (self.data.rows, self.filtered.rows);
+        let total_ms = backend::millis(self.begun.elapsed());
+        json!({
+            "TxnId": load.txn_id, "Label": load.label, "NumberTotalRows": loaded + filtered,
+            "NumberLoadedRows": loaded, "NumberFilteredRows": filtered, "NumberUnselectedRows": 0,
+            "LoadBytes": self.data.bytes, "LoadTimeMs": total_ms, "StreamLoadPlanTimeMs": 0,
+            "ReceivedDataTimeMs": 0, "WriteDataTimeMs": 0, "CommitAndPublishTimeMs": 0,
+        })
+    }
+
+    /// Why the rows cannot be prepared, if so.
+    fn refusal(&self, load: &Load) -> Result<(), String> {
+        let total = self.data.rows + self.filtered.rows;
+        if self.filtered.rows as f64 > self.max_filter_ratio * total as f64 {
+            return Err("too many filtered rows".to_owned());
+        }
+        load.admit()
+    }
+
     fn is_undecided(&self, cluster: &Cluster) -> bool {
         let Some(load) = &self.load else { return false };
         let transactions = cluster.transactions();
@@ -129,7 +150,7 @@ pub(super) async fn at_frontend(shared: &Shared, operation: &str, request: &Requ
     }
     let answer = match operation {
         "begin" | "load" | "prepare" => frontend::redirect(cluster, &named.db, &named.table, request).await,
-        "commit" => fe_commit(cluster, &named, request).await,
+        "commit" => fe_commit(cluster, &named, request).await?,
         "rollback" => fe_rollback(cluster, &named, request).await,
         other => return Ok(answer::not_found(other)),
     };
@@ -147,56 +168,62 @@ fn found(cluster: &Cluster, named: &Named) -> Option<(i64, TransactionState)> {
     cluster.transactions().by_label(&named.db, &named.label).map(|found| (found.id, found.state))
 }
 
-async fn fe_commit(cluster: &Arc<Cluster>, named: &Named, request: &Request<Incoming>) -> Answer {
+async fn fe_commit(cluster: &Arc<Cluster>, named: &Named, request: &Request<Incoming>) -> Handled {
     let label = &named.label;
     let Some((id, state)) = found(cluster, named) else {
-        return fe_exception(&format!("No transaction found by label {label}"));
+        return Ok(fe_exception(&format!("No transaction found by label {label}")));
     };
     let ok = |message: String| {
         answer::json(&json!({ "Status": "OK", "Message": message, "TxnId": id, "Label": label }))
     };
     match state {
-        TransactionState::Prepare => frontend::redirect(cluster, &named.db, &named.table, request).await,
+        TransactionState::Prepare => Ok(frontend::redirect(cluster, &named.db, &named.table, request).await),
         TransactionState::Committed | TransactionState::Visible => {
-            ok(format!("Transaction {id} has already committed, label is {label}"))
+            Ok(ok(format!("Transaction {id} has already committed, label is {label}")))
         }
         TransactionState::Aborted => {
-            fe_exception(&format!("Can not commit ABORTED transaction {id}, label is {label}"))
+            Ok(fe_exception(&format!("Can not commit ABORTED transaction {id}, label is {label}")))
         }
         TransactionState::Prepared => {
             let patience = named.timeout.unwrap_or(COMMIT_WAIT);
-            let committing = {
-                let (cluster, db, table) = (Arc::clone(cluster), named.db.clone(), named.table.clone());
-                tokio::spawn(async move { commit_prepared(&cluster, id, &db, &table, patience).await })
+            let (owned, delay) = (Arc::clone(cluster), late_commit(cluster, named));
+            let committing = async move {
+                tokio::time::sleep(delay.map_or(Duration::ZERO, |(delay, _)| delay)).await;
+                let outcome = owned.commit_prepared(id, patience).await;
+                outcome.unwrap_or_else(|| Err(format!("transaction [{id}] is not PREPARED any more")))
             };
-            match committing.await {
-                Ok(Ok(Committed::Visible)) => ok(String::new()),
-                Ok(Ok(Committed::PublishTimeout)) => fe_exception(
+            Ok(match detached(committing, delay).await? {
+                Ok(Committed::Visible) => ok(String::new()),
+                Ok(Committed::PublishTimeout) => fe_exception(
                     "transaction commit successfully, BUT data will be visible later: publish timeout",
                 ),
-                Ok(Err(message)) => fe_exception(&message),
-                Err(error) => fe_exception(&error.to_string()),
-            }
+                Err(message) => fe_exception(&message),
+            })
         }
     }
 }
 
-async fn commit_prepared(
-    cluster: &Arc<Cluster>,
-    id: i64,
-    db: &str,
-    table: &str,
-    patience: Duration,
-) -> Result<Committed, String> {
-    let late = cluster.faults.fire(db, table, |kind| match kind {
-        FaultKind::LateCommit { delay_ms, .. } => Some(Duration::from_millis(*delay_ms)),
+/// The fault that makes a commit late, and what the client sees of it.
+fn late_commit(cluster: &Cluster, named: &Named) -> Option<(Duration, ClientFate)> {
+    cluster.faults.fire(&named.db, &named.table, |kind| match kind {
+        FaultKind::LateCommit { delay_ms, client } => Some((Duration::from_millis(*delay_ms), *client)),
         _ => None,
-    });
-    tokio::time::sleep(late.unwrap_or_default()).await;
-    match cluster.commit_prepared(id, patience).await {
-        Some(outcome) => outcome,
-        None => Err(format!("transaction [{id}] is not PREPARED any more")),
+    })
+}
+
+/// Runs a commit to its end whatever becomes of the client, and hangs up on the client if a fault says so.
+async fn detached(
+    committing: impl Future<Output = Result<Committed, String>> + Send + 'static,
+    late: Option<(Duration, ClientFate)>,
+) -> Result<Result<Committed, String>, answer::HangUp> {
+    let task = tokio::spawn(committing);
+    if let Some((_, ClientFate::Dropped)) = late {
+        return Err(answer::HangUp);
     }
+    task.await.map_err(|error| {
+        tracing::error!(%error, "a commit panicked");
+        answer::HangUp
+    })
 }
 
 async fn fe_rollback(cluster: &Arc<Cluster>, named: &Named, request: &Request<Incoming>) -> Answer {
@@ -274,14 +301,16 @@ pub(super) async fn at_backend(shared: &Shared, operation: &str, request: Reques
     let answer = match operation {
         "begin" => begin(shared, &named).await,
         "load" => load(shared, &named, &parts.headers, body).await?,
-        "prepare" | "commit" => finish(shared, &named, operation == "commit").await,
+        "prepare" | "commit" => finish(shared, &named, operation == "commit").await?,
         "rollback" => rollback(shared, &named).await,
         other => return Ok(answer::not_found(other)),
     };
-    let how: Option<AnswerFault> = lost.map(|(how, _)| how);
-    match how {
-        Some(how) => answer::spoil(answer.into_answer(), how),
-        None => Ok(answer.into_answer()),
+    // A body that was refused may not have been taken, so the connection cannot serve another request.
+    let closes = operation == "load" && answer.status != "OK";
+    let answer = if closes { answer::closing(answer.into_answer()) } else { answer.into_answer() };
+    match lost {
+        Some((how, _)) => answer::spoil(answer, how),
+        None => Ok(answer),
     }
 }
 
@@ -392,7 +421,7 @@ async fn load(
         }
     };
     let received_ms = backend::millis(started.elapsed());
-    let (data, filtered) = match backend::read(cluster, &table, plan, received).await {
+    let (data, filtered) = match backend::read(plan, received).await {
         Ok(read) => read,
         Err(message) => return fail(&mut context, message),
     };
@@ -413,62 +442,50 @@ async fn load(
 }
 
 /// Prepares, or commits in one phase.
-async fn finish(shared: &Shared, named: &Named, commit: bool) -> BeAnswer {
+async fn finish(shared: &Shared, named: &Named, commit: bool) -> Result<BeAnswer, answer::HangUp> {
     let cluster = &shared.cluster;
-    let Some(context) = shared.transactions.get(&named.label) else { return missing(named) };
-    let Ok(mut context) = context.try_lock() else { return in_processing(named) };
+    let Some(context) = shared.transactions.get(&named.label) else { return Ok(missing(named)) };
+    let Ok(mut context) = context.try_lock() else { return Ok(in_processing(named)) };
     if forced_in_processing(cluster, named) {
-        return in_processing(named);
+        return Ok(in_processing(named));
     }
     if context.bodies == 0 {
         let message = format!("transaction with label {} hasn't send any data yet", named.label);
-        return BeAnswer::failed("INTERNAL_ERROR", message);
+        return Ok(BeAnswer::failed("INTERNAL_ERROR", message));
     }
-    let Some(load) = context.load.take() else { return missing(named) };
+    let Some(load) = context.load.take() else { return Ok(missing(named)) };
     shared.transactions.remove(&named.label);
-    let fields = |context: &Context, load: &Load| {
-        let (loaded, filtered) = (context.data.rows, context.filtered.rows);
-        let total_ms = backend::millis(context.begun.elapsed());
-        json!({
-            "TxnId": load.txn_id, "Label": load.label, "NumberTotalRows": loaded + filtered,
-            "NumberLoadedRows": loaded, "NumberFilteredRows": filtered, "NumberUnselectedRows": 0,
-            "LoadBytes": context.data.bytes, "LoadTimeMs": total_ms, "StreamLoadPlanTimeMs": 0,
-            "ReceivedDataTimeMs": 0, "WriteDataTimeMs": 0, "CommitAndPublishTimeMs": 0,
-        })
-    };
-    let fields = fields(&context, &load);
-    let ratio = context.filtered.rows as f64 / (context.data.rows + context.filtered.rows).max(1) as f64;
-    let refusal = if ratio > context.max_filter_ratio {
-        Some("too many filtered rows".to_owned())
-    } else {
-        load.admit().err()
-    };
-    if let Some(message) = refusal {
+    let fields = context.fields(&load);
+    if let Err(message) = context.refusal(&load) {
         let answer = BeAnswer::failed("INTERNAL_ERROR", message.clone());
         load.abort(&message);
         if context.filtered.rows == 0 {
-            return answer;
+            return Ok(answer);
         }
-        return answer.with("ErrorURL", cluster.keep_error_log(&context.filtered.reasons));
+        return Ok(answer.with("ErrorURL", cluster.keep_error_log(&context.filtered.reasons)));
     }
     let data = std::mem::take(&mut context.data);
     if !commit {
         let timeout = named.prepared_timeout.unwrap_or(cluster.options.prepared_timeout);
-        return match load.prepare(data, timeout) {
+        return Ok(match load.prepare(data, timeout) {
             Ok(()) => BeAnswer::ok(fields),
             Err(message) => BeAnswer::failed("INTERNAL_ERROR", message),
-        };
+        });
     }
     let patience = named.timeout.unwrap_or(COMMIT_WAIT);
-    match tokio::spawn(load.commit(data, patience)).await {
-        Ok(Ok(Committed::Visible)) => BeAnswer::ok(fields),
-        Ok(Ok(Committed::PublishTimeout)) => BeAnswer::failed(
+    let late = late_commit(cluster, named);
+    let committing = async move {
+        tokio::time::sleep(late.map_or(Duration::ZERO, |(delay, _)| delay)).await;
+        load.commit(data, patience).await
+    };
+    Ok(match detached(committing, late).await? {
+        Ok(Committed::Visible) => BeAnswer::ok(fields),
+        Ok(Committed::PublishTimeout) => BeAnswer::failed(
             "PUBLISH_TIMEOUT",
             "transaction commit successfully, BUT data will be visible later",
         ),
-        Ok(Err(message)) => BeAnswer::failed("INTERNAL_ERROR", message),
-        Err(error) => BeAnswer::failed("INTERNAL_ERROR", error.to_string()),
-    }
+        Err(message) => BeAnswer::failed("INTERNAL_ERROR", message),
+    })
 }
 
 async fn rollback(shared: &Shared, named: &Named) -> BeAnswer {

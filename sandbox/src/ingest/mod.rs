@@ -10,7 +10,6 @@ pub(crate) use count::RowCounter;
 pub(crate) use params::{Format, LoadParams};
 pub(crate) use plan::LoadPlan;
 
-use crate::catalog::Schema;
 use crate::column::{Misfit, Sink};
 use crate::json_token;
 use crate::staged::{Cell, Staged};
@@ -23,11 +22,11 @@ const ERROR_LINES_MAX: usize = 50;
 ///
 /// # Errors
 /// The message for a body that cannot be read at all. Rows with bad data are counted in the result instead.
-pub(crate) fn read(body: Vec<u8>, plan: &LoadPlan, schema: &Schema) -> Result<Staged, String> {
+pub(crate) fn read(body: Vec<u8>, plan: &LoadPlan) -> Result<Staged, String> {
     let bytes = body.len() as u64;
     let body = String::from_utf8(body)
         .map_err(|_| format!("{}. error: The input is not valid UTF-8", json::prefix(&plan.params)))?;
-    let mut rows = RowSink::new(plan, schema);
+    let mut rows = RowSink::new(plan);
     match plan.params.format {
         Format::Json => json::read(&body, plan, &mut rows)?,
         Format::Csv => csv::read(&body, plan, &mut rows)?,
@@ -48,15 +47,14 @@ enum Raw<'b> {
 /// Takes the raw values of one row after the other, converts and checks them.
 struct RowSink<'p> {
     plan: &'p LoadPlan,
-    schema: &'p Schema,
     staged: Staged,
 }
 
 impl<'p> RowSink<'p> {
-    fn new(plan: &'p LoadPlan, schema: &'p Schema) -> Self {
-        let staged =
-            Staged { columns: plan.column_positions(), mode: plan.mode.clone(), ..Staged::default() };
-        Self { plan, schema, staged }
+    fn new(plan: &'p LoadPlan) -> Self {
+        let names = plan.targets.iter().map(|target| plan.schema.columns[target.column].name.clone());
+        let staged = Staged { columns: names.collect(), mode: plan.mode.clone(), ..Staged::default() };
+        Self { plan, staged }
     }
 
     /// Adds one row. `values` has one entry per column of the plan, `op` is the value of `__op`,
@@ -95,7 +93,7 @@ impl<'p> RowSink<'p> {
     }
 
     fn convert<'b>(&mut self, body: &'b str, value: Option<Raw<'b>>, column: usize) -> Result<Cell, String> {
-        let column = &self.schema.columns[column];
+        let column = &self.plan.schema.columns[column];
         let mut sink = Sink { body, scratch: &mut self.staged.scratch };
         let converted = match value {
             None => Ok(Cell::Null),

@@ -1,5 +1,7 @@
 //! Which value of a row goes into which column: what the FE decides when it plans a load.
 
+use std::sync::Arc;
+
 use super::params::{Format, LoadParams};
 use crate::catalog::{KeyModel, Schema};
 use crate::staged::WriteMode;
@@ -47,6 +49,8 @@ pub(crate) enum OpSource {
 #[derive(Debug, Clone)]
 pub(crate) struct LoadPlan {
     pub(crate) params: LoadParams,
+    /// The table as it was when the load began; it may be altered before the rows are written.
+    pub(crate) schema: Arc<Schema>,
     pub(crate) targets: Vec<Target>,
     pub(crate) op: OpSource,
     pub(crate) root: Vec<PathStep>,
@@ -58,7 +62,8 @@ pub(crate) struct LoadPlan {
 impl LoadPlan {
     /// # Errors
     /// The `Message` of a load that cannot be planned.
-    pub(crate) fn new(params: LoadParams, schema: &Schema) -> Result<Self, String> {
+    pub(crate) fn new(params: LoadParams, table: &Arc<Schema>) -> Result<Self, String> {
+        let schema: &Schema = table;
         let listed = params.columns.as_deref().map(parse_columns).transpose()?;
         let sources = Sources::new(&params, schema, listed.as_ref())?;
         let mut targets = Vec::new();
@@ -72,11 +77,7 @@ impl LoadPlan {
         let partial = matches!(mode, WriteMode::Partial | WriteMode::PartialIfNotSmaller(_));
         check_columns(schema, listed.as_ref(), &targets, partial)?;
         let root = params.json_root.as_deref().map(parse_path).transpose()?.unwrap_or_default();
-        Ok(Self { targets, op, root, mode, fields: sources.names.len(), params })
-    }
-
-    pub(crate) fn column_positions(&self) -> Vec<usize> {
-        self.targets.iter().map(|target| target.column).collect()
+        Ok(Self { targets, op, root, mode, fields: sources.names.len(), schema: Arc::clone(table), params })
     }
 }
 

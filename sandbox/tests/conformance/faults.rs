@@ -21,7 +21,7 @@ fn fired(target: &Target) -> u64 {
 
 #[tokio::test]
 async fn a_load_commits_after_its_client_is_gone() {
-    let kind = FaultKind::LateCommit { delay_ms: 300, client: ClientFate::Dropped };
+    let kind = FaultKind::LateCommit { delay_ms: 1000, client: ClientFate::Dropped };
     let Some(target) = with(kind).await else { return };
     let sent = target.send(&target.load_head("t", "late"), ROW).await;
     assert!(sent.is_err(), "{sent:?}");
@@ -33,7 +33,7 @@ async fn a_load_commits_after_its_client_is_gone() {
 
 #[tokio::test]
 async fn a_load_commits_although_its_client_stopped_waiting() {
-    let kind = FaultKind::LateCommit { delay_ms: 300, client: ClientFate::KeptWaiting };
+    let kind = FaultKind::LateCommit { delay_ms: 1000, client: ClientFate::KeptWaiting };
     let Some(target) = with(kind).await else { return };
     let mut connection = target.begun("t", "left", ROW).await;
     connection.body(ROW.as_bytes()).await.expect("written");
@@ -46,7 +46,7 @@ async fn a_load_commits_although_its_client_stopped_waiting() {
 
 #[tokio::test]
 async fn a_request_begins_long_after_it_was_sent() {
-    let kind = FaultKind::LateBegin { delay_ms: 200 };
+    let kind = FaultKind::LateBegin { delay_ms: 1000 };
     let Some(target) = with(kind).await else { return };
     let head = target.load_head("t", "zombie").with("Content-Length", ROW.len());
     let (be, path) = target.redirect(&head.clone().without("Content-Length")).await.expect("a redirect");
@@ -121,7 +121,7 @@ async fn the_be_hangs_up_in_the_middle_of_a_body() {
 
 #[tokio::test]
 async fn a_publish_timeout_shows_its_rows_later() {
-    let Some(target) = with(FaultKind::PublishTimeout { visible_after_ms: 400 }).await else { return };
+    let Some(target) = with(FaultKind::PublishTimeout { visible_after_ms: 1000 }).await else { return };
     let answer = target.load("t", "a", ROW).await;
     assert_eq!(answer.text("Status"), "Publish Timeout");
     assert_eq!(answer.text("Message"), "transaction commit successfully, BUT data will be visible later");
@@ -217,6 +217,8 @@ async fn refusals_on_demand() {
         let answer = target.load("t", "a", ROW).await;
         assert_eq!(answer.text("Status"), status, "{kind:?}");
         assert!(answer.text("Message").contains(message), "{kind:?}: {answer:?}");
+        let unread = answer.header("connection") == Some("close");
+        assert_eq!(unread, !answer.continued, "a connection with an unread body cannot be used again");
         assert_eq!(target.count("t").await, 0);
     };
     check(FaultKind::TooManyVersions, "Fail", "because of too many versions, current/limit: 1001/1000").await;
@@ -275,4 +277,34 @@ async fn faults_are_set_over_http() {
     let wrong = call("POST", "/sandbox/faults", "{\"fault\":\"lood_fails\"}").await;
     assert_eq!(wrong.status, 400);
     assert!(wrong.text("error").contains("lood_fails"), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn a_transaction_commits_after_its_client_is_gone() {
+    for prepares in [true, false] {
+        let Some(target) = Target::sandbox(Options::default()).await else { return };
+        target.table("t", "DUPLICATE KEY").await;
+        let be = wire::authority(&target.own().be_url());
+        let operation = |name: &str| {
+            Head::new("POST", format!("/api/transaction/{name}"))
+                .user("root", "")
+                .with("db", &target.db)
+                .with("table", "t")
+                .with("label", "x")
+                .with("format", "json")
+        };
+        for (name, body) in [("begin", ""), ("load", ROW), ("prepare", "")] {
+            if name != "prepare" || prepares {
+                let answer = wire::exchange(&be, &operation(name), body.as_bytes()).await.expect("an answer");
+                assert_eq!(answer.text("Status"), "OK", "{answer:?}");
+            }
+        }
+        let kind = FaultKind::LateCommit { delay_ms: 1000, client: ClientFate::Dropped };
+        target.own().set_fault(Fault::times(kind, 1));
+        let to = if prepares { &target.fe } else { &be };
+        assert!(wire::exchange(to, &operation("commit"), b"").await.is_err());
+        assert_eq!(target.state("x").await, if prepares { "PREPARED" } else { "PREPARE" });
+        target.until_state("x", "VISIBLE").await;
+        assert_eq!(target.count("t").await, 1);
+    }
 }

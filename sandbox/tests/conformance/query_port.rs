@@ -85,6 +85,26 @@ async fn tables_are_altered_emptied_and_dropped() {
 }
 
 #[tokio::test]
+async fn a_load_outlives_changes_of_its_table() {
+    let target = Target::sandbox(tidemill_sandbox::Options::default()).await;
+    let Some(target) = target else { return };
+    target.table("t", "DUPLICATE KEY").await;
+    let body = "{\"id\":1,\"name\":\"a\",\"qty\":5}";
+    let mut connection = target.begun("t", "altered", body).await;
+    target.sql("ALTER TABLE t DROP COLUMN name").await;
+    connection.body(body.as_bytes()).await.expect("written");
+    assert_eq!(connection.answer().await.expect("an answer").text("Status"), "Success");
+    assert_eq!(target.rows("SELECT * FROM t").await, ["1,5"]);
+    let mut connection = target.begun("t", "dropped", body).await;
+    target.sql("DROP TABLE t").await;
+    target.table("t", "DUPLICATE KEY").await;
+    connection.body(body.as_bytes()).await.expect("written");
+    assert_eq!(connection.answer().await.expect("an answer").text("Status"), "Fail");
+    assert_eq!(target.state("dropped").await, "ABORTED");
+    assert_eq!(target.count("t").await, 0, "the new table of that name is another table");
+}
+
+#[tokio::test]
 async fn what_drivers_ask_when_they_connect() {
     let target = Target::any().await;
     let connector_j = "/* mysql-connector-java-5.1.49 */SELECT @@session.auto_increment_increment AS \
