@@ -241,12 +241,10 @@ fn a_flood_of_log_lines_is_counted_and_not_written() {
     let written = lines.clone();
     tracing::subscriber::with_default(lines, || guest.process(&chunk(["a"])).unwrap());
     let dropped = guest.plugin().stats.log_lines_dropped.get();
-    // The call may run into the next second, which admits ten more.
+    // The call may run into the next second, which admits ten more and one line that tells of the dropped ones.
     assert!((980..=990).contains(&dropped), "{dropped} dropped");
-    assert_eq!(
-        written.0.load(std::sync::atomic::Ordering::Relaxed) + dropped - u64::from(dropped == 980),
-        1000
-    );
+    let written = written.0.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((1_000..=1_001).contains(&(written + dropped)), "{written} written, {dropped} dropped");
 }
 
 /// Counts events and keeps nothing of them.
