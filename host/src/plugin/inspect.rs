@@ -61,6 +61,7 @@ pub fn inspect(engine: &Engine, transform: &Transform) -> Result<Inspection, Fau
     })
 }
 
+/// A page of whole lines: print it as it is.
 impl fmt::Display for Inspection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "file      {}, {} bytes", self.path.display(), self.file_bytes)?;
@@ -81,9 +82,9 @@ impl fmt::Display for Inspection {
                 } else {
                     descriptor.tables.iter().map(|table| format!("{table:?}")).collect::<Vec<_>>().join(", ")
                 };
-                write!(f, "tables    {tables}")
+                writeln!(f, "tables    {tables}")
             }
-            Err(fault) => write!(f, "refused   {}", fault.story()),
+            Err(fault) => writeln!(f, "refused   {}", fault.story()),
         }
     }
 }
