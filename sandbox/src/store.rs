@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OpenFlags, types::ValueRef};
 use std::fmt::Write as _;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -41,7 +42,45 @@ pub(crate) struct Store {
     readers: Mutex<Vec<Connection>>,
     path: PathBuf,
     // Declared last: the directory is removed after the connections are closed.
-    _directory: tempfile::TempDir,
+    _directory: Directory,
+}
+
+/// A temporary directory, and the lock that shows to other sandboxes that it is in use.
+struct Directory {
+    directory: tempfile::TempDir,
+    // Declared last: the lock is held until the directory is gone.
+    _lock: File,
+}
+
+const DIRECTORY_PREFIX: &str = "tidemill-sandbox-";
+const LOCK_NAME: &str = "in-use";
+
+impl Directory {
+    fn make() -> std::io::Result<Self> {
+        let directory = tempfile::Builder::new().prefix(DIRECTORY_PREFIX).tempdir()?;
+        // Locked before it gets its name, so that nobody can find it without its lock.
+        let unnamed = directory.path().join("making");
+        let lock = File::create(&unnamed)?;
+        lock.lock()?;
+        std::fs::rename(&unnamed, directory.path().join(LOCK_NAME))?;
+        Ok(Self { directory, _lock: lock })
+    }
+
+    /// Removes the directories of sandboxes whose process was killed: nobody holds their locks.
+    fn sweep() -> std::io::Result<()> {
+        for entry in std::fs::read_dir(std::env::temp_dir())? {
+            let entry = entry?;
+            if !entry.file_name().to_string_lossy().starts_with(DIRECTORY_PREFIX) {
+                continue;
+            }
+            // Without a lock file it is just being made, or none of ours.
+            let Ok(lock) = File::open(entry.path().join(LOCK_NAME)) else { continue };
+            if lock.try_lock().is_ok() {
+                std::fs::remove_dir_all(entry.path())?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Statements kept compiled on the writing connection: a few for each table.
@@ -50,11 +89,11 @@ const READERS_KEPT_MAX: usize = 4;
 
 impl Store {
     pub(crate) fn open() -> Result<Self, SandboxError> {
-        let directory = tempfile::Builder::new()
-            .prefix("tidemill-sandbox-")
-            .tempdir()
-            .map_err(SandboxError::Directory)?;
-        let path = directory.path().join("rows.sqlite");
+        if let Err(error) = Directory::sweep() {
+            tracing::debug!(%error, "could not tidy up after sandboxes that were killed");
+        }
+        let directory = Directory::make().map_err(SandboxError::Directory)?;
+        let path = directory.directory.path().join("rows.sqlite");
         let writer = Connection::open(&path)?;
         // Nothing outlives the process, so nothing needs to reach the disk.
         writer.execute_batch(
@@ -298,4 +337,23 @@ fn read_all(reader: &Connection, sql: &str) -> rusqlite::Result<ResultSet> {
         rows.push(values);
     }
     Ok(ResultSet { columns, rows, affected: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DIRECTORY_PREFIX, LOCK_NAME, Store};
+
+    #[test]
+    fn removes_what_killed_sandboxes_left_and_nothing_else() {
+        let running = Store::open().expect("a temporary directory");
+        let left = tempfile::Builder::new().prefix(DIRECTORY_PREFIX).tempdir().expect("a directory").keep();
+        std::fs::write(left.join("rows.sqlite"), "rows").expect("written");
+        std::fs::write(left.join(LOCK_NAME), "").expect("written");
+        let next = Store::open().expect("a temporary directory");
+        assert!(!left.exists());
+        let path = next.path.clone();
+        assert!(running.path.exists() && path.exists());
+        drop(next);
+        assert!(!path.exists());
+    }
 }

@@ -53,7 +53,7 @@ pub(super) fn show(
     }
     if cursor.words("TABLETS") || cursor.words("TABLET") {
         cursor.expect_words("FROM")?;
-        return Ok(tablets(cluster, &*table(cluster, database, cursor)?));
+        return Ok(tablets(&*table(cluster, database, cursor)?));
     }
     if cursor.words("VARIABLES") {
         let pattern = like(cursor)?;
@@ -276,40 +276,62 @@ fn frontends(cluster: &Cluster) -> ResultSet {
     result(&columns, vec![row])
 }
 
-fn tablets(cluster: &Cluster, table: &Table) -> ResultSet {
-    let columns = [
-        "TabletId",
-        "ReplicaId",
-        "BackendId",
-        "SchemaHash",
-        "Version",
-        "VersionHash",
-        "DataSize",
-        "RowCount",
-        "State",
-        "VersionCount",
-        "LimitVersions",
-    ];
+/// The columns of `SHOW TABLET FROM`, as StarRocks 3 has them.
+const TABLET_COLUMNS: [&str; 20] = [
+    "TabletId",
+    "ReplicaId",
+    "BackendId",
+    "SchemaHash",
+    "Version",
+    "VersionHash",
+    "LstSuccessVersion",
+    "LstSuccessVersionHash",
+    "LstFailedVersion",
+    "LstFailedVersionHash",
+    "LstFailedTime",
+    "DataSize",
+    "RowCount",
+    "State",
+    "LstConsistencyCheckTime",
+    "CheckVersion",
+    "CheckVersionHash",
+    "VersionCount",
+    "PathHash",
+    "IsErrorState",
+];
+
+fn tablets(table: &Table) -> ResultSet {
     let versions = table.versions(|versions| *versions);
     let number = |number: u64| Value::Int(i64::try_from(number).unwrap_or(i64::MAX));
+    let none = || Value::Int(-1);
     let buckets = u64::from(table.schema().buckets.max(1));
+    let version = versions.total + 1;
     let rows = (0..buckets).map(|bucket| {
         let tablet = table.first_tablet().unsigned_abs() + bucket;
         vec![
             number(tablet),
             number(tablet + 1_000_000),
             Value::Int(BACKEND_ID),
-            Value::Int(-1),
-            number(versions.total + 1),
+            none(),
+            number(version),
             Value::Int(0),
+            number(version),
+            Value::Int(0),
+            none(),
+            Value::Int(0),
+            Value::Null,
             number(versions.bytes_loaded / buckets),
             number(versions.rows_loaded / buckets),
             text("NORMAL"),
+            Value::Null,
+            none(),
+            none(),
             number(versions.tablet_count()),
-            number(u64::from(cluster.options.tablet_max_versions)),
+            none(),
+            text("false"),
         ]
     });
-    result(&columns, rows.collect())
+    result(&TABLET_COLUMNS, rows.collect())
 }
 
 /// `SHOW PROC '/transactions/<db>/running'` and `…/finished`.
