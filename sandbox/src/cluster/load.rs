@@ -186,8 +186,8 @@ impl Cluster {
         let (cluster, table) = (Arc::clone(self), Arc::clone(table));
         match (waited, delayed) {
             (Ok(_turn), None) => {
-                cluster.publish(txn_id, &table, data).await;
-                Ok(Committed::Visible)
+                let visible = cluster.publish(txn_id, &table, data).await;
+                Ok(if visible { Committed::Visible } else { Committed::PublishTimeout })
             }
             (Ok(turn), Some(delay)) => {
                 tokio::spawn(async move {
@@ -223,7 +223,8 @@ impl Cluster {
         self.catalog().table(&table.db, &table.name).is_some_and(|now| Arc::ptr_eq(&now, table))
     }
 
-    async fn publish(self: &Arc<Self>, txn_id: i64, table: &Arc<Table>, data: LoadData) {
+    /// Writes the rows of a committed load where queries see them; false when that could not be done.
+    async fn publish(self: &Arc<Self>, txn_id: i64, table: &Arc<Table>, data: LoadData) -> bool {
         // The rows of a table that was dropped since the commit go with it.
         if self.options.keep == Keep::Rows && self.is_current(table) {
             let (cluster, table) = (Arc::clone(self), Arc::clone(table));
@@ -235,20 +236,21 @@ impl Cluster {
                 // Such as a full disk: the transaction stays COMMITTED for ever.
                 Ok(Err(error)) => {
                     tracing::error!(txn_id, %error, "could not write the rows of a committed load");
-                    return;
+                    return false;
                 }
                 Err(error) => {
                     tracing::error!(txn_id, %error, "writing the rows of a committed load panicked");
-                    return;
+                    return false;
                 }
             }
         }
         if let Err(refusal) = self.transactions().publish(txn_id, Instant::now()) {
             // Only a dropped database forgets a committed transaction.
             tracing::warn!(txn_id, ?refusal, "a committed load was gone before it became visible");
-            return;
+            return false;
         }
         self.record_visible(txn_id);
+        true
     }
 
     /// Aborts an undecided transaction; decided ones stay as they are.
