@@ -186,3 +186,30 @@ fn a_restart_goes_on_where_the_last_one_stopped() {
         stand.judge(3_000).must_keep(Promise::Once);
     });
 }
+
+#[test]
+fn offsets_are_committed_again_and_again_while_it_runs() {
+    within(90, || {
+        let stand = Stand::new("commits", 2, Model::Duplicate);
+        let _tidemill = stand.run(&stand.pipeline());
+        for round in 0..4 {
+            stand.produce(round * 100..(round + 1) * 100);
+            stand.until_released(15, (round + 1) * 100);
+        }
+        stand.judge(400).must_keep(Promise::Once);
+    });
+}
+
+#[test]
+fn records_that_arrive_at_the_very_moment_of_the_assignment_are_read() {
+    within(180, || {
+        // Partitions are given to a lane while it waits for messages: what that one read brings must not be lost.
+        for round in 0..8 {
+            let stand = Stand::new(&format!("at_assignment_{round}"), 1, Model::Duplicate);
+            stand.produce(0..50);
+            let mut tidemill = stand.run(&stand.pipeline());
+            tidemill.until_settled(10, 50);
+            stand.judge(50).must_keep(Promise::Once);
+        }
+    });
+}

@@ -118,6 +118,7 @@ fn a_table_that_is_never_compacted_stops_loads_without_a_spin_and_turns_ready_re
         pipeline.process = "stall_after = \"2s\"".to_owned();
         stand.produce(0..500);
         let mut tidemill = stand.run(&pipeline);
+        tidemill.until_ready(30);
         tidemill.until_answer(60, "/ready", 503);
         let refused = stand.warehouse.stats(&stand.table).refused_too_many_versions;
         assert!((1..30).contains(&refused), "it was refused {refused} times: it spins");
