@@ -6,12 +6,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::orders;
-use crate::proc::{Used, used};
+use crate::proc::used;
 
 /// How long one run may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How often a run is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A batch setting under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +59,7 @@ pub(crate) const CONTESTANTS: [Contestant; 9] = [
 /// One run's figures.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Run {
-    /// From the first record's arrival (the process's start for bare loops) to the last durable row.
+    /// From the first record read to the last durable row.
     pub(crate) seconds: f64,
     pub(crate) cpu_s: f64,
     pub(crate) peak_bytes: u64,
@@ -196,11 +196,14 @@ impl Contest {
             .args(["--max-rows", &batch.rows.to_string(), "--max-bytes", &batch.bytes.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        let began = Instant::now();
         let mut child = command.spawn().map_err(|error| error.to_string())?;
-        let mut line = String::new();
+        let (mut line, mut began) = (String::new(), Instant::now());
         if let Some(out) = child.stdout.take() {
-            BufReader::new(out).read_line(&mut line).map_err(|error| error.to_string())?;
+            let mut lines = BufReader::new(out);
+            lines.read_line(&mut line).map_err(|error| error.to_string())?;
+            began = Instant::now();
+            line.clear();
+            lines.read_line(&mut line).map_err(|error| error.to_string())?;
         }
         let seconds = began.elapsed().as_secs_f64();
         let used = used(child.id()).unwrap_or_default();
@@ -217,29 +220,29 @@ impl Contest {
         let file = self.folder.path().join(format!("{name}.toml"));
         std::fs::write(&file, self.pipeline(&name, plugin, batch)).map_err(|error| error.to_string())?;
         let admin = format!("127.0.0.1:{}", free_port()?);
-        let began = Instant::now();
         let mut child = Command::new(&self.tidemill)
             .args(["--log-level", "warn", "run"])
             .arg(&file)
             .args(["--admin", &admin])
             .spawn()
             .map_err(|error| error.to_string())?;
-        let done = self.wait(&mut child, &admin, began);
-        let seconds = began.elapsed().as_secs_f64();
+        let done = self.wait(&mut child, &admin);
         let measured = used(child.id()).unwrap_or_default();
         let stopped = Command::new("kill").arg(child.id().to_string()).status();
         stopped.map_err(|error| error.to_string())?;
         let ended = child.wait().map_err(|error| error.to_string())?;
-        done?;
+        let seconds = done?;
         if !ended.success() {
             return Err(format!("tidemill ended with {ended}"));
         }
         Ok(Run { seconds, cpu_s: measured.cpu_s, peak_bytes: measured.peak_bytes, ..Run::default() })
     }
 
-    fn wait(&self, child: &mut Child, admin: &str, began: Instant) -> Result<Used, String> {
+    /// Waits until all records are through; returns the seconds since the first one was seen to be read.
+    fn wait(&self, child: &mut Child, admin: &str) -> Result<f64, String> {
         let metrics = format!("http://{admin}/metrics");
-        while began.elapsed() < PATIENCE {
+        let (started, mut first) = (Instant::now(), None);
+        while started.elapsed() < PATIENCE {
             std::thread::sleep(LOOK_EVERY);
             if let Some(ended) = child.try_wait().map_err(|error| error.to_string())? {
                 return Err(format!("tidemill ended early with {ended}"));
@@ -250,9 +253,13 @@ impl Contest {
                 let lines = text.lines().filter(|line| line.starts_with(metric));
                 lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
             };
+            if first.is_none() && sum("tidemill_records_read_total") > 0 {
+                // It was read between the last look and this one.
+                first = Some(Instant::now() - LOOK_EVERY);
+            }
             let out = sum("tidemill_records_loaded_total") + sum("tidemill_records_dropped_total");
-            if out >= self.records {
-                return used(child.id()).ok_or_else(|| "tidemill is gone".to_owned());
+            if let Some(first) = first.filter(|_| out >= self.records) {
+                return Ok(first.elapsed().as_secs_f64());
             }
         }
         Err(format!("not done within {} s", PATIENCE.as_secs()))
@@ -266,7 +273,7 @@ impl Contest {
         });
         format!(
             "[pipeline]\nname = \"{name}\"\n[source.kafka]\nbrokers = [\"{}\"]\ntopics = [\"{}\"]\n{transform}\
-             [batch]\nmax_rows = {}\nmax_bytes = {}\nlinger = \"1s\"\n\
+             [batch]\nmax_rows = {}\nmax_bytes = \"{}B\"\nlinger = \"1s\"\n\
              [sink.starrocks]\nfe = [\"{}\"]\ndatabase = \"bench\"\ntable = \"orders\"\nuser = \"root\"\n\
              table_model = \"duplicate\"\n",
             self.brokers, self.topic, batch.rows, batch.bytes, self.fe
@@ -308,7 +315,10 @@ fn start_sandbox(tidemill: &PathBuf) -> Result<(Child, String, String), String> 
         .map_err(|error| format!("cannot start the sandbox: {error}"))?;
     let mut line = String::new();
     if let Some(out) = child.stdout.take() {
-        BufReader::new(out).read_line(&mut line).map_err(|error| error.to_string())?;
+        let mut reader = BufReader::new(out);
+        reader.read_line(&mut line).map_err(|error| error.to_string())?;
+        // The sandbox prints on; a closed pipe would end it.
+        child.stdout = Some(reader.into_inner());
     }
     if line.is_empty() {
         return Err("the sandbox did not start".to_owned());

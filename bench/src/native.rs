@@ -54,6 +54,7 @@ impl Loop {
         let (mut read, mut rows, mut body) = (0, 0, Vec::new());
         let mut full = Vec::new();
         while read < self.records {
+            let before = read;
             read += reader.read(|value| {
                 match self.work {
                     Work::Read => return,
@@ -69,6 +70,9 @@ impl Loop {
                     rows = 0;
                 }
             }) as u64;
+            if before == 0 && read > 0 {
+                println!("first");
+            }
             for batch in full.drain(..) {
                 batches.send(batch).map_err(|_| "the sender has ended")?;
             }

@@ -58,13 +58,15 @@ pub struct Lane<F> {
     feed: F,
     chain: Chain,
     plugin: Option<Arc<str>>,
+    /// Memory for the next body that has to be copied.
+    spare: Vec<u8>,
 }
 
 impl<F: Feed> Lane<F> {
     /// A lane that reads `feed` through `chain`.
     pub fn new(parts: LaneParts, feed: F, chain: Chain) -> Lane<F> {
         let plugin = chain.last_plugin();
-        Lane { parts, feed, chain, plugin }
+        Lane { parts, feed, chain, plugin, spare: Vec::new() }
     }
 
     /// Works until the feed ends.
@@ -96,9 +98,11 @@ impl<F: Feed> Lane<F> {
         };
         let refused = transformed.rejects.len() as u64;
         self.reject_records(chunk, &mut transformed, span, &ticket)?;
-        let spare = self.parts.buffers.take();
+        if self.spare.capacity() == 0 {
+            self.spare = self.parts.buffers.take();
+        }
         let mut built =
-            rows::build(chunk, &mut transformed, &self.parts.targets, self.parts.line_feeds, spare);
+            rows::build(chunk, &mut transformed, &self.parts.targets, self.parts.line_feeds, &mut self.spare);
         let unloadable = built.rejects.len() as u64;
         self.reject_rows(chunk, &mut built, span, &ticket)?;
         let dropped = records.saturating_sub(built.kept + refused + unloadable);

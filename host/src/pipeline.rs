@@ -19,7 +19,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::lane::{Lane, LaneParts};
 use crate::ledger::Ledger;
 use crate::meter::{Meter, PipelineMeter, TableMeter};
-use crate::plugin::{Engine, Plugin};
+use crate::plugin::{Engine, Plugin, Wants};
 use crate::rows::{Target, Targets};
 use crate::sink::Destination;
 use crate::sink::starrocks::client::Client;
@@ -235,8 +235,8 @@ fn wire(
 
     // Lanes: read → plugins → rows → stage.
     let ledger = Ledger::new();
-    let wants_headers = plugins.iter().any(|plugin| plugin.descriptor.wants.headers);
     let line_feeds = plugins.is_empty();
+    let gathering = gathering_of(&plugins, dead_letters.is_some());
     let parts = LaneParts {
         pipeline: id,
         stage: shared.stage.clone(),
@@ -259,7 +259,7 @@ fn wire(
         kafka::Wiring {
             kafka: source.clone(),
             lanes: lanes(&shared.process),
-            gathering: Gathering { headers: wants_headers || dead_letters.is_some(), line_feeds },
+            gathering,
             ledger,
             meter: Arc::clone(meter),
             stage: shared.stage.clone(),
@@ -273,6 +273,18 @@ fn wire(
         },
         spawn,
     )
+}
+
+/// What lanes copy out of messages: what a plugin asks for, and what dead letters keep.
+fn gathering_of(plugins: &[Arc<Plugin>], dead_letters: bool) -> Gathering {
+    let wants = |of: fn(&Wants) -> bool| plugins.iter().any(|plugin| of(&plugin.descriptor.wants));
+    Gathering {
+        keys: dead_letters || wants(|wants| wants.key),
+        headers: dead_letters || wants(|wants| wants.headers),
+        timestamps: dead_letters || wants(|wants| wants.timestamp),
+        partitions: wants(|wants| wants.position),
+        line_feeds: plugins.is_empty(),
+    }
 }
 
 /// Loads the plugins of a pipeline, in order.

@@ -48,15 +48,18 @@ pub struct Built {
 }
 
 /// Makes the segments. Takes columns out of `chunk` and `transformed` where it can use them as they
-/// are; `line_feeds` says that the chunk's values already end with one each.
+/// are; `line_feeds` says that the chunk's values already end with one each. `spare` is memory for a
+/// body that has to be copied; it is taken if it was used.
 pub fn build(
     chunk: &mut Columns,
     transformed: &mut Transformed,
     targets: &Targets,
     line_feeds: bool,
-    spare: Vec<u8>,
+    spare: &mut Vec<u8>,
 ) -> Built {
-    if let Some(segment) = whole_column(chunk, transformed, targets, line_feeds, spare) {
+    let whole = whole_column(chunk, transformed, targets, line_feeds, spare)
+        .or_else(|| copied_column(chunk, transformed, targets, line_feeds, spare));
+    if let Some(segment) = whole {
         let kept = segment.index.deltas.iter().filter(|delta| **delta & FIRST_ROW != 0).count() as u64;
         return Built { segments: vec![segment], rejects: Vec::new(), kept };
     }
@@ -69,17 +72,9 @@ fn whole_column(
     transformed: &mut Transformed,
     targets: &Targets,
     line_feeds: bool,
-    spare: Vec<u8>,
+    spare: &mut Vec<u8>,
 ) -> Option<Segment> {
-    let table = targets.own?;
-    if transformed.tables.is_some() {
-        return None;
-    }
-    let marks = transformed.marks.as_ref().unwrap_or(&chunk.marks);
-    let plain = |mark: &u8| mark & (MARK_DELETE | MARK_VALUE) == MARK_VALUE;
-    if marks.is_empty() || !marks.iter().all(plain) {
-        return None;
-    }
+    let table = lone_table(chunk, transformed, targets)?;
     let column = match &transformed.values {
         Some(column) => column,
         None if line_feeds && transformed.inputs.is_none() => &chunk.values,
@@ -98,11 +93,56 @@ fn whole_column(
     let (body, ends) = match transformed.values.take() {
         Some(column) => (column.data, column.ends),
         None => {
-            let body = std::mem::replace(&mut chunk.values.data, spare);
+            let body = std::mem::replace(&mut chunk.values.data, std::mem::take(spare));
             (body, std::mem::take(&mut chunk.values.ends))
         }
     };
     Some(Segment { table, body, index: RowIndex { ends, ..index } })
+}
+
+/// The one destination of all rows, if there is one and all are upserts with a value.
+fn lone_table(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> Option<TableIndex> {
+    let table = targets.own?;
+    if transformed.tables.is_some() {
+        return None;
+    }
+    let marks = transformed.marks.as_ref().unwrap_or(&chunk.marks);
+    let plain = |mark: &u8| mark & (MARK_DELETE | MARK_VALUE) == MARK_VALUE;
+    (!marks.is_empty() && marks.iter().all(plain)).then_some(table)
+}
+
+/// The records' own values behind one another, for a plugin that changed none: one copy, no checks
+/// but the length of each.
+fn copied_column(
+    chunk: &Columns,
+    transformed: &Transformed,
+    targets: &Targets,
+    line_feeds: bool,
+    spare: &mut Vec<u8>,
+) -> Option<Segment> {
+    let inputs = transformed.inputs.as_ref()?;
+    if line_feeds || transformed.values.is_some() || inputs.is_empty() {
+        return None;
+    }
+    let table = lone_table(chunk, transformed, targets)?;
+    let mut index = index_of(chunk, transformed);
+    index.ends.reserve(inputs.len());
+    let mut body = std::mem::take(spare);
+    body.clear();
+    body.reserve(chunk.values.data.len() + inputs.len());
+    for input in inputs {
+        let value = chunk.values.get(*input as usize);
+        // White space alone would be loaded as no row; the rare leading blank takes the careful way.
+        let blank = value.first().is_none_or(u8::is_ascii_whitespace);
+        if blank || value.len() as u64 >= targets.row_bytes_max {
+            *spare = body;
+            return None;
+        }
+        body.extend_from_slice(value);
+        body.push(b'\n');
+        index.ends.push(body.len() as u32);
+    }
+    Some(Segment { table, body, index })
 }
 
 /// Deltas of all rows; `ends` is left empty.

@@ -36,7 +36,7 @@ pub(super) fn print(plan: &Plan, records: usize) -> Result<u8, Fault> {
                     &format!("plugin {plugin}: {}: {}", reject.code, reject.message),
                 );
             }
-            let built = rows::build(&mut chunk, &mut transformed, &targets, false, Vec::new());
+            let built = rows::build(&mut chunk, &mut transformed, &targets, false, &mut Vec::new());
             refused += built.rejects.len();
             made += print_rows(pipeline, &destinations, &chunk, &built)?;
         }

@@ -73,7 +73,9 @@ impl SandboxCommand {
         for statement in &self.execute {
             sandbox.execute(statement).map_err(|error| format!("{statement}: {error}"))?;
         }
-        println!("{}", sandbox.banner());
+        use std::io::Write as _;
+        // Whoever reads the first line only and goes away does not end the sandbox.
+        let _ = writeln!(std::io::stdout(), "{}", sandbox.banner());
         tokio::signal::ctrl_c().await.map_err(|error| error.to_string())?;
         sandbox.stop().await;
         Ok(())

@@ -40,7 +40,7 @@ fn values_that_nobody_touched_are_the_segment_as_they_are() {
     let mut columns = chunk(&[Some("{\"a\":1}"), Some("{}")], true);
     let address = columns.values.data.as_ptr();
     let own = targets(&[TableModel::Duplicate]);
-    let built = build(&mut columns, &mut Transformed::default(), &own, true, Vec::new());
+    let built = build(&mut columns, &mut Transformed::default(), &own, true, &mut Vec::new());
     assert_eq!(bodies(&built), [(0, "{\"a\":1}\n{}\n")]);
     assert_eq!(built.segments[0].body.as_ptr(), address);
     assert_eq!(built.segments[0].index.deltas, [FIRST_ROW, 1 | FIRST_ROW]);
@@ -60,10 +60,27 @@ fn a_plugins_column_with_line_feeds_is_the_segment_as_it_is() {
         ..Transformed::default()
     };
     let own = targets(&[TableModel::Duplicate]);
-    let built = build(&mut columns, &mut transformed, &own, false, Vec::new());
+    let built = build(&mut columns, &mut transformed, &own, false, &mut Vec::new());
     assert_eq!(built.segments[0].body.as_ptr(), address);
     assert_eq!(built.segments[0].index.deltas, [FIRST_ROW, 2 | FIRST_ROW, 2]);
     assert_eq!(built.kept, 2);
+}
+
+#[test]
+fn values_that_a_plugin_kept_are_copied_once_into_spare_memory() {
+    let mut columns = chunk(&[Some("{\"a\":1}"), Some("{\"a\":2}"), Some("{\"a\":3}")], false);
+    let mut spare = Vec::with_capacity(1000);
+    let address = spare.as_ptr();
+    let mut kept = Transformed { inputs: Some(vec![0, 2]), ..Transformed::default() };
+    let own = targets(&[TableModel::Duplicate]);
+    let built = build(&mut columns, &mut kept, &own, false, &mut spare);
+    assert_eq!(bodies(&built), [(0, "{\"a\":1}\n{\"a\":3}\n")]);
+    assert_eq!(built.segments[0].body.as_ptr(), address);
+    assert_eq!((built.segments[0].index.deltas.as_slice(), built.kept), (&[FIRST_ROW, 2 | FIRST_ROW][..], 2));
+    let mut columns = chunk(&[Some("{\"a\":1}"), Some(" ")], false);
+    let mut kept = Transformed { inputs: Some(vec![0, 1]), ..Transformed::default() };
+    let built = build(&mut columns, &mut kept, &own, false, &mut spare);
+    assert_eq!((bodies(&built), codes(&built)), (vec![(0, "{\"a\":1}\n")], vec![(1, "empty")]));
 }
 
 #[test]
@@ -72,7 +89,7 @@ fn deletes_and_upserts_of_one_chunk_name_their_op() {
     columns.marks[1] |= MARK_DELETE;
     columns.marks[2] |= MARK_DELETE;
     let own = targets(&[TableModel::Primary]);
-    let built = build(&mut columns, &mut Transformed::default(), &own, false, Vec::new());
+    let built = build(&mut columns, &mut Transformed::default(), &own, false, &mut Vec::new());
     assert_eq!(bodies(&built), [(0, "{\"id\":1,\"__op\":0}\n{ \"__op\":1}\n{\"id\":3,\"__op\":1}\n")]);
 }
 
@@ -83,13 +100,13 @@ fn rows_that_cannot_be_loaded_are_refused_one_by_one() {
     let mut columns = chunk(&values, true);
     columns.marks[5] |= MARK_DELETE;
     let primary = targets(&[TableModel::Primary]);
-    let built = build(&mut columns, &mut Transformed::default(), &primary, true, Vec::new());
+    let built = build(&mut columns, &mut Transformed::default(), &primary, true, &mut Vec::new());
     assert_eq!(bodies(&built), [(0, "{\"a\":1,\"__op\":0}\n{\"a\":2,\"__op\":0}\n")]);
     assert_eq!(codes(&built), [(1, "no_value"), (2, "empty"), (3, "oversize"), (5, "not_an_object")]);
     assert_eq!(built.kept, 2);
     let mut columns = chunk(&[None], true);
     let duplicate = targets(&[TableModel::Duplicate]);
-    let built = build(&mut columns, &mut Transformed::default(), &duplicate, true, Vec::new());
+    let built = build(&mut columns, &mut Transformed::default(), &duplicate, true, &mut Vec::new());
     assert_eq!(codes(&built), [(0, "delete")]);
 }
 
@@ -99,10 +116,10 @@ fn routed_rows_go_to_their_tables_in_order() {
     let mut both = targets(&[TableModel::Duplicate, TableModel::Duplicate]);
     let routes = vec![Some(1), None, Some(1)];
     let mut transformed = Transformed { tables: Some(routes.clone()), ..Transformed::default() };
-    let built = build(&mut columns, &mut transformed, &both, false, Vec::new());
+    let built = build(&mut columns, &mut transformed, &both, false, &mut Vec::new());
     assert_eq!(bodies(&built), [(1, "{\"a\":1}\n{\"a\":3}\n"), (0, "{\"a\":2}\n")]);
     both.own = None;
     let mut transformed = Transformed { tables: Some(routes), ..Transformed::default() };
-    let built = build(&mut columns, &mut transformed, &both, false, Vec::new());
+    let built = build(&mut columns, &mut transformed, &both, false, &mut Vec::new());
     assert_eq!(codes(&built), [(1, "unrouted")]);
 }

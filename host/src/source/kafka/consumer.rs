@@ -8,7 +8,7 @@ use rdkafka::bindings::rd_kafka_resp_err_t as NativeError;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::config::model::{Isolation, Kafka, KafkaSecurity};
@@ -29,8 +29,6 @@ pub(super) enum Note {
     Revoked(TopicPartitionList),
     /// The rebalance itself failed.
     RebalanceFailed(RDKafkaErrorCode),
-    /// A commit was answered; `None` = all partitions confirmed.
-    Committed(Option<String>),
     /// The client says that something is wrong; fatal errors do not pass.
     Trouble { fatal: bool, text: String, code: Option<RDKafkaErrorCode> },
 }
@@ -100,21 +98,6 @@ impl ConsumerContext for Notes {
             other => Note::RebalanceFailed(other.into()),
         };
         self.lock().push_back(note);
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        let failed = match result {
-            // Nothing to commit counts as an answer.
-            Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {
-                let errors = offsets.elements().into_iter().filter_map(|element| {
-                    let error = element.error().err()?;
-                    Some(format!("{}[{}]: {error}", element.topic(), element.partition()))
-                });
-                errors.reduce(|all, one| all + ", " + &one)
-            }
-            Err(error) => Some(error.to_string()),
-        };
-        self.lock().push_back(Note::Committed(failed));
     }
 }
 

@@ -15,7 +15,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::consumer::{Note, Reader};
 use super::orders::{Orders, Start};
-use super::queue::{Queue, cached_end};
+use super::queue::{Commits, Queue, cached_end};
 use super::start::{self, Claim};
 use super::{KafkaFeed, Wiring};
 use crate::fault::{Fault, FaultKind};
@@ -80,6 +80,7 @@ struct Revocation {
 pub(super) struct Control {
     wiring: Wiring,
     reader: Arc<Reader>,
+    commits: Commits,
     claim: Claim,
     lanes: Vec<Lane>,
     held: BTreeMap<(String, i32), Held>,
@@ -118,6 +119,8 @@ impl Control {
         let now = Instant::now();
         Ok(Control {
             claim: Claim::new(&wiring.label_stem),
+            commits: Commits::new(&reader)
+                .ok_or_else(|| Fault::retry("cannot make a librdkafka queue for commits"))?,
             reader,
             lanes,
             held: BTreeMap::new(),
@@ -191,12 +194,14 @@ impl Control {
                 ));
             }
         }
+        while let Some(failed) = self.commits.answer() {
+            self.hear_commit(failed);
+        }
         while let Some(note) = self.reader.context().take() {
             match note {
                 Note::Assigned(_) | Note::Revoked(_) | Note::RebalanceFailed(_) => {
                     self.rebalances.push_back(note);
                 }
-                Note::Committed(failed) => self.hear_commit(failed),
                 Note::Trouble { fatal, text, code } => {
                     let gone = code == Some(rdkafka::error::RDKafkaErrorCode::AllBrokersDown);
                     if fatal || gone || !self.is_assigned() {
@@ -283,7 +288,7 @@ impl Control {
                 "all members of a group need the same assignment strategy (tidemill: cooperative-sticky); \
                  give the pipeline a group of its own",
             )),
-            Some(Note::Committed(_) | Note::Trouble { .. }) => Ok(()),
+            Some(Note::Trouble { .. }) => Ok(()),
         }
     }
 
@@ -444,15 +449,15 @@ impl Control {
         }
         self.committed_at = Instant::now();
         let watermarks = std::mem::take(&mut self.uncommitted);
-        let sent = self.list_of(&watermarks).and_then(|list| self.reader.commit(&list, CommitMode::Async));
+        let list = self.list_of(&watermarks).map_err(|error| error.to_string());
+        let sent = list.and_then(|list| self.commits.send(&list));
         self.committing = Some(watermarks);
         if let Err(error) = sent {
-            self.hear_commit(Some(error.to_string()));
+            self.hear_commit(Some(error));
         }
     }
 
     fn hear_commit(&mut self, failed: Option<String>) {
-        // Synchronous commits are answered here, too, after they returned.
         let Some(committing) = self.committing.take() else { return };
         match failed {
             None => {

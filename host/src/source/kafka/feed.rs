@@ -24,8 +24,14 @@ const READ_WAIT: Duration = Duration::from_millis(20);
 /// What is worth copying out of a message.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Gathering {
-    /// Headers are wanted by a plugin, or kept with dead letters.
+    /// Keys are wanted by a plugin, or kept with dead letters.
+    pub(crate) keys: bool,
+    /// Headers, likewise.
     pub(crate) headers: bool,
+    /// Timestamps, likewise.
+    pub(crate) timestamps: bool,
+    /// Partition numbers are wanted by a plugin. Offsets are always gathered.
+    pub(crate) partitions: bool,
     /// No plugin looks at the values: end each with a line feed, so that the column can be a
     /// segment of the request as it is.
     pub(crate) line_feeds: bool,
@@ -163,18 +169,24 @@ fn copy(message: &Message<'_>, gathered: &mut Gathered, gathering: Gathering) {
         columns.values.data.push(b'\n');
     }
     columns.values.ends.push(columns.values.data.len() as u32);
-    if let Some(key) = message.key() {
+    let key = message.key();
+    if key.is_some() {
         mark |= MARK_KEY;
-        columns.keys.data.extend_from_slice(key);
     }
-    columns.keys.ends.push(columns.keys.data.len() as u32);
+    if gathering.keys {
+        columns.keys.push(key.unwrap_or_default());
+    }
     if gathering.headers {
         message.headers(&mut columns.headers);
         columns.headers.end_record();
     }
     columns.marks.push(mark);
-    columns.timestamps.push(message.timestamp_us());
-    columns.partitions.push(gathered.start.stay.partition.number);
+    if gathering.timestamps {
+        columns.timestamps.push(message.timestamp_us());
+    }
+    if gathering.partitions {
+        columns.partitions.push(gathered.start.stay.partition.number);
+    }
     columns.offsets.push(message.offset());
     gathered.upto = message.offset();
 }
@@ -229,6 +241,12 @@ impl Feed for KafkaFeed {
                 return Ok(Fed::Chunk(self.hand_on(place, into)));
             }
             self.queue.read(&mut self.messages, READ_WAIT);
+            // A partition may have been given while this read waited, and may have delivered into it:
+            // its records must not be taken for those of a stranger.
+            self.follow_orders();
+            if self.ended {
+                return Ok(Fed::Ended);
+            }
             if self.messages.came() < MESSAGES_PER_CALL {
                 // The queue is empty: nothing is gained by waiting for fuller chunks.
                 self.flushing = true;
@@ -237,10 +255,6 @@ impl Feed for KafkaFeed {
                     Some(place) => Fed::Chunk(self.hand_on(place, into)),
                     None => Fed::Idle,
                 });
-            }
-            self.follow_orders();
-            if self.ended {
-                return Ok(Fed::Ended);
             }
         }
     }

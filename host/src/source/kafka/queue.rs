@@ -19,6 +19,8 @@ use std::time::Duration;
 
 use rdkafka::bindings as native;
 use rdkafka::consumer::Consumer as _;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::topic_partition_list::TopicPartitionList;
 
 use super::consumer::Reader;
 use crate::record::HeaderColumn;
@@ -244,6 +246,79 @@ impl<'a> Message<'a> {
             }
         }
     }
+}
+
+/// Commits that do not wait, and their answers. rdkafka's own asynchronous commit is never answered:
+/// librdkafka tells its result to a queue or to a callback, and rdkafka names neither.
+pub(super) struct Commits {
+    answers: Queue,
+}
+
+impl Commits {
+    pub(super) fn new(reader: &Arc<Reader>) -> Option<Commits> {
+        Some(Commits { answers: Queue::new(reader)? })
+    }
+
+    /// Sends a commit; its answer comes from [`Commits::answer`].
+    pub(super) fn send(&self, list: &TopicPartitionList) -> Result<(), String> {
+        // SAFETY: client, list and queue are valid for the call, which copies the list; without a
+        // callback the answer becomes an event on the queue.
+        let sent = unsafe {
+            native::rd_kafka_commit_queue(
+                self.answers.reader.client().native_ptr(),
+                list.ptr(),
+                self.answers.native.as_ptr(),
+                None,
+                std::ptr::null_mut(),
+            )
+        };
+        if sent == native::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+            Ok(())
+        } else {
+            Err(RDKafkaErrorCode::from(sent).to_string())
+        }
+    }
+
+    /// The next answer, if one has come: what failed, or none if all partitions are committed.
+    pub(super) fn answer(&self) -> Option<Option<String>> {
+        // SAFETY: the event is ours until destroyed; the list in it belongs to the event and is read
+        // before that.
+        unsafe {
+            let event = native::rd_kafka_queue_poll(self.answers.native.as_ptr(), 0);
+            if event.is_null() {
+                return None;
+            }
+            let error = native::rd_kafka_event_error(event);
+            let list = native::rd_kafka_event_topic_partition_list(event);
+            let failed = failed_commit(error, list.as_ref());
+            native::rd_kafka_event_destroy(event);
+            Some(failed)
+        }
+    }
+}
+
+/// What failed of a commit, as one text.
+///
+/// # Safety
+/// `list`, if there is one, must be a valid list of librdkafka.
+unsafe fn failed_commit(
+    error: native::rd_kafka_resp_err_t,
+    list: Option<&native::rd_kafka_topic_partition_list_t>,
+) -> Option<String> {
+    if error != native::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
+        return Some(RDKafkaErrorCode::from(error).to_string());
+    }
+    let list = list.filter(|list| !list.elems.is_null())?;
+    // SAFETY: `cnt` elements stand behind `elems`; topics are NUL-terminated.
+    let elements = unsafe { slice::from_raw_parts(list.elems, usize::try_from(list.cnt).unwrap_or(0)) };
+    let failed =
+        elements.iter().filter(|one| one.err != native::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR);
+    let failed = failed.map(|one| {
+        // SAFETY: as above.
+        let topic = unsafe { CStr::from_ptr(one.topic) }.to_string_lossy();
+        format!("{topic}[{}]: {}", one.partition, RDKafkaErrorCode::from(one.err))
+    });
+    failed.reduce(|all, one| all + ", " + &one)
 }
 
 /// The end of a partition as the last fetch saw it: the last stable offset for read_committed.
