@@ -47,6 +47,8 @@ pub(crate) struct KafkaFeed {
     partitions: Vec<Gathered>,
     /// The last message's topic and partition, and its place in `partitions`.
     last: Option<(usize, i32, usize)>,
+    /// Reads of the queue so far: the number of the one that `messages` came from.
+    reads: u64,
     /// All that is gathered is handed on before the queue is read again.
     flushing: bool,
     ended: bool,
@@ -55,6 +57,9 @@ pub(crate) struct KafkaFeed {
 #[derive(Debug)]
 struct Gathered {
     start: Start,
+    /// The first read that may have brought records of this stay. What is left of an earlier one belongs
+    /// to an earlier stay of the same partition, and lies behind the place where this one begins.
+    first_read: u64,
     columns: Columns,
     /// End of the last span handed on.
     handed_upto: i64,
@@ -77,12 +82,15 @@ impl KafkaFeed {
             gathering,
             partitions: Vec::new(),
             last: None,
+            reads: 0,
             flushing: false,
             ended: false,
         }
     }
 
-    fn follow_orders(&mut self) {
+    /// Lets go of stays that were taken back, and takes up new ones: `first_read` is the first read that
+    /// can have brought records of those.
+    fn follow_orders(&mut self, first_read: u64) {
         let Some(news) = self.orders.news() else { return };
         self.ended = news.ended;
         self.last = None;
@@ -91,7 +99,13 @@ impl KafkaFeed {
             if !self.partitions.iter().any(|gathered| gathered.start == start) {
                 let after = start.after;
                 let columns = Columns::default();
-                self.partitions.push(Gathered { start, columns, handed_upto: after, upto: after });
+                self.partitions.push(Gathered {
+                    start,
+                    first_read,
+                    columns,
+                    handed_upto: after,
+                    upto: after,
+                });
             }
         }
     }
@@ -122,7 +136,7 @@ impl KafkaFeed {
             let place = match known {
                 Some((_, _, place)) => place,
                 None => {
-                    let Some(place) = find(&self.partitions, &message) else { continue };
+                    let Some(place) = find(&self.partitions, self.reads, &message) else { continue };
                     self.last = Some((message.topic_id(), message.partition(), place));
                     place
                 }
@@ -145,12 +159,13 @@ impl KafkaFeed {
     }
 }
 
-fn find(partitions: &[Gathered], message: &Message<'_>) -> Option<usize> {
+/// The stay that a message of read number `read` belongs to.
+fn find(partitions: &[Gathered], read: u64, message: &Message<'_>) -> Option<usize> {
     let topic = message.topic();
     let number = u32::try_from(message.partition()).ok()?;
     partitions.iter().position(|gathered| {
         let partition = &gathered.start.stay.partition;
-        partition.number == number && *partition.source == *topic
+        partition.number == number && *partition.source == *topic && gathered.first_read <= read
     })
 }
 
@@ -222,7 +237,7 @@ fn check_error(message: &Message<'_>, code: NativeError, text: &str) -> Result<(
 
 impl Feed for KafkaFeed {
     fn next(&mut self, into: &mut Columns) -> Result<Fed, Fault> {
-        self.follow_orders();
+        self.follow_orders(self.reads + 1);
         if self.ended {
             return Ok(Fed::Ended);
         }
@@ -241,9 +256,10 @@ impl Feed for KafkaFeed {
                 return Ok(Fed::Chunk(self.hand_on(place, into)));
             }
             self.queue.read(&mut self.messages, READ_WAIT);
+            self.reads += 1;
             // A partition may have been given while this read waited, and may have delivered into it:
             // its records must not be taken for those of a stranger.
-            self.follow_orders();
+            self.follow_orders(self.reads);
             if self.ended {
                 return Ok(Fed::Ended);
             }
@@ -260,7 +276,100 @@ impl Feed for KafkaFeed {
     }
 
     fn owns(&mut self, stay: &Stay) -> bool {
-        self.follow_orders();
+        self.follow_orders(self.reads + 1);
         self.partitions.iter().any(|gathered| gathered.start.stay == *stay)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Instant;
+
+    use rdkafka::config::ClientConfig;
+    use rdkafka::consumer::Consumer as _;
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+    use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+    use super::*;
+    use crate::config::model::{self, Isolation, Kafka, KafkaSecurity};
+    use crate::position::{Epoch, Partition};
+    use crate::source::kafka::consumer;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn settings(brokers: String) -> Kafka {
+        Kafka {
+            brokers: vec![brokers],
+            topics: vec!["t".into()],
+            group: "g".into(),
+            start: model::Start::Earliest,
+            isolation: Isolation::ReadCommitted,
+            commit_interval: Duration::from_secs(1),
+            fetch_queue_bytes: 1 << 20,
+            security: KafkaSecurity::default(),
+            properties: BTreeMap::new(),
+        }
+    }
+
+    fn produce(brokers: &str, records: u8) {
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a producer");
+        for record in 0..records {
+            let record = [record];
+            let sent = producer.send(BaseRecord::<[u8], [u8]>::to("t").partition(0).payload(&record[..]));
+            sent.map_err(|(error, _)| error).expect("room in the producer's queue");
+        }
+        producer.flush(PATIENCE).expect("the mock brokers take records");
+    }
+
+    /// A feed that has read `records` records of `t[0]` and was told of no stay so far.
+    fn feed_after_a_read(
+        records: u8,
+    ) -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext>, KafkaFeed) {
+        let cluster = MockCluster::new(1).expect("mock brokers");
+        cluster.create_topic("t", 1, 1).expect("a topic");
+        produce(&cluster.bootstrap_servers(), records);
+        let reader = Arc::new(consumer::connect(&settings(cluster.bootstrap_servers())).expect("a consumer"));
+        let queue = Arc::new(Queue::new(&reader).expect("a queue"));
+        assert!(queue.take_partition("t", 0));
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset("t", 0, Offset::Offset(0)).expect("an offset");
+        reader.assign(&assignment).expect("assigned");
+        let mut feed = KafkaFeed::new(queue, Arc::default(), Gathering::default());
+        let began = Instant::now();
+        while feed.messages.came() < usize::from(records) && began.elapsed() < PATIENCE {
+            feed.queue.read(&mut feed.messages, Duration::from_millis(200));
+        }
+        feed.reads = 1;
+        (cluster, feed)
+    }
+
+    fn give(feed: &KafkaFeed) -> Stay {
+        let stay = Stay { partition: Partition { source: "t".into(), number: 0 }, epoch: Epoch(2) };
+        feed.orders.give(Start { stay: stay.clone(), after: -1 });
+        stay
+    }
+
+    #[test]
+    fn a_stay_given_during_a_read_takes_what_the_read_brought() {
+        let (_cluster, mut feed) = feed_after_a_read(3);
+        give(&feed);
+        feed.follow_orders(feed.reads);
+        assert_eq!(feed.gather().expect("no error in the queue"), None);
+        assert_eq!(feed.partitions[0].upto, 2);
+    }
+
+    /// The lane waits for the budget in the middle of what it read, while the partition is taken back,
+    /// given to another process and returned: what is left of the read lies past the new start, and
+    /// taking it would skip everything before it.
+    #[test]
+    fn a_stay_given_after_a_read_takes_nothing_of_it() {
+        let (_cluster, mut feed) = feed_after_a_read(3);
+        let stay = give(&feed);
+        assert!(feed.owns(&stay));
+        assert_eq!(feed.gather().expect("no error in the queue"), None);
+        assert_eq!(feed.partitions[0].upto, -1);
     }
 }
