@@ -10,14 +10,27 @@ use tidemill_tests::{
 
 const MIB: u64 = 1 << 20;
 
+/// 352 digits that LZ4 cannot shorten: librdkafka bounds what it fetches before it unpacks it.
+fn noise(id: u64) -> String {
+    let step = |state: &mut u64| {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        Some(*state)
+    };
+    let words = std::iter::successors(Some(id.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1), |state| {
+        step(&mut { *state })
+    });
+    words.skip(4).take(22).map(|word| format!("{word:016x}")).collect()
+}
+
 #[test]
 fn a_lag_that_cannot_be_loaded_does_not_grow_memory() {
     within(180, || {
-        // 400 MB that wait, twice the limit on memory.
+        // 400 MB that wait, half as much again as the process may have.
         const RECORDS: u64 = 1_000_000;
         let stand = Stand::new("lag", 8, Model::Duplicate);
-        let note = "x".repeat(360);
-        let record = |id: u64| Record::of(format!(r#"{{"id":{id},"amount":1,"note":"{note}"}}"#));
+        let record = |id: u64| Record::of(format!(r#"{{"id":{id},"amount":1,"note":"{}"}}"#, noise(id)));
         stand.kafka.produce(&stand.name, (0..RECORDS).map(record));
         stand.warehouse.fault(FaultKind::BackendRefuses);
         let mut pipeline = stand.pipeline();
@@ -31,10 +44,10 @@ fn a_lag_that_cannot_be_loaded_does_not_grow_memory() {
         };
         tidemill.until(60, "the budget is used up", full);
         let resident = tidemill.resident_bytes_max();
-        assert!(resident < 160 * MIB, "{} MiB resident with a budget of 48 MiB", resident / MIB);
+        assert!(resident < 256 * MIB, "{} MiB resident with a budget of 48 MiB", resident / MIB);
         stand.warehouse.clear_faults();
         tidemill.until_settled(120, RECORDS / 2);
         let resident = tidemill.resident_bytes_max();
-        assert!(resident < 160 * MIB, "{} MiB resident while catching up", resident / MIB);
+        assert!(resident < 256 * MIB, "{} MiB resident while catching up", resident / MIB);
     });
 }

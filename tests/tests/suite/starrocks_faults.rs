@@ -1,6 +1,7 @@
 //! What StarRocks can do to a loader: refuse, forget, answer late, answer nothing. Each test says that its fault fired.
 
-use tidemill_sandbox::{AnswerFault, ExistingLabel, FaultKind, Hop, LabelForm, Options};
+use std::collections::BTreeMap;
+use tidemill_sandbox::{AnswerFault, ClientFate, ExistingLabel, FaultKind, Hop, LabelForm, Options};
 use tidemill_tests::{
     kafka::{self, Record},
     limit::within,
@@ -15,13 +16,15 @@ const RECORDS: u64 = 10_000;
 /// Loads through a fault that passes, and says how often the fault fired.
 fn through(name: &str, faults: &[FaultKind], times: u64, promise: Promise) -> (Stand, Tidemill) {
     let stand = Stand::new(name, 2, Model::Duplicate);
+    let mut pipeline = stand.pipeline();
+    pipeline.batch = "max_rows = 2_500\nlinger = \"200ms\"".to_owned();
+    let mut tidemill = stand.run(&pipeline);
+    // What is asked at the start has no patience with faults; what comes later must have.
+    tidemill.until_ready(30);
     for fault in faults {
         stand.warehouse.fault_times(fault.clone(), times);
     }
     stand.produce(0..RECORDS);
-    let mut pipeline = stand.pipeline();
-    pipeline.batch = "max_rows = 2_500\nlinger = \"200ms\"".to_owned();
-    let mut tidemill = stand.run(&pipeline);
     tidemill.until_settled(90, RECORDS);
     stand.until_released(30, RECORDS);
     assert!(stand.warehouse.faults_fired() >= times, "the fault did not fire: this shows nothing");
@@ -76,6 +79,72 @@ fn a_commit_with_unknown_outcome_is_asked_for() {
     within(150, || {
         through("unknown_yes", &[FaultKind::CommitUnknown { committed: true }], 2, Promise::Once);
         through("unknown_no", &[FaultKind::CommitUnknown { committed: false }], 2, Promise::Once);
+    });
+}
+
+#[test]
+fn a_load_that_commits_after_its_connection_died_is_waited_for() {
+    within(150, || {
+        let late = FaultKind::LateCommit { delay_ms: 2_000, client: ClientFate::Dropped };
+        through("late_commit", &[late], 2, Promise::Once);
+    });
+}
+
+#[test]
+fn a_state_that_cannot_be_asked_for_is_asked_again() {
+    within(150, || {
+        let lost = FaultKind::AnswerLost { at: Hop::Backend, how: AnswerFault::Empty, committed: true };
+        let silent = FaultKind::AnswerLost { at: Hop::State, how: AnswerFault::Http500, committed: false };
+        let redirect =
+            FaultKind::AnswerLost { at: Hop::Frontend, how: AnswerFault::Dropped, committed: false };
+        through("state_lost", &[lost, silent, redirect], 2, Promise::Once);
+    });
+}
+
+#[test]
+fn a_forgotten_label_is_sent_again_and_counted() {
+    within(150, || {
+        let stand = Stand::new("forgotten", 1, Model::Duplicate);
+        let lost = FaultKind::AnswerLost { at: Hop::Backend, how: AnswerFault::Dropped, committed: true };
+        stand.warehouse.fault_times(lost, 1);
+        stand.warehouse.fault(FaultKind::LabelForgotten);
+        stand.produce(0..1_000);
+        let mut tidemill = stand.run(&stand.pipeline());
+        let metrics = tidemill.until_settled(60, 1_000);
+        assert!(
+            metrics.count("tidemill_possible_duplicate_batches_total", &[]) >= 1,
+            "it says that rows may be twice"
+        );
+        stand.judge(1_000).must_keep(Promise::AtLeastOnce);
+    });
+}
+
+#[test]
+fn faults_do_not_reorder_the_rows_of_a_key() {
+    within(150, || {
+        const KEYS: u64 = 20;
+        let stand = Stand::new("reorder", 1, Model::Primary);
+        for fault in [
+            FaultKind::AnswerLost { at: Hop::Backend, how: AnswerFault::Dropped, committed: true },
+            FaultKind::CommitUnknown { committed: false },
+            FaultKind::TooManyVersions,
+            FaultKind::LateCommit { delay_ms: 1_000, client: ClientFate::Dropped },
+        ] {
+            stand.warehouse.fault_times(fault, 2);
+        }
+        let version = |id: u64| Record::of(format!(r#"{{"id":{},"amount":{id}}}"#, id % KEYS)).on(0);
+        stand.kafka.produce(&stand.name, (0..RECORDS).map(version));
+        let mut pipeline = stand.pipeline();
+        pipeline.batch = "max_rows = 777\nlinger = \"200ms\"".to_owned();
+        let mut tidemill = stand.run(&pipeline);
+        tidemill.until_settled(90, RECORDS);
+        assert!(stand.warehouse.faults_fired() >= 8, "the faults did not fire: this shows nothing");
+        let number =
+            |cell: &Option<String>| cell.as_deref().and_then(|text| text.parse().ok()).expect("a number");
+        let rows = stand.warehouse.execute(&format!("SELECT id, amount FROM shop.{}", stand.table));
+        let found: BTreeMap<u64, u64> = rows.iter().map(|row| (number(&row[0]), number(&row[1]))).collect();
+        let expected: BTreeMap<u64, u64> = (RECORDS - KEYS..RECORDS).map(|id| (id % KEYS, id)).collect();
+        assert_eq!(found, expected, "each key has its last version");
     });
 }
 
