@@ -30,7 +30,7 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Only these contestants, by the beginning of their name
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ';')]
     only: Vec<String>,
     /// Do not write bench/RESULTS.md
     #[arg(long)]

@@ -18,7 +18,7 @@ use crate::fault::Fault;
 pub(super) type Reader = BaseConsumer<Notes>;
 
 /// A fetch may overshoot the queue limit by this much: librdkafka checks before it asks.
-const FETCH_BYTES_MAX: u64 = 8 << 20;
+const FETCH_BYTES_MAX: u64 = 4 << 20;
 
 /// What callbacks noted, for the control thread.
 #[derive(Debug)]

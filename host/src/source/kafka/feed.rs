@@ -13,9 +13,9 @@ use crate::record::{Columns, MARK_DELETE, MARK_KEY, MARK_VALUE};
 use crate::source::{Fed, Feed};
 
 /// Records of a chunk: from about a thousand on, a guest call's fixed cost is lost in the noise.
-const CHUNK_RECORDS_MAX: usize = 4096;
+const CHUNK_RECORDS_MAX: usize = 2048;
 /// Bytes of a chunk's values, unless one record alone is larger.
-const CHUNK_BYTES_MAX: usize = 1 << 20;
+const CHUNK_BYTES_MAX: usize = 512 << 10;
 /// Bytes that all partitions of a lane may have gathered before the fullest is handed on.
 const GATHERED_BYTES_MAX: usize = 4 << 20;
 /// How long one read of the queue waits for a full thousand: bounds what a record waits here.
