@@ -42,7 +42,7 @@ struct Arguments {
     /// How logs are written; by default as text
     #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     log: LogFormat,
-    /// What is logged, such as `debug` or `info,librdkafka=debug`; by default `info` (`off` in the demo)
+    /// What is logged, such as `debug` or `info,librdkafka=debug`; by default `info` where something runs
     #[arg(long, global = true, value_name = "FILTER", env = "TIDEMILL_LOG")]
     log_level: Option<String>,
     #[command(subcommand)]
@@ -78,7 +78,11 @@ enum Command {
 /// Parses the arguments and does what they say.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let usual = if matches!(arguments.command, Command::Demo(_)) { "off" } else { "info" };
+    let usual = match arguments.command {
+        Command::Demo(_) => "off",
+        Command::Check(_) | Command::Plugin(_) | Command::Docs(_) => "warn",
+        Command::Run(_) | Command::Sandbox(_) => "info",
+    };
     let level = arguments.log_level.as_deref().unwrap_or(usual);
     if let Err(error) = start_logs(arguments.log, level) {
         eprintln!("error: --log-level: {error}");

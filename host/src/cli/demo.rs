@@ -209,10 +209,10 @@ impl Demo {
             let (pipeline, stop) = (Arc::clone(pipeline), stop.clone());
             std::thread::spawn(move || pipeline::run(&pipeline, 0, &shared, &stop))
         };
+        // StarRocks' own words, whichever StarRocks it is.
         let refused = || {
-            stands.sandbox.as_ref().is_some_and(|sandbox| {
-                sandbox.table_stats(DATABASE, table).is_some_and(|stats| stats.refused_too_many_versions > 0)
-            })
+            let waits = meter.health.waiting_for();
+            waits.is_some_and(|(what, _)| what.to_lowercase().contains("too many versions"))
         };
         let watch = Watch { batch, events, meter: &meter, refused: &refused };
         let outcome = watch.run(&stands.brokers, &topic, &|| thread.is_finished());
