@@ -66,6 +66,30 @@ impl Tidemill {
         self.child.id()
     }
 
+    /// Whether it has not ended.
+    ///
+    /// # Panics
+    /// When the child cannot be asked.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("the child can be asked").is_none()
+    }
+
+    /// Processor time that it has used so far, user and system, in milliseconds.
+    ///
+    /// # Panics
+    /// Where there is no `/proc`.
+    #[must_use]
+    pub fn processor_ms(&self) -> u64 {
+        // Linux counts in hundredths of a second for every program, whatever its own clock.
+        const TICK_MS: u64 = 10;
+        let stat =
+            fs::read_to_string(format!("/proc/{}/stat", self.pid())).expect("Linux tells about processes");
+        // The name in brackets may hold anything; user and system time are the 12th and 13th field behind it.
+        let fields = stat.rsplit_once(')').map(|(_, fields)| fields.split_whitespace().skip(11).take(2));
+        let ticks: u64 = fields.into_iter().flatten().filter_map(|field| field.parse::<u64>().ok()).sum();
+        ticks * TICK_MS
+    }
+
     /// The most memory that it has had resident so far, in bytes.
     ///
     /// # Panics

@@ -1,6 +1,9 @@
 //! Several processes of one group: partitions move, records do not get lost on the way.
 
+use std::collections::BTreeMap;
+use tidemill_sandbox::FaultKind;
 use tidemill_tests::{
+    kafka::Record,
     limit::within,
     oracle::Promise,
     process::Tidemill,
@@ -35,6 +38,44 @@ fn a_million_records_while_members_come_and_go() {
         members.iter_mut().for_each(|member| member.drain(60));
         // Nobody crashed and every partition was given up in order: once, not merely at least once.
         stand.judge(RECORDS).must_keep(Promise::Once);
+    });
+}
+
+#[test]
+fn a_primary_key_table_ends_in_the_sources_state_while_members_come_and_go() {
+    within(240, || {
+        const ROUNDS: u64 = 8;
+        const KEYS: u64 = 3_000;
+        const RECORDS: u64 = ROUNDS * KEYS * 5;
+        let stand = Stand::new("moving_keys", 6, Model::Primary);
+        // Loads that take their time are still on their way when a partition has to be given up.
+        stand.warehouse.fault(FaultKind::SlowLoad { delay_ms: 80 });
+        let mut pipeline = stand.pipeline();
+        pipeline.batch = "max_rows = 2_000\nlinger = \"100ms\"".to_owned();
+        let file = stand.write(&pipeline);
+        let mut members = vec![Tidemill::run(&[&file])];
+        for round in 0..ROUNDS {
+            let version = |id: u64| {
+                let key = id % KEYS;
+                let partition = i32::try_from(key % 6).expect("small");
+                Record::of(format!(r#"{{"id":{key},"amount":{id}}}"#)).on(partition)
+            };
+            let first = round * RECORDS / ROUNDS;
+            stand.kafka.produce(&stand.name, (first..first + RECORDS / ROUNDS).map(version));
+            if round % 3 == 2 {
+                members.remove(0).drain(60);
+            } else {
+                members.push(Tidemill::run(&[&file]));
+                members.iter_mut().for_each(|member| member.until_ready(60));
+            }
+        }
+        stand.until_released(120, RECORDS);
+        let number =
+            |cell: &Option<String>| cell.as_deref().and_then(|text| text.parse().ok()).expect("a number");
+        let rows = stand.warehouse.execute(&format!("SELECT id, amount FROM shop.{}", stand.table));
+        let found: BTreeMap<u64, u64> = rows.iter().map(|row| (number(&row[0]), number(&row[1]))).collect();
+        let expected: BTreeMap<u64, u64> = (RECORDS - KEYS..RECORDS).map(|id| (id % KEYS, id)).collect();
+        assert_eq!(found, expected, "each key has its last version");
     });
 }
 

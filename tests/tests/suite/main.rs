@@ -2,6 +2,7 @@
 
 mod check;
 mod crash;
+mod demo;
 mod group;
 mod kafka_faults;
 mod load;

@@ -1,11 +1,13 @@
-//! Memory is bounded by the budget, not by the lag and not by how long StarRocks is away.
+//! What it costs to wait: memory is bounded by the budget and not by the lag, and an idle process rests.
 
+use std::time::Duration;
 use tidemill_sandbox::FaultKind;
 use tidemill_tests::{
     kafka::Record,
     limit::within,
     metrics::Metrics,
     stand::{Model, Stand},
+    wait_until,
 };
 
 const MIB: u64 = 1 << 20;
@@ -49,5 +51,26 @@ fn a_lag_that_cannot_be_loaded_does_not_grow_memory() {
         tidemill.until_settled(120, RECORDS / 2);
         let resident = tidemill.resident_bytes_max();
         assert!(resident < 256 * MIB, "{} MiB resident while catching up", resident / MIB);
+    });
+}
+
+#[test]
+fn an_idle_process_rests() {
+    within(90, || {
+        const WATCHED: Duration = Duration::from_secs(10);
+        let stand = Stand::new("idle", 4, Model::Duplicate);
+        stand.produce(0..100);
+        let mut tidemill = stand.run(&stand.pipeline());
+        tidemill.until_settled(30, 100);
+        stand.until_released(30, 100);
+        let before = tidemill.processor_ms();
+        let ended = wait_until(WATCHED, || (!tidemill.is_running()).then_some(()));
+        assert!(ended.is_err(), "it runs all the while");
+        let used = tidemill.processor_ms() - before;
+        assert!(
+            used <= 100,
+            "{used} ms of processor time in {} s are more than 1 % of a core",
+            WATCHED.as_secs()
+        );
     });
 }

@@ -1,0 +1,69 @@
+//! `tidemill demo` and `tidemill sandbox`: what somebody sees who has neither Kafka nor StarRocks.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Stdio},
+};
+use tidemill_tests::{limit::within, machine, process::tidemill_output};
+
+#[test]
+fn the_demo_shows_what_each_batch_size_costs() {
+    within(180, || {
+        let plugin = machine::plugin("orders");
+        let output =
+            tidemill_output(&["demo", "--events", "30000", "--plugin", plugin.to_str().expect("text")]);
+        let (table, said) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{table}{said}");
+        // One order in six is a test order, which the plugin leaves out.
+        let line =
+            |start: &str| table.lines().find(|line| line.starts_with(start)).unwrap_or_default().to_owned();
+        let cells = |start: &str| line(start).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(cells("1,000 rows")[2..5], ["30000", "25000", "25"], "{table}");
+        assert!(["3", "4"].contains(&cells("10,000 rows")[4].as_str()), "{table}");
+        assert!(line("1 row").contains("refused: too many versions"), "{table}");
+    });
+}
+
+/// Ended with the test, however that ends.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn the_sandbox_command_prints_where_it_listens_and_answers_a_mysql_client() {
+    within(60, || {
+        let mut sandbox = Ended(
+            Command::new(machine::tidemill())
+                .args(["sandbox", "--fe-port", "0", "--be-port", "0", "--query-port", "0"])
+                .args(["--execute", "CREATE DATABASE shop"])
+                .args(["--execute", "CREATE TABLE shop.t (id BIGINT NOT NULL) DUPLICATE KEY(id)"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::inherit())
+                .spawn()
+                .expect("it starts"),
+        );
+        let banner = BufReader::new(sandbox.0.stdout.take().expect("piped"));
+        // It prints a `mysql` command to paste: that is what is run here, with a query behind it.
+        let command = banner
+            .lines()
+            .map_while(Result::ok)
+            .find_map(|line| line.find("mysql ").map(|at| line[at..].trim().to_owned()))
+            .expect("the banner has a mysql command");
+        let output = Command::new("sh")
+            .args([
+                "-c",
+                &format!("{command} --batch --skip-column-names --execute 'SELECT COUNT(*) FROM shop.t'"),
+            ])
+            .output()
+            .expect("a shell");
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "0");
+    });
+}
