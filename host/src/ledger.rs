@@ -130,9 +130,11 @@ impl Ledger {
         state.stays.get(stay).is_none_or(|track| track.spans.iter().all(|span| span.holds == 0))
     }
 
-    /// Number of open spans in all stays.
+    /// Number of spans in all stays of which somebody holds a ticket. Spans that were given up, and those
+    /// closed behind them, wait for nobody: they are read again.
     pub fn open_spans(&self) -> usize {
-        lock(&self.state).stays.values().map(|track| track.spans.len()).sum()
+        let open = |track: &Track| track.spans.iter().filter(|span| span.holds > 0).count();
+        lock(&self.state).stays.values().map(open).sum()
     }
 
     /// Ends a stay: its open spans are forgotten and their tickets mean nothing any more. Returns the
@@ -188,6 +190,17 @@ impl Ticket {
     /// The stay that the span belongs to.
     pub fn stay(&self) -> &Stay {
         &self.stay
+    }
+
+    /// Place of the span among all that were opened in its stay, from 0.
+    pub fn place(&self) -> u64 {
+        self.index
+    }
+
+    /// Whether the stay has ended: the ticket means nothing any more, and whoever has the partition now
+    /// reads its records again.
+    pub fn has_ended(&self) -> bool {
+        !lock(&self.state).stays.contains_key(&self.stay)
     }
 }
 

@@ -136,3 +136,23 @@ proptest! {
         tickets.into_iter().for_each(|(_, ticket)| ticket.forget());
     }
 }
+
+#[test]
+fn a_span_that_was_given_up_is_waited_for_by_nobody() {
+    let (ledger, mut tickets) = ledger_with(&[(-1, 9), (9, 19)]);
+    tickets.remove(0).forget();
+    assert_eq!(ledger.open_spans(), 1);
+    assert_eq!(tickets.remove(0).settle(), None);
+    assert_eq!(ledger.open_spans(), 0);
+    assert_eq!(ledger.watermark(&stay(1)).unwrap().upto, -1);
+}
+
+#[test]
+fn a_ticket_knows_that_its_stay_has_ended() {
+    let (ledger, mut tickets) = ledger_with(&[(-1, 9), (9, 19)]);
+    let second = tickets.remove(1);
+    assert_eq!((second.place(), second.has_ended()), (1, false));
+    let _ = ledger.end(&stay(1));
+    ledger.begin(stay(2), -1);
+    assert!(second.has_ended());
+}
