@@ -109,12 +109,14 @@ fn carry_over(input: &Columns, answer: &Answer, rows: &mut Columns) {
         };
         bytes(&answer.values, &input.values, &mut rows.values);
         bytes(&answer.keys, &input.keys, &mut rows.keys);
-        let mark = answer.marks.as_ref().map_or(input.marks[record], |marks| marks[row]);
-        rows.marks.push(mark);
-        let at = answer.timestamps.as_ref().map_or(input.timestamps[record], |times| times[row]);
-        rows.timestamps.push(at);
-        rows.partitions.push(input.partitions[record]);
-        rows.offsets.push(input.offsets[record]);
+        // A column that nobody wants was not gathered and stays empty.
+        fn own_or<T: Copy>(own: Option<&Vec<T>>, row: usize, theirs: &[T], record: usize) -> Option<T> {
+            own.map_or_else(|| theirs.get(record), |column| column.get(row)).copied()
+        }
+        rows.marks.extend(own_or(answer.marks.as_ref(), row, &input.marks, record));
+        rows.timestamps.extend(own_or(answer.timestamps.as_ref(), row, &input.timestamps, record));
+        rows.partitions.extend(input.partitions.get(record));
+        rows.offsets.extend(input.offsets.get(record));
         let (headers, place) = match &answer.headers {
             Some(headers) => (headers, row),
             None => (&input.headers, record),
@@ -138,7 +140,14 @@ impl Transformed {
         let origin = |input: u32| before.as_ref().map_or(input, |inputs| inputs[input as usize]);
         for mut reject in answer.rejects {
             reject.input = origin(reject.input);
-            self.rejects.push((reject, Arc::clone(&link.name)));
+            // One letter a record and plugin, however many of the record's rows the plugin refused.
+            let told = self
+                .rejects
+                .last()
+                .is_some_and(|(last, by)| last.input == reject.input && Arc::ptr_eq(by, &link.name));
+            if !told {
+                self.rejects.push((reject, Arc::clone(&link.name)));
+            }
         }
         let earlier = self.tables.take();
         let kept = |row: usize| earlier.as_ref().and_then(|tables| tables[answer.inputs[row] as usize]);
