@@ -14,6 +14,7 @@ use super::DeadLetter;
 use crate::config::model::Kafka;
 use crate::fault::Fault;
 use crate::meter::{PipelineMeter, Waiting};
+use crate::retry::{Backoff, Pace};
 use crate::source::kafka::consumer::secure;
 
 /// How long one round waits for acknowledgements before it says that it waits.
@@ -88,6 +89,7 @@ impl Topic {
     pub(super) fn keep(&mut self, letters: &mut dyn Iterator<Item = &DeadLetter>) -> Result<(), Fault> {
         let letters: Vec<&DeadLetter> = letters.collect();
         let mut waiting = None;
+        let mut backoff = Backoff::new(Pace::PASSING);
         loop {
             match self.send(&letters) {
                 Ok(()) => return Ok(()),
@@ -104,6 +106,8 @@ impl Topic {
                         let what = format!("dead-letter topic `{}`: {error}", self.topic);
                         waiting = Some(Waiting::begin(&self.meter, what));
                     }
+                    // Some refusals come at once, without librdkafka's own patience.
+                    std::thread::sleep(backoff.next_pause(rand::random()));
                 }
             }
         }
@@ -182,6 +186,9 @@ fn is_final(error: &KafkaError) -> bool {
         Some(
             RDKafkaErrorCode::MessageSizeTooLarge
                 | RDKafkaErrorCode::InvalidMessageSize
+                | RDKafkaErrorCode::InvalidRecord
+                | RDKafkaErrorCode::PolicyViolation
+                | RDKafkaErrorCode::ClusterAuthorizationFailed
                 | RDKafkaErrorCode::UnknownTopic
                 | RDKafkaErrorCode::UnknownTopicOrPartition
                 | RDKafkaErrorCode::TopicAuthorizationFailed
