@@ -1,6 +1,6 @@
 //! The sandbox in the place of StarRocks, in this process: tables, faults, and what is in the tables.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 use tidemill_sandbox::{Fault, FaultKind, LoadRecord, Options, Sandbox, TableStats};
 use tokio::runtime::Runtime;
 
@@ -140,6 +140,20 @@ impl Warehouse {
             .flatten()
             .map(|id| id.and_then(|id| id.parse().ok()).expect("an identifier"))
             .collect()
+    }
+
+    /// `amount` by `id` of a Primary Key table of `shop`.
+    ///
+    /// # Panics
+    /// When a cell is not a number, or an `id` is there twice.
+    #[must_use]
+    pub fn amounts(&self, table: &str) -> BTreeMap<u64, u64> {
+        let number =
+            |cell: &Option<String>| cell.as_deref().and_then(|text| text.parse().ok()).expect("a number");
+        let rows = self.execute(&format!("SELECT id, amount FROM shop.{table}"));
+        let amounts: BTreeMap<u64, u64> = rows.iter().map(|row| (number(&row[0]), number(&row[1]))).collect();
+        assert_eq!(amounts.len(), rows.len(), "an id is there twice");
+        amounts
     }
 
     /// Waits until a table of `shop` has this many rows.
