@@ -15,6 +15,7 @@ use crate::buffers::Buffers;
 use crate::dead_letter::{Bundle, DeadLetter, DeadLetterBox, Stage};
 use crate::fault::Fault;
 use crate::lane::no_dead_letters;
+use crate::ledger::Ticket;
 use crate::meter::{PipelineMeter, TableMeter, Waiting};
 use crate::position::Stay;
 use crate::sink::starrocks::client::Client;
@@ -109,21 +110,25 @@ impl Shared {
     async fn carry(&self, mut batch: Batch) {
         let began = Instant::now();
         loop {
+            // A stay may have ended before its rows were sent: its next owner reads them again.
+            self.drop_rows(&mut batch, Ticket::has_ended);
+            if batch.pieces.is_empty() {
+                return;
+            }
+            // Nothing was committed under an earlier label, and the bytes are others now: a new one.
             let mut load = self.load_of(&batch);
             match self.deliver(&mut load, &batch).await {
                 Delivered::Durable(receipt) => return self.settle(batch, &load, &receipt, began.elapsed()),
                 Delivered::Halt(fault) => return self.halt(fault, batch),
-                Delivered::Released => self.drop_given_up(&mut batch),
+                Delivered::Released => {
+                    self.drop_rows(&mut batch, |ticket| self.giving_up.concerns(ticket.stay()));
+                }
                 Delivered::BadRows(rejection) => {
                     match self.set_bad_rows_aside(&mut batch, &rejection).await {
                         Ok(()) => {}
                         Err(fault) => return self.halt(fault, batch),
                     }
                 }
-            }
-            // Nothing was committed under the old label, and the bytes are others now: a new one.
-            if batch.pieces.is_empty() {
-                return;
             }
         }
     }
@@ -188,10 +193,10 @@ impl Shared {
         batch.pieces.into_iter().for_each(Piece::forget);
     }
 
-    fn drop_given_up(&self, batch: &mut Batch) {
+    /// Drops the rows of which `gone` says that they are another process's to load.
+    fn drop_rows(&self, batch: &mut Batch, gone: impl Fn(&Ticket) -> bool) {
         let pieces = std::mem::take(&mut batch.pieces);
-        let gone = |piece: &Piece| self.giving_up.concerns(piece.ticket().stay());
-        let (dropped, kept): (Vec<_>, Vec<_>) = pieces.into_iter().partition(gone);
+        let (dropped, kept): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|piece| gone(piece.ticket()));
         batch.pieces = kept;
         for piece in dropped {
             self.meter.leave(&self.meter.records_given_up, piece.records());
@@ -232,7 +237,7 @@ impl Shared {
             return Err(refused_for_data(rejection));
         }
         let Some(letter_box) = &self.dead_letters else {
-            tickets.into_iter().for_each(crate::ledger::Ticket::forget);
+            tickets.into_iter().for_each(Ticket::forget);
             return Err(no_dead_letters(&letters));
         };
         let permit = self.share.overdraft(letters.iter().map(DeadLetter::bytes).sum());
