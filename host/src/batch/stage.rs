@@ -15,7 +15,7 @@ use super::{Batch, Cut, Fill, Piece, decide};
 use crate::budget::Share;
 use crate::config::model::BatchLimits;
 use crate::fault::Fault;
-use crate::position::Stay;
+use crate::position::{Epoch, Partition, Stay};
 use crate::sink::Destination;
 
 /// Chunks that may wait in the inbox: enough to keep all lanes busy while the stage is scheduled.
@@ -52,7 +52,7 @@ enum Message {
     Pieces { pipeline: PipelineId, pieces: Vec<(TableIndex, Piece)> },
     Finished { pipeline: PipelineId, table: TableIndex },
     Nudge,
-    Forget { pipeline: PipelineId, stays: Vec<Stay>, reply: oneshot::Sender<u64> },
+    Forget { pipeline: PipelineId, stays: Vec<Stay>, finish: bool, reply: oneshot::Sender<u64> },
     Drain { pipeline: PipelineId },
     Remove { pipeline: PipelineId },
 }
@@ -128,13 +128,17 @@ impl StageHandle {
         let _ = self.inbox.try_send(Message::Nudge);
     }
 
-    /// Drops all unsent rows of stays that are being given up; returns how many records they were.
+    /// Drops unsent rows of stays that are being given up; returns how many records they were.
+    ///
+    /// The next owner begins behind the last span that is safe. With `finish`, rows without which it would
+    /// load again what was sent already are loaded now: those of a span of which rows were sent, and of
+    /// the spans before it.
     ///
     /// # Errors
     /// If the stage has ended.
-    pub fn forget(&self, pipeline: PipelineId, stays: Vec<Stay>) -> Result<u64, Fault> {
+    pub fn forget(&self, pipeline: PipelineId, stays: Vec<Stay>, finish: bool) -> Result<u64, Fault> {
         let (reply, answer) = oneshot::channel();
-        self.send(Message::Forget { pipeline, stays, reply })?;
+        self.send(Message::Forget { pipeline, stays, finish, reply })?;
         answer.blocking_recv().map_err(|_| gone())
     }
 
@@ -162,6 +166,8 @@ struct Pipeline {
     registration: Registration,
     tables: Vec<Table>,
     draining: bool,
+    /// The last span of each partition of which rows were sent, by its place in its stay.
+    sent: BTreeMap<Partition, (Epoch, u64)>,
 }
 
 #[derive(Default)]
@@ -189,7 +195,9 @@ impl Stage {
                 Ok(None) => return,
                 Err(_elapsed) => {}
             }
-            while let Ok(message) = messages.try_recv() {
+            // A busy inbox must not keep batches from growing old.
+            for _ in 0..INBOX_MESSAGES {
+                let Ok(message) = messages.try_recv() else { break };
                 self.take(message);
             }
             self.cut_due(Instant::now());
@@ -200,7 +208,8 @@ impl Stage {
         match message {
             Message::Register { pipeline, registration } => {
                 let tables = registration.destinations.iter().map(|_| Table::default()).collect();
-                self.pipelines.insert(pipeline, Pipeline { registration, tables, draining: false });
+                let fresh = Pipeline { registration, tables, draining: false, sent: BTreeMap::new() };
+                self.pipelines.insert(pipeline, fresh);
             }
             Message::Pieces { pipeline: id, pieces } => {
                 let now = Instant::now();
@@ -222,8 +231,14 @@ impl Stage {
                 }
             }
             Message::Nudge => {}
-            Message::Forget { pipeline, stays, reply } => {
-                let dropped = self.pipelines.get_mut(&pipeline).map_or(0, |found| found.forget(&stays));
+            Message::Forget { pipeline: id, stays, finish, reply } => {
+                let mut dropped = 0;
+                if let Some(pipeline) = self.pipelines.get_mut(&id) {
+                    dropped = pipeline.forget(&stays, finish);
+                    for table in 0..pipeline.tables.len() {
+                        Self::start_loads(&self.inbox, id, pipeline, table as TableIndex);
+                    }
+                }
                 // Whoever asked may have given up waiting; the rows are dropped all the same.
                 let _ = reply.send(dropped);
             }
@@ -270,12 +285,14 @@ impl Stage {
         pipeline: &mut Pipeline,
         table: TableIndex,
     ) {
-        let Some(slot) = pipeline.tables.get_mut(usize::from(table)) else { return };
-        while slot.in_flight < pipeline.registration.in_flight {
+        let Pipeline { registration, tables, sent, .. } = pipeline;
+        let Some(slot) = tables.get_mut(usize::from(table)) else { return };
+        while slot.in_flight < registration.in_flight {
             let Some(inbox) = inbox.upgrade() else { return };
             let Some(batch) = slot.ready.pop_front() else { return };
             slot.in_flight += 1;
-            pipeline.registration.outlet.start(batch, Done { inbox, pipeline: id, table });
+            batch.pieces.iter().for_each(|piece| note_sent(sent, piece));
+            registration.outlet.start(batch, Done { inbox, pipeline: id, table });
         }
     }
 }
@@ -349,20 +366,27 @@ impl Pipeline {
         idle.max_by_key(|(_, table)| table.bytes).map(|(index, _)| index)
     }
 
-    /// Drops all unsent pieces of `stays`; returns the number of records.
-    fn forget(&mut self, stays: &[Stay]) -> u64 {
+    /// Drops unsent pieces of `stays` and cuts the batches of those that are to be finished; returns the
+    /// number of records dropped.
+    fn forget(&mut self, stays: &[Stay], finish: bool) -> u64 {
         let mut dropped = 0;
+        let sent = &self.sent;
+        let given_up = |piece: &Piece| stays.contains(piece.ticket().stay());
+        let is_gone = |piece: &Piece| given_up(piece) && !(finish && is_begun(sent, piece));
         let mut keep = |pieces: &mut Vec<Piece>| {
-            let (gone, kept): (Vec<_>, Vec<_>) =
-                std::mem::take(pieces).into_iter().partition(|piece| stays.contains(piece.ticket().stay()));
+            let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(pieces).into_iter().partition(is_gone);
             *pieces = kept;
             for piece in gone {
                 dropped += piece.records();
                 piece.forget();
             }
         };
-        for table in &mut self.tables {
+        let mut unfinished = Vec::new();
+        for (index, table) in self.tables.iter_mut().enumerate() {
             keep(&mut table.open);
+            if table.open.iter().any(given_up) {
+                unfinished.push(index);
+            }
             table.ready.iter_mut().for_each(|batch| keep(&mut batch.pieces));
             table.ready.retain(|batch| !batch.pieces.is_empty());
             table.rows = table.open.iter().map(|piece| piece.len() as u64).sum();
@@ -371,8 +395,27 @@ impl Pipeline {
                 table.since = None;
             }
         }
+        unfinished.into_iter().for_each(|table| self.seal(table, Cut::Flush));
         dropped
     }
+}
+
+fn note_sent(sent: &mut BTreeMap<Partition, (Epoch, u64)>, piece: &Piece) {
+    let Stay { partition, epoch } = piece.ticket().stay();
+    let this = (*epoch, piece.ticket().place());
+    match sent.get_mut(partition) {
+        Some(last) => *last = this.max(*last),
+        None => {
+            sent.insert(partition.clone(), this);
+        }
+    }
+}
+
+/// Whether rows of the piece's span, or of a later one of its stay, were sent.
+fn is_begun(sent: &BTreeMap<Partition, (Epoch, u64)>, piece: &Piece) -> bool {
+    let Stay { partition, epoch } = piece.ticket().stay();
+    let last = sent.get(partition).filter(|(of, _)| of == epoch);
+    last.is_some_and(|(_, place)| piece.ticket().place() <= *place)
 }
 
 impl Table {
@@ -381,3 +424,8 @@ impl Table {
         self.open.into_iter().chain(ready).for_each(Piece::forget);
     }
 }
+
+#[cfg(test)]
+pub(crate) mod fakes;
+#[cfg(test)]
+mod tests;

@@ -91,7 +91,7 @@ pub struct DeliverContext {
     /// One for each cluster and database.
     pub witness: Arc<Witness>,
     /// True = give up as soon as the load is known not to be loaded (the end of a shutdown, a partition
-    /// that is taken away). A transaction that is open at StarRocks is then cancelled, not waited for.
+    /// that is taken away), but not before the first attempt. A transaction that is open at StarRocks is then cancelled, not waited for.
     pub stop: watch::Receiver<bool>,
     /// How long to wait for what.
     pub paces: Paces,
@@ -148,8 +148,9 @@ impl Delivery<'_> {
         let mut overloaded = Backoff::new(self.context.paces.overloaded);
         let mut attempts = 0u32;
         loop {
-            // Here, and only here, the load is known not to be loaded.
-            if *self.stop.borrow() {
+            // Here, and only here, the load is known not to be loaded. One attempt is made in any case:
+            // a partition that is given up may have its last rows here.
+            if attempts > 0 && *self.stop.borrow() {
                 return Delivered::Released;
             }
             attempts = attempts.saturating_add(1);

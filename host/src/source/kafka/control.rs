@@ -22,6 +22,8 @@ use crate::fault::{Fault, FaultKind};
 use crate::meter::{PipelineMeter, Waiting};
 use crate::position::{Epoch, Partition, Stay, Watermark};
 
+mod ending;
+
 /// How long one turn waits for the consumer's events.
 const POLL_WAIT: Duration = Duration::from_millis(50);
 /// How long a partition that is revoked may wait for its sent batches: well under the default
@@ -29,6 +31,8 @@ const POLL_WAIT: Duration = Duration::from_millis(50);
 const REVOKE_DRAIN_MAX: Duration = Duration::from_secs(60);
 /// A lane that does not go round for so long is told of: longer than a plugin's default time-out.
 const LANE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a broker in trouble is asked whether it is back.
+const TROUBLE_ASK: Duration = Duration::from_millis(300);
 /// How often lag and health are looked at.
 const OBSERVE_EVERY: Duration = Duration::from_millis(500);
 /// How long after a failed question to the broker it is asked again.
@@ -150,12 +154,7 @@ impl Control {
         self.waiting_for_group =
             Some(Waiting::begin(&self.wiring.meter, format!("consumer group `{group}`")));
         let ended = subscribed.and_then(|()| self.turn_until_stopped());
-        let drained = match &ended {
-            Ok(()) => self.drain(),
-            Err(_) => Ok(()),
-        };
-        self.close();
-        ended.and(drained)
+        self.end(ended)
     }
 
     fn turn_until_stopped(&mut self) -> Result<(), Fault> {
@@ -180,8 +179,8 @@ impl Control {
 
     fn poll(&mut self, wait: Duration) -> Result<(), Fault> {
         match self.reader.poll(wait) {
-            None => {}
-            Some(Err(error)) => self.hear_trouble(error.rdkafka_error_code() == FATAL, &error.to_string())?,
+            // An error is among the notes, too, with its text.
+            None | Some(Err(_)) => {}
             Some(Ok(message)) => {
                 use rdkafka::Message as _;
                 return Err(Fault::halt(
@@ -301,15 +300,16 @@ impl Control {
         self.commit_now(&claims)
             .map_err(|error| Fault::retry("cannot commit where reading begins").caused_by(error))?;
         let mut assignment = TopicPartitionList::new();
+        // From here on nothing passes by itself: a second try would hold partitions twice.
         for ((topic, partition), found) in &starts {
-            self.hold(topic, *partition, found.offset)?;
+            self.hold(topic, *partition, found.offset).map_err(Fault::halting)?;
             assignment
                 .add_partition_offset(topic, *partition, Offset::Offset(found.offset))
-                .map_err(|error| Fault::retry("cannot name a start offset").caused_by(error))?;
+                .map_err(|error| Fault::halt("cannot name a start offset", RESTART).caused_by(error))?;
         }
         self.reader
             .incremental_assign(&assignment)
-            .map_err(|error| Fault::retry("cannot assign partitions").caused_by(error))?;
+            .map_err(|error| Fault::halt("cannot assign partitions", RESTART).caused_by(error))?;
         self.waiting_for_group = None;
         self.trouble = None;
         self.wiring.meter.rebalances.inc();
@@ -362,12 +362,16 @@ impl Control {
                 self.revoking = Some(revoking);
                 return Ok(());
             }
-            let dropped = self.wiring.stage.forget(self.wiring.pipeline, revoking.stays.clone())?;
+            // Nobody waits for the rows of partitions that are lost, or that took too long.
+            let finish = !revoking.lost && !late;
+            let dropped = self.wiring.stage.forget(self.wiring.pipeline, revoking.stays.clone(), finish)?;
             self.wiring.meter.leave(&self.wiring.meter.records_given_up, dropped);
             revoking.dropped = true;
         }
         let quiet = revoking.stays.iter().all(|stay| self.wiring.ledger.is_quiet(stay));
-        if !quiet && !late && !revoking.lost {
+        // A commit that is not answered might be sent again by librdkafka, over the next owner's.
+        let answered = self.committing.is_none();
+        if !(quiet && answered) && !late && !revoking.lost {
             self.revoking = Some(revoking);
             return Ok(());
         }
@@ -443,8 +447,14 @@ impl Control {
                 self.uncommitted.insert(place, upto);
             }
         }
-        let due = self.committed_at.elapsed() >= self.wiring.kafka.commit_interval;
-        if self.uncommitted.is_empty() || self.committing.is_some() || !due {
+        if self.committed_at.elapsed() >= self.wiring.kafka.commit_interval {
+            self.send_commit();
+        }
+    }
+
+    /// Sends what is to be committed, unless a commit is on its way or the partitions are another's.
+    fn send_commit(&mut self) {
+        if self.uncommitted.is_empty() || self.committing.is_some() || self.reader.assignment_lost() {
             return;
         }
         self.committed_at = Instant::now();
@@ -490,11 +500,25 @@ impl Control {
         lags.sum()
     }
 
+    /// Librdkafka tells when brokers go, not when they come back, and an idle pipeline has no commit
+    /// that would show it.
+    fn look_for_the_end_of_trouble(&mut self) {
+        if self.trouble.is_none() || !self.rebalances.is_empty() {
+            return;
+        }
+        let topic = self.wiring.kafka.topics.first().map(String::as_str);
+        if self.reader.fetch_metadata(topic, TROUBLE_ASK).is_ok() {
+            tracing::info!(pipeline = %self.wiring.meter.name, "kafka answers again");
+            self.trouble = None;
+        }
+    }
+
     fn observe(&mut self) {
         if self.observed_at.elapsed() < OBSERVE_EVERY {
             return;
         }
         self.observed_at = Instant::now();
+        self.look_for_the_end_of_trouble();
         let lag = self.lag();
         let meter = &self.wiring.meter;
         meter.lag.set(lag);
@@ -507,78 +531,9 @@ impl Control {
             lane.look(number, &self.wiring.meter);
         }
     }
-
-    /// Stops reading, lets everything that was read be loaded, commits it.
-    fn drain(&mut self) -> Result<(), Fault> {
-        let name = self.wiring.meter.name.clone();
-        tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
-        let deadline = Instant::now() + self.wiring.shutdown_timeout;
-        self.lanes.iter().for_each(|lane| lane.orders.end());
-        let mut flushing = false;
-        while Instant::now() < deadline {
-            self.poll(POLL_WAIT)?;
-            self.check_halts()?;
-            self.advance_revocation()?;
-            self.commit_when_due();
-            let reading = self.lanes.iter().any(|lane| lane.thread.is_some());
-            if !reading && !flushing {
-                self.wiring.stage.drain(self.wiring.pipeline)?;
-                flushing = true;
-            }
-            if flushing && self.wiring.ledger.open_spans() == 0 && self.revoking.is_none() {
-                return self.commit_all().map(|()| tracing::info!(pipeline = %name, "drained"));
-            }
-        }
-        let open = self.wiring.ledger.open_spans();
-        self.commit_all()?;
-        Err(Fault::halt(
-            format!(
-                "the drain was not done within {:?}: {open} spans are still open",
-                self.wiring.shutdown_timeout
-            ),
-            "nothing is lost, their records are read again at the next start; a longer shutdown_timeout lets \
-             slow loads end",
-        ))
-    }
-
-    fn commit_all(&mut self) -> Result<(), Fault> {
-        let stays = self.held.iter().filter_map(|(place, held)| {
-            Some((place.clone(), self.wiring.ledger.watermark(&held.stay)?.upto))
-        });
-        let last: BTreeMap<_, _> = stays.collect();
-        self.commit_now(&last).map_err(|error| {
-            Fault::halt(
-                "cannot commit the last offsets",
-                "their records will be loaded again at the next start",
-            )
-            .caused_by(error)
-        })
-    }
-
-    /// Lanes, queues and messages go before the consumer: its destruction waits for them.
-    fn close(mut self) {
-        self.wiring.stage.remove(self.wiring.pipeline);
-        for lane in &mut self.lanes {
-            lane.orders.end();
-        }
-        for lane in &mut self.lanes {
-            if let Some(thread) = lane.thread.take()
-                && let Err(fault) = join(thread)
-            {
-                tracing::warn!(pipeline = %self.wiring.meter.name, "a lane ended late: {}", fault.story());
-            }
-        }
-        self.lanes.clear();
-        self.reader.context().close();
-        // Leaving at once spares the group the session time-out.
-        if let Err(error) = self.reader.unassign() {
-            tracing::debug!(%error, "unassigning at the end failed");
-        }
-        self.reader.unsubscribe();
-    }
 }
 
-const FATAL: Option<rdkafka::error::RDKafkaErrorCode> = Some(rdkafka::error::RDKafkaErrorCode::Fatal);
+const RESTART: &str = "this is a defect of tidemill, nothing was lost: restart, and report it";
 
 fn place_of(stay: &Stay) -> (String, i32) {
     (stay.partition.source.to_string(), i32::try_from(stay.partition.number).unwrap_or(i32::MAX))

@@ -1,0 +1,41 @@
+//! What tests of the stage and of those who use it put at its far end.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use super::{Done, Outlet};
+use crate::batch::Batch;
+use crate::config::model::{Secret, StarRocks, TableModel};
+use crate::sink::Destination;
+
+/// Shows each batch to the test, which ends the load.
+pub(crate) struct Shown(pub(crate) mpsc::Sender<(Batch, Done)>);
+
+impl Outlet for Shown {
+    fn start(&self, batch: Batch, done: Done) {
+        // A test that has seen enough is gone.
+        let _ = self.0.send((batch, done));
+    }
+}
+
+/// A table of the Duplicate Key model in a cluster that nobody reaches.
+pub(crate) fn destination(table: &str) -> Arc<Destination> {
+    let cluster = StarRocks {
+        fe: Vec::new(),
+        query: None,
+        database: "shop".into(),
+        table: None,
+        tables: Vec::new(),
+        user: "root".into(),
+        password: Secret::default(),
+        table_model: None,
+        in_flight: 1,
+        load_timeout: Duration::from_secs(600),
+        redirect_hosts: Vec::new(),
+        ca: None,
+        properties: BTreeMap::new(),
+    };
+    let (pipeline, cluster) = ("orders".into(), Arc::new(cluster));
+    Arc::new(Destination { pipeline, cluster, table: table.into(), model: TableModel::Duplicate })
+}

@@ -1,0 +1,227 @@
+use std::sync::mpsc;
+
+use super::fakes::{Shown, destination};
+use super::*;
+use crate::batch::{FIRST_ROW, RowIndex};
+use crate::budget::Budget;
+use crate::ledger::Ledger;
+use crate::position::Span;
+
+/// How long something that has to happen may take.
+const SOON: Duration = Duration::from_secs(20);
+/// A linger that is never over within a test.
+const NEVER: Duration = Duration::from_secs(3600);
+/// A budget that nothing here fills.
+const ROOM: u64 = 1 << 20;
+
+struct Bench {
+    runtime: tokio::runtime::Runtime,
+    stage: StageHandle,
+    started: mpsc::Receiver<(Batch, Done)>,
+    ledger: Ledger,
+    share: Share,
+}
+
+fn stay(number: u32) -> Stay {
+    Stay { partition: Partition { source: "t".into(), number }, epoch: Epoch(1) }
+}
+
+impl Bench {
+    /// A stage with one pipeline of two tables.
+    fn new(max_rows: u64, linger: Duration, in_flight: usize) -> Bench {
+        Bench::with_budget(max_rows, linger, in_flight, ROOM)
+    }
+
+    fn with_budget(max_rows: u64, linger: Duration, in_flight: usize, budget: u64) -> Bench {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let stage = StageHandle::start(runtime.handle().clone()).expect("a thread");
+        let share = Budget::new(budget).share(budget, 0);
+        let (shows, started) = mpsc::channel();
+        let registration = Registration {
+            destinations: vec![destination("orders"), destination("events")],
+            limits: BatchLimits { max_rows, max_bytes: ROOM, linger },
+            in_flight,
+            share: share.clone(),
+            outlet: Arc::new(Shown(shows)),
+        };
+        stage.register(0, registration).expect("the stage lives");
+        let ledger = Ledger::new();
+        (0..3).for_each(|number| ledger.begin(stay(number), -1));
+        Bench { runtime, stage, started, ledger, share }
+    }
+
+    /// A span of `rows` records of partition `number`, all of which go to `table`.
+    fn hand_over(&mut self, number: u32, table: TableIndex, rows: usize) {
+        let after = self.ledger.opened_upto(&stay(number)).expect("the stay has begun");
+        let upto = after + rows as i64;
+        let ticket = self.ledger.open(&Span { stay: stay(number), after, upto }).expect("the stay has begun");
+        let index = RowIndex {
+            ends: (1..=rows as u32).map(|row| row * 3).collect(),
+            deltas: (0..rows as u32).map(|row| row | FIRST_ROW).collect(),
+            base: after + 1,
+        };
+        let body = b"{}\n".repeat(rows);
+        let permit = self.share.overdraft(body.len() as u64);
+        let piece = Piece::new(body.into(), index, None, ticket, permit);
+        self.stage.hand_over(0, vec![(table, piece)]).expect("the stage lives");
+    }
+
+    /// The next batch whose load was started.
+    #[track_caller]
+    fn next(&self) -> (Batch, Done) {
+        self.started.recv_timeout(SOON).expect("a load within the time")
+    }
+
+    /// Nothing was started, and all that was said to the stage has been heard.
+    #[track_caller]
+    fn nothing_started(&self) {
+        self.stage.forget(0, Vec::new(), false).expect("the stage lives");
+        assert!(self.started.try_recv().is_err(), "a load was started");
+    }
+
+    fn land(&self, (batch, done): (Batch, Done)) {
+        batch.pieces.into_iter().for_each(|piece| drop(piece.settle()));
+        self.runtime.block_on(done.finish());
+    }
+
+    fn safe_upto(&self, number: u32) -> i64 {
+        self.ledger.watermark(&stay(number)).expect("the stay has begun").upto
+    }
+}
+
+#[test]
+fn a_batch_is_loaded_when_it_is_old_enough() {
+    let linger = Duration::from_millis(30);
+    let mut bench = Bench::new(100, linger, 1);
+    let began = Instant::now();
+    bench.hand_over(0, 0, 2);
+    let (batch, done) = bench.next();
+    assert!(began.elapsed() >= linger);
+    assert_eq!((batch.reason, batch.rows(), batch.destination.table.as_str()), (Cut::Linger, 2, "orders"));
+    bench.land((batch, done));
+    assert_eq!(bench.safe_upto(0), 1);
+    assert_eq!(bench.share.used(), 0);
+}
+
+#[test]
+fn a_busy_table_holds_its_next_batch_until_its_load_has_ended() {
+    let mut bench = Bench::new(2, NEVER, 1);
+    bench.hand_over(0, 0, 2);
+    let first = bench.next();
+    bench.hand_over(1, 0, 2);
+    bench.nothing_started();
+    // Another table is not concerned.
+    bench.hand_over(2, 1, 2);
+    let other = bench.next();
+    assert_eq!(other.0.destination.table, "events");
+    bench.land(first);
+    let second = bench.next();
+    assert_eq!((second.0.reason, second.0.rows()), (Cut::Rows, 2));
+    bench.land(second);
+    bench.land(other);
+    assert_eq!([bench.safe_upto(0), bench.safe_upto(1), bench.safe_upto(2)], [1, 1, 1]);
+}
+
+#[test]
+fn as_many_loads_are_on_their_way_as_allowed() {
+    let mut bench = Bench::new(1, NEVER, 2);
+    bench.hand_over(0, 0, 3);
+    let (first, _second) = (bench.next(), bench.next());
+    bench.nothing_started();
+    bench.land(first);
+    let third = bench.next();
+    assert_eq!(third.0.rows(), 1);
+    assert_eq!(bench.safe_upto(0), -1, "its second row is on its way");
+}
+
+#[test]
+fn a_waiting_reader_cuts_the_largest_batch_that_can_be_loaded_at_once() {
+    let mut bench = Bench::with_budget(100, NEVER, 1, 100);
+    bench.hand_over(0, 0, 10);
+    bench.hand_over(1, 1, 20);
+    let reader = {
+        let share = bench.share.clone();
+        std::thread::spawn(move || share.acquire(50, SOON).map(|permit| permit.bytes()))
+    };
+    while !bench.share.is_waiting() {
+        std::thread::yield_now();
+    }
+    bench.stage.nudge();
+    let batch = bench.next();
+    assert_eq!((batch.0.reason, batch.0.destination.table.as_str()), (Cut::Pressure, "events"));
+    bench.land(batch);
+    assert_eq!(reader.join().expect("no panic"), Some(50));
+}
+
+#[test]
+fn draining_loads_what_is_open() {
+    let mut bench = Bench::new(100, NEVER, 1);
+    bench.hand_over(0, 0, 3);
+    bench.hand_over(1, 0, 3);
+    bench.nothing_started();
+    bench.stage.drain(0).expect("the stage lives");
+    let batch = bench.next();
+    assert_eq!((batch.0.reason, batch.0.rows()), (Cut::Flush, 6));
+}
+
+#[test]
+fn only_rows_of_the_stays_named_are_dropped() {
+    let mut bench = Bench::new(100, NEVER, 1);
+    bench.hand_over(0, 0, 3);
+    bench.hand_over(1, 0, 4);
+    bench.hand_over(0, 1, 5);
+    assert_eq!(bench.stage.forget(0, vec![stay(0)], true).expect("the stage lives"), 8);
+    assert!(bench.ledger.is_quiet(&stay(0)));
+    assert_eq!((bench.safe_upto(0), bench.ledger.poisoned()), (-1, None));
+    bench.stage.drain(0).expect("the stage lives");
+    let batch = bench.next();
+    assert_eq!((batch.0.rows(), batch.0.destination.table.as_str()), (4, "orders"));
+    bench.land(batch);
+    assert_eq!(bench.safe_upto(1), 3);
+}
+
+/// The next owner begins behind the last span that is safe: a span of which some rows were sent and the
+/// others dropped would be loaded again whole.
+#[test]
+fn what_was_begun_is_finished_when_a_partition_is_given_up() {
+    let mut bench = Bench::new(3, NEVER, 1);
+    bench.hand_over(0, 1, 1);
+    bench.hand_over(0, 0, 4);
+    bench.hand_over(0, 0, 1);
+    let sent = bench.next();
+    assert_eq!(sent.0.rows(), 3);
+    // Dropped: the last span. Finished: the fourth row of the one before it, and the span before that.
+    assert_eq!(bench.stage.forget(0, vec![stay(0)], true).expect("the stage lives"), 1);
+    let before = bench.next();
+    assert_eq!((before.0.reason, before.0.destination.table.as_str()), (Cut::Flush, "events"));
+    bench.land(sent);
+    let rest = bench.next();
+    assert_eq!((rest.0.reason, rest.0.rows()), (Cut::Flush, 1));
+    bench.land(before);
+    bench.land(rest);
+    assert!(bench.ledger.is_quiet(&stay(0)));
+    assert_eq!(bench.safe_upto(0), 4);
+}
+
+#[test]
+fn nothing_is_finished_for_a_partition_that_is_lost() {
+    let mut bench = Bench::new(3, NEVER, 1);
+    bench.hand_over(0, 0, 4);
+    let sent = bench.next();
+    assert_eq!(bench.stage.forget(0, vec![stay(0)], false).expect("the stage lives"), 1);
+    bench.land(sent);
+    bench.nothing_started();
+    assert_eq!((bench.safe_upto(0), bench.ledger.is_quiet(&stay(0))), (-1, true));
+}
+
+#[test]
+fn rows_of_a_pipeline_that_is_gone_are_given_up() {
+    let mut bench = Bench::new(100, NEVER, 1);
+    bench.hand_over(0, 0, 1);
+    bench.stage.remove(0);
+    bench.hand_over(0, 0, 1);
+    bench.nothing_started();
+    assert_eq!((bench.ledger.open_spans(), bench.ledger.poisoned()), (0, None));
+    assert_eq!(bench.share.used(), 0);
+}

@@ -1,0 +1,123 @@
+//! How a pipeline ends: it drains when asked to, and after a halt keeps what has landed.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::Consumer as _;
+
+use super::{ASK_AGAIN_AFTER, Control, POLL_WAIT, join};
+use crate::fault::Fault;
+use crate::position::Stay;
+
+/// How long a halted pipeline waits for loads that are on their way: what they load would be loaded again
+/// at the next start.
+const HALT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the last commit may take.
+const LAST_COMMIT_PATIENCE: Duration = Duration::from_secs(5);
+
+impl Control {
+    /// Drains if the pipeline was asked to stop, and keeps what has landed if it was halted.
+    pub(super) fn end(mut self, ended: Result<(), Fault>) -> Result<(), Fault> {
+        let began = Instant::now();
+        let ended = ended.and_then(|()| self.drain());
+        if ended.is_err() {
+            let left = self.wiring.shutdown_timeout.saturating_sub(began.elapsed());
+            self.wind_up(left.min(HALT_PATIENCE));
+        }
+        self.close();
+        ended
+    }
+
+    /// Stops reading, lets everything that was read be loaded, commits it.
+    fn drain(&mut self) -> Result<(), Fault> {
+        let name = self.wiring.meter.name.clone();
+        tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
+        let deadline = Instant::now() + self.wiring.shutdown_timeout;
+        self.lanes.iter().for_each(|lane| lane.orders.end());
+        let mut flushing = false;
+        while Instant::now() < deadline {
+            self.poll(POLL_WAIT)?;
+            self.check_halts()?;
+            self.advance_revocation()?;
+            self.commit_when_due();
+            let reading = self.lanes.iter().any(|lane| lane.thread.is_some());
+            if !reading && !flushing {
+                self.wiring.stage.drain(self.wiring.pipeline)?;
+                flushing = true;
+            }
+            if flushing && self.wiring.ledger.open_spans() == 0 && self.revoking.is_none() {
+                return self.commit_all().map(|()| tracing::info!(pipeline = %name, "drained"));
+            }
+        }
+        let open = self.wiring.ledger.open_spans();
+        Err(Fault::halt(
+            format!(
+                "the drain was not done within {:?}: {open} spans are still open",
+                self.wiring.shutdown_timeout
+            ),
+            "nothing is lost, their records are read again at the next start; a longer shutdown_timeout lets \
+             slow loads end",
+        ))
+    }
+
+    /// After a halt nothing more is sent; what is on its way may still land, and what has landed is
+    /// committed, so that the next start does not load it again.
+    fn wind_up(&mut self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        self.lanes.iter().for_each(|lane| lane.orders.end());
+        self.wiring.stage.remove(self.wiring.pipeline);
+        let stays: Vec<Stay> = self.held.values().map(|held| held.stay.clone()).collect();
+        self.wiring.giving_up.give_up(&stays);
+        while Instant::now() < deadline && self.wiring.ledger.open_spans() > 0 {
+            if let Err(fault) = self.poll(POLL_WAIT) {
+                tracing::debug!("while halting: {}", fault.story());
+            }
+        }
+        if let Err(fault) = self.commit_all() {
+            tracing::warn!(pipeline = %self.wiring.meter.name, "{}", fault.story());
+        }
+    }
+
+    /// Commits all watermarks and waits for the answer, but not for ever.
+    fn commit_all(&mut self) -> Result<(), Fault> {
+        for (place, held) in &self.held {
+            if let Some(watermark) = self.wiring.ledger.watermark(&held.stay) {
+                self.uncommitted.insert(place.clone(), watermark.upto);
+            }
+        }
+        let deadline = Instant::now() + LAST_COMMIT_PATIENCE;
+        self.send_commit();
+        while !self.uncommitted.is_empty() || self.committing.is_some() {
+            if self.reader.assignment_lost() || Instant::now() >= deadline {
+                return Err(Fault::halt(
+                    "cannot commit the last offsets",
+                    "their records will be loaded again at the next start",
+                ));
+            }
+            self.poll(POLL_WAIT)?;
+            if self.committed_at.elapsed() >= ASK_AGAIN_AFTER {
+                self.send_commit();
+            }
+        }
+        Ok(())
+    }
+
+    /// Lanes, queues and messages go before the consumer: its destruction waits for them.
+    fn close(mut self) {
+        self.wiring.stage.remove(self.wiring.pipeline);
+        self.lanes.iter().for_each(|lane| lane.orders.end());
+        for lane in &mut self.lanes {
+            if let Some(thread) = lane.thread.take()
+                && let Err(fault) = join(thread)
+            {
+                tracing::warn!(pipeline = %self.wiring.meter.name, "a lane ended late: {}", fault.story());
+            }
+        }
+        self.lanes.clear();
+        self.reader.context().close();
+        // Leaving at once spares the group the session time-out.
+        if let Err(error) = self.reader.unassign() {
+            tracing::debug!(%error, "unassigning at the end failed");
+        }
+        self.reader.unsubscribe();
+    }
+}
