@@ -5,8 +5,11 @@
 //! or one round of Kafka acknowledgements, and only then are the tickets settled.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::budget::Permit;
 use crate::config::model::{DeadLetters, Kafka};
@@ -96,6 +99,7 @@ pub struct Bundle {
 #[derive(Debug, Clone)]
 pub struct DeadLetterBox {
     inbox: mpsc::Sender<Bundle>,
+    runtime: Handle,
 }
 
 fn closed() -> Fault {
@@ -125,6 +129,7 @@ impl DeadLetterBox {
     pub fn open(
         settings: &DeadLetters,
         source: &Kafka,
+        runtime: &Handle,
         meter: &Arc<PipelineMeter>,
         alarm: &Alarm,
     ) -> Result<DeadLetterBox, Fault> {
@@ -140,15 +145,35 @@ impl DeadLetterBox {
             .name("dead-letters".into())
             .spawn(move || write(store, bundles, &meter, &alarm))
             .map_err(|error| Fault::retry("cannot start the dead letters' thread").caused_by(error))?;
-        Ok(DeadLetterBox { inbox })
+        Ok(DeadLetterBox { inbox, runtime: runtime.clone() })
     }
 
-    /// Hands letters over from a plain thread; waits while the writer is behind.
+    /// A box whose letters go to the test.
+    #[cfg(test)]
+    pub(crate) fn to_test(inbox: mpsc::Sender<Bundle>, runtime: &Handle) -> DeadLetterBox {
+        DeadLetterBox { inbox, runtime: runtime.clone() }
+    }
+
+    /// Hands letters over from a plain thread; waits up to `patience` while the writer is behind, and
+    /// gives them back if it still is.
     ///
     /// # Errors
     /// If the writer has ended; the tickets then poison their spans.
-    pub fn post(&self, bundle: Bundle) -> Result<(), Fault> {
-        self.inbox.blocking_send(bundle).map_err(|_| closed())
+    pub fn post(&self, bundle: Bundle, patience: Duration) -> Result<Option<Bundle>, Fault> {
+        let bundle = match self.inbox.try_send(bundle) {
+            Ok(()) => return Ok(None),
+            Err(TrySendError::Full(bundle)) => bundle,
+            Err(TrySendError::Closed(_)) => return Err(closed()),
+        };
+        let room = async { tokio::time::timeout(patience, self.inbox.reserve()).await };
+        match self.runtime.block_on(room) {
+            Ok(Ok(room)) => {
+                room.send(bundle);
+                Ok(None)
+            }
+            Ok(Err(_closed)) => Err(closed()),
+            Err(_elapsed) => Ok(Some(bundle)),
+        }
     }
 
     /// Hands letters over from a tokio task.

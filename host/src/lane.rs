@@ -14,7 +14,6 @@ use crate::budget::{Permit, Share};
 use crate::buffers::Buffers;
 use crate::chain::{Chain, Transformed};
 use crate::dead_letter::{Bundle, DeadLetter, DeadLetterBox, Stage};
-use crate::delivery::Stop;
 use crate::fault::{Fault, FaultKind};
 use crate::ledger::{Ledger, Ticket};
 use crate::meter::{PipelineMeter, Waiting};
@@ -24,8 +23,8 @@ use crate::retry::{Backoff, Pace};
 use crate::rows::{self, Built, Segment, Targets};
 use crate::source::{Fed, Feed};
 
-/// How long a reader waits for the budget before it looks at its orders again.
-const BUDGET_PATIENCE: Duration = Duration::from_millis(50);
+/// How long a lane waits for the budget or the dead letters' writer before it looks at its orders again.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// What a lane shares with its pipeline.
 #[derive(Clone)]
@@ -48,8 +47,6 @@ pub struct LaneParts {
     pub meter: Arc<PipelineMeter>,
     /// Bodies' memory.
     pub buffers: Buffers,
-    /// Asked to end.
-    pub stop: Stop,
 }
 
 /// A lane at work.
@@ -92,20 +89,20 @@ impl<F: Feed> Lane<F> {
         let records = chunk.len() as u64;
         self.parts.meter.read(records, bytes);
         let Some(mut transformed) = self.transform(chunk, span)? else {
-            self.parts.meter.leave(&self.parts.meter.records_given_up, records);
-            ticket.forget();
+            self.give_up(records, ticket);
             return Ok(());
         };
-        let refused = transformed.rejects.len() as u64;
-        self.reject_records(chunk, &mut transformed, span, &ticket)?;
         if self.spare.capacity() == 0 {
             self.spare = self.parts.buffers.take();
         }
         let mut built =
             rows::build(chunk, &mut transformed, &self.parts.targets, self.parts.line_feeds, &mut self.spare);
-        let unloadable = built.rejects.len() as u64;
-        self.reject_rows(chunk, &mut built, span, &ticket)?;
-        let dropped = records.saturating_sub(built.kept + refused + unloadable);
+        let letters = self.letters(chunk, &mut transformed, &mut built, span);
+        if !self.post(letters, built.refused, span, &ticket)? {
+            self.give_up(records, ticket);
+            return Ok(());
+        }
+        let dropped = records.saturating_sub(built.kept + built.refused);
         self.parts.meter.leave(&self.parts.meter.records_dropped, dropped);
         self.hand_over(built.segments, &ticket, permit)?;
         let _ = ticket.settle();
@@ -119,7 +116,7 @@ impl<F: Feed> Lane<F> {
         }
         loop {
             self.parts.stage.nudge();
-            if let Some(permit) = self.parts.share.acquire(bytes, BUDGET_PATIENCE) {
+            if let Some(permit) = self.parts.share.acquire(bytes, PATIENCE) {
                 return Some(permit);
             }
             if !self.feed.owns(&span.stay) {
@@ -144,60 +141,67 @@ impl<F: Feed> Lane<F> {
                 return Err(fault);
             }
             if waiting.is_none() {
-                tracing::warn!(pipeline = %self.parts.meter.name, "{}; trying again", fault.story());
+                tracing::warn!("{}; trying again", fault.story());
                 waiting = Some(Waiting::begin(&self.parts.meter, fault.story()));
             }
             let pause = backoff.next_pause(rand::random());
             let until = std::time::Instant::now() + pause;
             while std::time::Instant::now() < until {
-                if !self.feed.owns(&span.stay) || self.parts.stop.is_requested() {
+                if !self.feed.owns(&span.stay) {
                     return Ok(None);
                 }
-                std::thread::sleep(BUDGET_PATIENCE.min(pause));
+                std::thread::sleep(PATIENCE.min(pause));
             }
         }
     }
 
-    fn reject_records(
+    /// The records of an open span are not used: their partition is being given up, or the lane ends.
+    fn give_up(&self, records: u64, ticket: Ticket) {
+        self.parts.meter.leave(&self.parts.meter.records_given_up, records);
+        ticket.forget();
+    }
+
+    /// A letter for each record that a plugin refused, and for each of which a row cannot be loaded.
+    fn letters(
         &self,
         chunk: &Columns,
         transformed: &mut Transformed,
-        span: &Span,
-        ticket: &Ticket,
-    ) -> Result<(), Fault> {
-        if transformed.rejects.is_empty() {
-            return Ok(());
-        }
-        let rejects = std::mem::take(&mut transformed.rejects);
-        let letters = rejects.into_iter().map(|(reject, plugin)| {
-            letter(chunk, reject, span, Stage::Transform, Some(plugin), self.parts.line_feeds)
-        });
-        self.post(letters.collect(), ticket)
-    }
-
-    fn reject_rows(
-        &self,
-        chunk: &Columns,
         built: &mut Built,
         span: &Span,
-        ticket: &Ticket,
-    ) -> Result<(), Fault> {
-        if built.rejects.is_empty() {
-            return Ok(());
-        }
+    ) -> Vec<DeadLetter> {
+        let line_feeds = self.parts.line_feeds;
         let stage = if self.plugin.is_some() { Stage::Load } else { Stage::Read };
-        let rejects = std::mem::take(&mut built.rejects);
-        let letters = rejects
-            .into_iter()
-            .map(|reject| letter(chunk, reject, span, stage, self.plugin.clone(), self.parts.line_feeds));
-        self.post(letters.collect(), ticket)
+        let records = std::mem::take(&mut transformed.rejects).into_iter();
+        let records = records
+            .map(|(reject, plugin)| letter(chunk, reject, span, Stage::Transform, Some(plugin), line_feeds));
+        let rows = std::mem::take(&mut built.rejects).into_iter();
+        let rows = rows.map(|reject| letter(chunk, reject, span, stage, self.plugin.clone(), line_feeds));
+        records.chain(rows).collect()
     }
 
-    fn post(&self, letters: Vec<DeadLetter>, ticket: &Ticket) -> Result<(), Fault> {
+    /// Hands letters of `records` records to their writer, and waits while it is behind; false if the
+    /// partition is given up meanwhile.
+    fn post(
+        &mut self,
+        letters: Vec<DeadLetter>,
+        records: u64,
+        span: &Span,
+        ticket: &Ticket,
+    ) -> Result<bool, Fault> {
+        if letters.is_empty() {
+            return Ok(true);
+        }
         let Some(letter_box) = &self.parts.dead_letters else { return Err(no_dead_letters(&letters)) };
-        let bytes = letters.iter().map(DeadLetter::bytes).sum();
-        let (records, permit) = (letters.len() as u64, self.parts.share.overdraft(bytes));
-        letter_box.post(Bundle { letters, tickets: vec![ticket.hold()], records, permit })
+        let permit = self.parts.share.overdraft(letters.iter().map(DeadLetter::bytes).sum());
+        let mut bundle = Bundle { letters, tickets: vec![ticket.hold()], records, permit };
+        while let Some(back) = letter_box.post(bundle, PATIENCE)? {
+            if !self.feed.owns(&span.stay) {
+                back.tickets.into_iter().for_each(Ticket::forget);
+                return Ok(false);
+            }
+            bundle = back;
+        }
+        Ok(true)
     }
 
     fn hand_over(&self, segments: Vec<Segment>, ticket: &Ticket, permit: Permit) -> Result<(), Fault> {
@@ -258,3 +262,6 @@ fn letter(
         headers: pairs.collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -192,7 +192,7 @@ fn wire(
     // Dead letters: open before the first record is read.
     let alarm = Alarm::default();
     let dead_letters = match &pipeline.dead_letters {
-        Some(settings) => Some(DeadLetterBox::open(settings, source, meter, &alarm)?),
+        Some(settings) => Some(DeadLetterBox::open(settings, source, &shared.runtime, meter, &alarm)?),
         None => None,
     };
 
@@ -247,7 +247,6 @@ fn wire(
         dead_letters: dead_letters.clone(),
         meter: Arc::clone(meter),
         buffers,
-        stop: stop.clone(),
     };
     let spawn = |number: usize, feed: KafkaFeed| {
         let (plugins, destinations) = (plugins.clone(), Arc::clone(&destinations));
@@ -354,7 +353,10 @@ fn spawn_lane(
     plugins: Vec<Arc<Plugin>>,
     destinations: Arc<Destinations>,
 ) -> std::io::Result<JoinHandle<Result<(), Fault>>> {
+    // Whatever the lane logs says whose it is, also below this crate's own lines.
+    let whose = tracing::error_span!("lane", pipeline = %parts.meter.name, number);
     std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
+        let _whose = whose.enter();
         let chain = Chain::start(&plugins, &|plugin| destinations.of_plugin(plugin))?;
         Lane::new(parts, feed, chain).run()
     })

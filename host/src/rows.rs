@@ -43,8 +43,10 @@ pub struct Built {
     pub segments: Vec<Segment>,
     /// Records of which a row cannot be loaded.
     pub rejects: Vec<RecordReject>,
-    /// Distinct records that have a row in a segment.
+    /// Distinct records that have rows in segments and were not refused.
     pub kept: u64,
+    /// Distinct records of which a plugin or a destination refused something.
+    pub refused: u64,
 }
 
 /// Makes the segments. Takes columns out of `chunk` and `transformed` where it can use them as they
@@ -59,11 +61,15 @@ pub fn build(
 ) -> Built {
     let whole = whole_column(chunk, transformed, targets, line_feeds, spare)
         .or_else(|| copied_column(chunk, transformed, targets, line_feeds, spare));
-    if let Some(segment) = whole {
-        let kept = segment.index.deltas.iter().filter(|delta| **delta & FIRST_ROW != 0).count() as u64;
-        return Built { segments: vec![segment], rejects: Vec::new(), kept };
-    }
-    row_by_row(chunk, transformed, targets)
+    let mut built = match whole {
+        Some(segment) => {
+            let kept = segment.index.deltas.iter().filter(|delta| **delta & FIRST_ROW != 0).count() as u64;
+            Built { segments: vec![segment], kept, ..Built::default() }
+        }
+        None => row_by_row(chunk, transformed, targets),
+    };
+    built.count_each_record_once(&chunk.offsets, transformed);
+    built
 }
 
 /// The whole column as one segment, if every row goes to one destination as it is.
@@ -210,23 +216,26 @@ fn row_by_row(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> 
         last_kept = input;
         segment.index.deltas.push(delta(chunk, input, base) | first);
     }
-    built.drop_rows_of_refused(chunk);
     built
 }
 
 impl Built {
     /// A record of which one row was refused and another kept counts as dead-lettered only: its other
     /// rows are loaded, and the letter says which one was not.
-    fn drop_rows_of_refused(&mut self, chunk: &Columns) {
-        if self.rejects.is_empty() {
+    fn count_each_record_once(&mut self, offsets: &[i64], transformed: &Transformed) {
+        let refused = self.rejects.iter().chain(transformed.rejects.iter().map(|(reject, _)| reject));
+        let mut refused: Vec<i64> =
+            refused.filter_map(|reject| offsets.get(reject.input as usize).copied()).collect();
+        refused.sort_unstable();
+        refused.dedup();
+        self.refused = refused.len() as u64;
+        if refused.is_empty() {
             return;
         }
         for segment in &mut self.segments {
             for delta in &mut segment.index.deltas {
                 let offset = segment.index.base + i64::from(*delta & !FIRST_ROW);
-                let refused =
-                    self.rejects.iter().any(|reject| chunk.offsets[reject.input as usize] == offset);
-                if refused && *delta & FIRST_ROW != 0 {
+                if *delta & FIRST_ROW != 0 && refused.binary_search(&offset).is_ok() {
                     *delta &= !FIRST_ROW;
                     self.kept -= 1;
                 }

@@ -123,3 +123,26 @@ fn routed_rows_go_to_their_tables_in_order() {
     let built = build(&mut columns, &mut transformed, &both, false, &mut Vec::new());
     assert_eq!(codes(&built), [(1, "unrouted")]);
 }
+
+#[test]
+fn a_record_that_was_refused_in_part_counts_once() {
+    let reject = |input| RecordReject { input, code: "bad".into(), message: "no".into() };
+    let mut columns = chunk(&[Some("{\"a\":1}"), Some("{\"a\":2}"), Some("{\"a\":3}")], false);
+    // Record 0 has two rows, one of which a destination refuses. Of record 1 plugins refused a row, and
+    // another is kept. Of record 2 two plugins refused a row each.
+    let mut values = BytesColumn::default();
+    [&b"{}"[..], b"", b"{}"].iter().for_each(|row| values.push(row));
+    let mut transformed = Transformed {
+        inputs: Some(vec![0, 0, 1]),
+        marks: Some(vec![MARK_VALUE; 3]),
+        values: Some(values),
+        rejects: vec![(reject(1), "p".into()), (reject(2), "p".into()), (reject(2), "q".into())],
+        ..Transformed::default()
+    };
+    let own = targets(&[TableModel::Duplicate]);
+    let built = build(&mut columns, &mut transformed, &own, false, &mut Vec::new());
+    assert_eq!(bodies(&built), [(0, "{}\n{}\n")]);
+    assert_eq!(codes(&built), [(0, "empty")]);
+    assert_eq!((built.kept, built.refused), (0, 3));
+    assert_eq!(built.segments[0].index.deltas, [0, 1]);
+}
