@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use crate::orders;
 use crate::proc::used;
 
+/// Tables of the routing check.
+pub(crate) const TABLES: usize = 100;
 /// How long one run may take.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How often a run is looked at.
@@ -149,7 +151,7 @@ impl Contest {
         let before = self.stats()?;
         let run = match contestant.kind {
             Kind::Loop(work) => self.bare_loop(work, contestant.batch)?,
-            Kind::Tidemill(plugin) => self.tidemill(plugin, contestant.batch)?,
+            Kind::Tidemill(plugin) => self.tidemill(&self.topic, plugin, contestant.batch, self.records)?,
         };
         let after = self.stats()?;
         let (loads, rows) = (after.0 - before.0, after.1 - before.1);
@@ -164,17 +166,17 @@ impl Contest {
         Ok(Run { loads, rows, ..run })
     }
 
-    /// Loads and rows of the sandbox's table so far.
+    /// Loads and rows of all tables of the sandbox so far.
     fn stats(&self) -> Result<(u64, u64), String> {
         let asked = async {
             let answer = self.http.get(format!("{}/sandbox/stats", self.fe)).send().await?;
             answer.json::<serde_json::Value>().await
         };
         let stats = self.runtime.block_on(asked).map_err(|error| error.to_string())?;
-        let text = stats.to_string();
-        let table = find_table(&stats).ok_or(format!("no table in {text}"))?;
-        let number = |key: &str| table.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
-        Ok((number("loads"), number("rows_loaded")))
+        let tables = stats.get("tables").and_then(serde_json::Value::as_object);
+        let tables = tables.ok_or("the sandbox told of no tables")?;
+        let sum = |key: &str| tables.values().filter_map(|table| table.get(key)?.as_u64()).sum();
+        Ok((sum("loads"), sum("rows_loaded")))
     }
 
     fn bare_loop(&self, work: &str, batch: Batch) -> Result<Run, String> {
@@ -215,18 +217,34 @@ impl Contest {
         Ok(Run { seconds, cpu_s: used.cpu_s, peak_bytes: used.peak_bytes, ..Run::default() })
     }
 
-    fn tidemill(&self, plugin: Option<&str>, batch: Batch) -> Result<Run, String> {
-        let name = format!("bench_{:08x}", rand_id());
-        let file = self.folder.path().join(format!("{name}.toml"));
-        std::fs::write(&file, self.pipeline(&name, plugin, batch)).map_err(|error| error.to_string())?;
-        let admin = format!("127.0.0.1:{}", free_port()?);
-        let mut child = Command::new(&self.tidemill)
-            .args(["--log-level", "warn", "run"])
-            .arg(&file)
-            .args(["--admin", &admin])
-            .spawn()
-            .map_err(|error| error.to_string())?;
-        let done = self.wait(&mut child, &admin);
+    /// The brokers' address.
+    pub(crate) fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// Runs Tidemill over a topic with one of the plugins and its usual configuration.
+    pub(crate) fn tidemill(
+        &self,
+        topic: &str,
+        plugin: Option<&str>,
+        batch: Batch,
+        records: u64,
+    ) -> Result<Run, String> {
+        let config = |plugin| if plugin == "orders" { "currency = \"EUR\"" } else { "" };
+        self.tidemill_with(topic, plugin.map(|plugin| (plugin, config(plugin))), batch, records)
+    }
+
+    /// The same with a configuration given.
+    pub(crate) fn tidemill_with(
+        &self,
+        topic: &str,
+        plugin: Option<(&str, &str)>,
+        batch: Batch,
+        records: u64,
+    ) -> Result<Run, String> {
+        let before = self.stats()?;
+        let (mut child, admin) = self.start(topic, plugin, batch)?;
+        let done = self.wait(&mut child, &admin, records);
         let measured = used(child.id()).unwrap_or_default();
         let stopped = Command::new("kill").arg(child.id().to_string()).status();
         stopped.map_err(|error| error.to_string())?;
@@ -235,48 +253,77 @@ impl Contest {
         if !ended.success() {
             return Err(format!("tidemill ended with {ended}"));
         }
-        Ok(Run { seconds, cpu_s: measured.cpu_s, peak_bytes: measured.peak_bytes, ..Run::default() })
+        let after = self.stats()?;
+        let (loads, rows) = (after.0 - before.0, after.1 - before.1);
+        Ok(Run { seconds, cpu_s: measured.cpu_s, peak_bytes: measured.peak_bytes, loads, rows })
+    }
+
+    /// Starts Tidemill; returns it with the address of its admin endpoint.
+    pub(crate) fn start(
+        &self,
+        topic: &str,
+        plugin: Option<(&str, &str)>,
+        batch: Batch,
+    ) -> Result<(Child, String), String> {
+        let name = format!("bench_{:08x}", rand_id());
+        let file = self.folder.path().join(format!("{name}.toml"));
+        std::fs::write(&file, self.pipeline(&name, topic, plugin, batch))
+            .map_err(|error| error.to_string())?;
+        let admin = format!("127.0.0.1:{}", free_port()?);
+        let child = Command::new(&self.tidemill)
+            .args(["--log-level", "warn", "run"])
+            .arg(&file)
+            .args(["--admin", &admin])
+            .spawn()
+            .map_err(|error| error.to_string())?;
+        Ok((child, admin))
+    }
+
+    /// The text of `/metrics`, if the process answers.
+    pub(crate) fn metrics(&self, admin: &str) -> Option<String> {
+        let asked = async { self.http.get(format!("http://{admin}/metrics")).send().await?.text().await };
+        self.runtime.block_on(asked).ok()
     }
 
     /// Waits until all records are through; returns the seconds since the first one was seen to be read.
-    fn wait(&self, child: &mut Child, admin: &str) -> Result<f64, String> {
-        let metrics = format!("http://{admin}/metrics");
+    fn wait(&self, child: &mut Child, admin: &str, records: u64) -> Result<f64, String> {
         let (started, mut first) = (Instant::now(), None);
         while started.elapsed() < PATIENCE {
             std::thread::sleep(LOOK_EVERY);
             if let Some(ended) = child.try_wait().map_err(|error| error.to_string())? {
                 return Err(format!("tidemill ended early with {ended}"));
             }
-            let asked = async { self.http.get(&metrics).send().await?.text().await };
-            let Ok(text) = self.runtime.block_on(asked) else { continue };
-            let sum = |metric: &str| -> u64 {
-                let lines = text.lines().filter(|line| line.starts_with(metric));
-                lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
-            };
-            if first.is_none() && sum("tidemill_records_read_total") > 0 {
+            let Some(text) = self.metrics(admin) else { continue };
+            if first.is_none() && sum(&text, "tidemill_records_read_total") > 0 {
                 // It was read between the last look and this one.
                 first = Some(Instant::now() - LOOK_EVERY);
             }
-            let out = sum("tidemill_records_loaded_total") + sum("tidemill_records_dropped_total");
-            if let Some(first) = first.filter(|_| out >= self.records) {
+            let out =
+                sum(&text, "tidemill_records_loaded_total") + sum(&text, "tidemill_records_dropped_total");
+            if let Some(first) = first.filter(|_| out >= records) {
                 return Ok(first.elapsed().as_secs_f64());
             }
         }
         Err(format!("not done within {} s", PATIENCE.as_secs()))
     }
 
-    fn pipeline(&self, name: &str, plugin: Option<&str>, batch: Batch) -> String {
+    fn pipeline(&self, name: &str, topic: &str, plugin: Option<(&str, &str)>, batch: Batch) -> String {
         let plugins = crate::root().join("target/plugins");
-        let transform = plugin.map_or_else(String::new, |plugin| {
-            let config = if plugin == "orders" { "config = { currency = \"EUR\" }\n" } else { "" };
-            format!("[[transform]]\nplugin = \"{}/{plugin}.wasm\"\n{config}", plugins.display())
+        let transform = plugin.map_or_else(String::new, |(plugin, config)| {
+            format!(
+                "[[transform]]\nplugin = \"{}/{plugin}.wasm\"\nconfig = {{ {config} }}\n",
+                plugins.display()
+            )
         });
+        // A plugin that routes names the tables itself.
+        let table =
+            if plugin.is_some_and(|(plugin, _)| plugin == "route") { "" } else { "table = \"orders\"\n" };
         format!(
             "[pipeline]\nname = \"{name}\"\n[source.kafka]\nbrokers = [\"{}\"]\ntopics = [\"{}\"]\n{transform}\
              [batch]\nmax_rows = {}\nmax_bytes = \"{}B\"\nlinger = \"1s\"\n\
-             [sink.starrocks]\nfe = [\"{}\"]\ndatabase = \"bench\"\ntable = \"orders\"\nuser = \"root\"\n\
+             [sink.starrocks]\nfe = [\"{}\"]\ndatabase = \"bench\"\n{table}user = \"root\"\n\
              table_model = \"duplicate\"\n",
-            self.brokers, self.topic, batch.rows, batch.bytes, self.fe
+            self.brokers, topic, batch.rows, batch.bytes, self.fe
         )
     }
 }
@@ -289,16 +336,10 @@ impl Drop for Contest {
     }
 }
 
-/// The first object that has the counters of a table.
-fn find_table(value: &serde_json::Value) -> Option<&serde_json::Value> {
-    if value.get("rows_loaded").is_some() {
-        return Some(value);
-    }
-    match value {
-        serde_json::Value::Object(map) => map.values().find_map(find_table),
-        serde_json::Value::Array(list) => list.iter().find_map(find_table),
-        _ => None,
-    }
+/// Sum of a metric over all its labels.
+pub(crate) fn sum(text: &str, metric: &str) -> u64 {
+    let lines = text.lines().filter(|line| line.starts_with(metric));
+    lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
 }
 
 fn start_sandbox(tidemill: &PathBuf) -> Result<(Child, String, String), String> {
@@ -310,6 +351,13 @@ fn start_sandbox(tidemill: &PathBuf) -> Result<(Child, String, String), String> 
         .args(["--fe-port", &fe.to_string(), "--be-port", &be.to_string()])
         .args(["--query-port", &query.to_string()])
         .args(["--execute", "CREATE DATABASE bench", "--execute", &table])
+        .args((0..TABLES).flat_map(|table| {
+            let statement = format!(
+                "CREATE TABLE bench.t{table} (order_id BIGINT NOT NULL, kind VARCHAR(16), note VARCHAR(256)) \
+                 DUPLICATE KEY (order_id) DISTRIBUTED BY HASH (order_id) BUCKETS 1"
+            );
+            ["--execute".to_owned(), statement]
+        }))
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| format!("cannot start the sandbox: {error}"))?;

@@ -4,6 +4,7 @@
 //! its CPU time and peak memory are its own; they run in turn, round after round, because the machine's
 //! speed drifts; medians and ratios count. See `bench/RESULTS.md`.
 
+mod checks;
 mod contest;
 mod native;
 mod orders;
@@ -75,7 +76,10 @@ fn compare(arguments: &Arguments) -> Result<(), String> {
     let stages = measure_stages()?;
     let contest = contest::Contest::prepare(arguments.records)?;
     let results = contest.run(arguments.rounds, &arguments.only)?;
-    let text = report::page(&results, &stages, arguments.records, arguments.rounds);
+    let mut text = report::page(&results, &stages, arguments.records, arguments.rounds);
+    if arguments.only.is_empty() {
+        text.push_str(&checks::run(&contest)?);
+    }
     println!("{text}");
     if !arguments.dry {
         let path = root().join("bench/RESULTS.md");

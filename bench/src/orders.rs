@@ -14,6 +14,18 @@ pub(crate) const PARTITIONS: i32 = 4;
 
 /// Makes the topic and fills it; returns the number of orders that the `orders` plugin keeps.
 pub(crate) fn fill(brokers: &str, topic: &str, partitions: i32, records: u64) -> Result<u64, String> {
+    fill_with(brokers, topic, partitions, records, sample::write_order)?;
+    Ok((0..records).filter(|id| !sample::is_test(*id)).count() as u64)
+}
+
+/// Makes the topic and fills it with values that `write` appends.
+pub(crate) fn fill_with(
+    brokers: &str,
+    topic: &str,
+    partitions: i32,
+    records: u64,
+    write: impl Fn(u64, &mut Vec<u8>),
+) -> Result<(), String> {
     let said = |error: KafkaError| format!("cannot fill topic {topic}: {error}");
     let mut settings = ClientConfig::new();
     settings.set("bootstrap.servers", brokers).set("linger.ms", "50").set("acks", "1");
@@ -25,23 +37,19 @@ pub(crate) fn fill(brokers: &str, topic: &str, partitions: i32, records: u64) ->
         one.map_err(|(_, code)| said(KafkaError::AdminOp(code)))?;
     }
     let producer: BaseProducer = settings.create().map_err(said)?;
-    let (mut value, mut kept, mut id) = (Vec::new(), 0, 0);
+    let (mut value, mut id) = (Vec::new(), 0);
     while id < records {
         value.clear();
-        sample::write_order(id, &mut value);
+        write(id, &mut value);
         let key = id.to_string();
         let partition = (id % u64::from(partitions.unsigned_abs())) as i32;
         match producer.send(BaseRecord::to(topic).partition(partition).key(&key).payload(&value)) {
-            Ok(()) => {
-                kept += u64::from(!sample::is_test(id));
-                id += 1;
-            }
+            Ok(()) => id += 1,
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
                 producer.poll(Duration::from_millis(50));
             }
             Err((error, _)) => return Err(said(error)),
         }
     }
-    producer.flush(Duration::from_secs(120)).map_err(said)?;
-    Ok(kept)
+    producer.flush(Duration::from_secs(120)).map_err(said)
 }
