@@ -293,3 +293,6 @@ fn refused_for_data(rejection: &Rejection) -> Fault {
          batch was loaded or committed, it is read again at the next start",
     )
 }
+
+#[cfg(test)]
+mod tests;

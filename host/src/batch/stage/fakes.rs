@@ -19,10 +19,10 @@ impl Outlet for Shown {
     }
 }
 
-/// A table of the Duplicate Key model in a cluster that nobody reaches.
-pub(crate) fn destination(table: &str) -> Arc<Destination> {
-    let cluster = StarRocks {
-        fe: Vec::new(),
+/// A cluster behind `fe`, with a database `shop`.
+pub(crate) fn cluster(fe: Vec<String>) -> StarRocks {
+    StarRocks {
+        fe,
         query: None,
         database: "shop".into(),
         table: None,
@@ -35,7 +35,11 @@ pub(crate) fn destination(table: &str) -> Arc<Destination> {
         redirect_hosts: Vec::new(),
         ca: None,
         properties: BTreeMap::new(),
-    };
-    let (pipeline, cluster) = ("orders".into(), Arc::new(cluster));
+    }
+}
+
+/// A table of the Duplicate Key model in a cluster that nobody reaches.
+pub(crate) fn destination(table: &str) -> Arc<Destination> {
+    let (pipeline, cluster) = ("orders".into(), Arc::new(cluster(Vec::new())));
     Arc::new(Destination { pipeline, cluster, table: table.into(), model: TableModel::Duplicate })
 }

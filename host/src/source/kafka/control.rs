@@ -370,8 +370,8 @@ impl Control {
         }
         let quiet = revoking.stays.iter().all(|stay| self.wiring.ledger.is_quiet(stay));
         // A commit that is not answered might be sent again by librdkafka, over the next owner's.
-        let answered = self.committing.is_none();
-        if !(quiet && answered) && !late && !revoking.lost {
+        let unfinished = !quiet || self.committing.is_some();
+        if unfinished && !late && !revoking.lost {
             self.revoking = Some(revoking);
             return Ok(());
         }

@@ -1,0 +1,179 @@
+use tidemill_sandbox::{Fault as Broken, FaultKind as Breakage, Options, Sandbox};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::batch::stage::fakes::cluster;
+use crate::batch::{Cut, FIRST_ROW, RowIndex};
+use crate::budget::Budget;
+use crate::config::model::TableModel;
+use crate::ledger::Ledger;
+use crate::meter::Meter;
+use crate::position::{Epoch, Partition, Span};
+use crate::retry::Pace;
+use crate::sink::Destination;
+
+const ROOM: u64 = 1 << 20;
+const NEVER: Duration = Duration::from_secs(3600);
+const SOON: Duration = Duration::from_secs(20);
+
+fn stay(number: u32) -> Stay {
+    Stay { partition: Partition { source: "t".into(), number }, epoch: Epoch(1) }
+}
+
+/// A carrier into a table of the sandbox.
+struct Bench {
+    sandbox: Sandbox,
+    shared: Arc<Shared>,
+    destination: Arc<Destination>,
+    ledger: Ledger,
+    letters: mpsc::Receiver<Bundle>,
+}
+
+impl Bench {
+    async fn new() -> Bench {
+        let sandbox = Sandbox::start(Options::default()).await.expect("free ports");
+        sandbox.execute("CREATE DATABASE shop").expect("a database");
+        let table = "CREATE TABLE shop.orders (id BIGINT NOT NULL, name VARCHAR(20)) DUPLICATE KEY(id)";
+        sandbox.execute(table).expect("a table");
+        let cluster = Arc::new(cluster(vec![sandbox.fe_url()]));
+        let destination = Destination {
+            pipeline: "orders".into(),
+            cluster: Arc::clone(&cluster),
+            table: "orders".into(),
+            model: TableModel::Duplicate,
+        };
+        let (runtime, (inbox, letters)) = (Handle::current(), mpsc::channel(8));
+        let meter = Meter::new();
+        let shared = Shared {
+            client: Client::new(cluster).expect("a client"),
+            labels: Labels::new("orders"),
+            witness: Arc::new(Witness::new()),
+            tables: BTreeMap::from([("orders".to_owned(), meter.table("orders", "shop.orders"))]),
+            meter: meter.pipeline("orders"),
+            giving_up: Arc::default(),
+            alarm: Alarm::default(),
+            dead_letters: Some(DeadLetterBox::to_test(inbox, &runtime)),
+            share: Budget::new(ROOM).share(ROOM, 0),
+            buffers: Buffers::default(),
+            paces: Paces {
+                overloaded: Pace { base: NEVER, cap: NEVER, ..Pace::OVERLOADED },
+                ..Paces::default()
+            },
+            runtime,
+        };
+        let ledger = Ledger::new();
+        Bench { sandbox, shared: Arc::new(shared), destination: Arc::new(destination), ledger, letters }
+    }
+
+    /// A span of partition `number`; each row says whether it is its record's first.
+    fn piece(&self, number: u32, rows: &[(&str, bool)]) -> Piece {
+        let records = rows.iter().filter(|(_, first)| *first).count() as u64;
+        self.ledger.begin(stay(number), -1);
+        let span = Span { stay: stay(number), after: -1, upto: records as i64 - 1 };
+        let ticket = self.ledger.open(&span).expect("the stay has begun");
+        let mut body = Vec::new();
+        let mut index = RowIndex { ends: Vec::new(), deltas: Vec::new(), base: 0 };
+        let mut record = 0;
+        for (row, first) in rows {
+            body.extend_from_slice(row.as_bytes());
+            body.push(b'\n');
+            index.ends.push(body.len() as u32);
+            record += u32::from(*first);
+            index.deltas.push((record - 1) | if *first { FIRST_ROW } else { 0 });
+        }
+        self.shared.meter.read(records, 0);
+        let permit = self.shared.share.overdraft(body.len() as u64);
+        Piece::new(body.into(), index, None, ticket, permit)
+    }
+
+    fn batch(&self, pieces: Vec<Piece>) -> Batch {
+        let destination = Arc::clone(&self.destination);
+        Batch { destination, pieces, reason: Cut::Rows, since: Instant::now() }
+    }
+
+    fn ids(&self) -> Vec<String> {
+        let rows = self.sandbox.execute("SELECT id FROM shop.orders ORDER BY id").expect("rows");
+        rows.into_iter().flatten().flatten().collect()
+    }
+
+    /// Loaded, given up and in flight.
+    fn counts(&self) -> [u64; 3] {
+        let meter = &self.shared.meter;
+        let in_flight = u64::try_from(meter.records_in_flight.get()).expect("not below zero");
+        [meter.records_loaded.get(), meter.records_given_up.get(), in_flight]
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_a_stay_that_has_ended_are_not_sent() {
+    let bench = Bench::new().await;
+    let batch = bench.batch(vec![
+        bench.piece(0, &[("{\"id\":1}", true), ("{\"id\":2}", true)]),
+        bench.piece(1, &[("{\"id\":3}", true)]),
+    ]);
+    let _ = bench.ledger.end(&stay(0));
+    bench.shared.carry(batch).await;
+    assert_eq!(bench.ids(), ["3"]);
+    assert_eq!(bench.counts(), [1, 2, 0]);
+    assert_eq!(bench.ledger.watermark(&stay(1)).map(|watermark| watermark.upto), Some(0));
+    assert_eq!(bench.shared.share.used(), 0);
+}
+
+/// Control is done with a lost partition in the turn in which it hears of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_waits_drops_the_rows_of_a_lost_partition() {
+    let bench = Bench::new().await;
+    let refused =
+        bench.sandbox.set_fault(Broken { kind: Breakage::TooManyVersions, table: None, times: None });
+    let batch =
+        bench.batch(vec![bench.piece(0, &[("{\"id\":1}", true)]), bench.piece(1, &[("{\"id\":2}", true)])]);
+    let carried = {
+        let shared = Arc::clone(&bench.shared);
+        tokio::spawn(async move { shared.carry(batch).await })
+    };
+    let waits = async {
+        while bench.shared.meter.health.waiting_for().is_none() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, waits).await.expect("the load is refused");
+    bench.sandbox.clear_fault(refused);
+    bench.shared.giving_up.give_up(&[stay(0)]);
+    let _ = bench.ledger.end(&stay(0));
+    bench.shared.giving_up.done(&[stay(0)]);
+    tokio::time::timeout(SOON, carried).await.expect("no further wait").expect("no panic");
+    assert_eq!(bench.ids(), ["2"]);
+    assert_eq!(bench.counts(), [1, 1, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bad_rows_become_letters_and_each_record_counts_once() {
+    let mut bench = Bench::new().await;
+    // Record 0: its first row is bad, its second is loaded. Record 1: the other way round.
+    let rows =
+        [("{\"id\":", true), ("{\"id\":1}", false), ("{\"id\":2}", true), ("7", false), ("{\"id\":3}", true)];
+    let batch = bench.batch(vec![bench.piece(0, &rows), bench.piece(1, &[("{\"id\":4}", true)])]);
+    bench.shared.carry(batch).await;
+    assert_eq!(bench.ids(), ["1", "2", "3", "4"]);
+    let bundle = bench.letters.try_recv().expect("letters");
+    let told: Vec<_> = bundle.letters.iter().map(|one| (one.offset, one.code.as_str())).collect();
+    assert_eq!(told, [(0, "syntax"), (1, "syntax")]);
+    assert_eq!((bundle.records, bench.counts()), (1, [3, 0, 1]));
+    assert_eq!(bench.ledger.watermark(&stay(0)).map(|watermark| watermark.upto), Some(-1));
+    for ticket in bundle.tickets {
+        let _ = ticket.settle();
+    }
+    assert_eq!(bench.ledger.watermark(&stay(0)).map(|watermark| watermark.upto), Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_halt_moves_no_watermark_and_poisons_nothing() {
+    let bench = Bench::new().await;
+    bench.sandbox.execute("DROP TABLE shop.orders").expect("dropped");
+    let batch = bench.batch(vec![bench.piece(0, &[("{\"id\":1}", true)])]);
+    bench.shared.carry(batch).await;
+    let fault = bench.shared.alarm.take().expect("a fault");
+    assert!(fault.hint.is_some_and(|hint| hint.contains("CREATE TABLE")), "{}", fault.what);
+    assert_eq!((bench.ledger.open_spans(), bench.ledger.poisoned()), (0, None));
+    assert_eq!(bench.ledger.watermark(&stay(0)).map(|watermark| watermark.upto), Some(-1));
+}
