@@ -36,8 +36,8 @@ impl Reader {
             .set("isolation.level", "read_committed")
             .set("fetch.queue.backoff.ms", "10")
             .set("fetch.wait.max.ms", "200")
-            .set("queued.max.messages.kbytes", "16384")
-            .set("fetch.max.bytes", "8388608")
+            .set("queued.max.messages.kbytes", "8192")
+            .set("fetch.max.bytes", "4194304")
             .set("fetch.message.max.bytes", "1048576");
         let consumer: BaseConsumer = settings.create().map_err(said)?;
         let metadata =

@@ -29,7 +29,7 @@ use crate::sink::starrocks::query;
 use crate::source::kafka::{self, Gathering, KafkaFeed};
 
 /// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
-const SHARE_CHUNK_BYTES: u64 = 16 << 20;
+const SHARE_CHUNK_BYTES: u64 = 6 << 20;
 /// Destinations of a pipeline; indexes have 16 bits and the last one means "none".
 const DESTINATIONS_MAX: usize = 4096;
 /// How often the tables' versions are read.
@@ -293,9 +293,10 @@ pub(crate) fn load_plugins(pipeline: &Pipeline, engine: &Engine) -> Result<Vec<A
 
 fn share_of(pipeline: &Pipeline, budget: &Budget) -> Share {
     let batch = pipeline.batch.max_bytes;
-    // One batch open and one ready, besides those in flight.
-    let batches = (pipeline.sink.in_flight as u64).saturating_add(2);
-    let cap = batch.saturating_mul(batches).saturating_add(SHARE_CHUNK_BYTES).min(budget.limit());
+    // One batch open and half of one ready, besides those in flight.
+    let batches = (pipeline.sink.in_flight as u64).saturating_add(1);
+    let cap = batch.saturating_mul(batches).saturating_add(batch / 2).saturating_add(SHARE_CHUNK_BYTES);
+    let cap = cap.min(budget.limit());
     let floor = batch.min(budget.limit() / 2).saturating_add(1 << 20);
     budget.share(cap, floor)
 }

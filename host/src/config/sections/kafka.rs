@@ -84,8 +84,8 @@ const FETCH_QUEUE_BYTES_BELOW: u64 = 1 << 31;
 pub(in crate::config) static FETCH_QUEUE: Key<Bytes> = Key {
     name: "fetch_queue",
     kind: Bytes { min: 1 << 20, below: FETCH_QUEUE_BYTES_BELOW },
-    presence: Presence::Default("\"16MiB\""),
-    doc: "Memory for records that were fetched ahead and not read yet.",
+    presence: Presence::Default("\"8MiB\""),
+    doc: "Bytes of records that were fetched ahead and not read yet. librdkafka keeps some 300 bytes more for each of them.",
 };
 
 pub(in crate::config) static PROPERTIES: Key<Properties> = Key {
