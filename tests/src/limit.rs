@@ -7,13 +7,15 @@ use std::{
     time::Duration,
 };
 
-/// Runs the body of a test on a thread of its own and fails the test when it has not ended after `seconds`.
+/// Runs the body of a test on a thread of its own and fails the test when it has not ended after `seconds`. What tests
+/// need is built before, and does not count.
 ///
 /// A hung body is left behind; the processes that it started end with ours.
 ///
 /// # Panics
 /// With the panic of the body, or because the limit has passed.
 pub fn within(seconds: u64, body: impl FnOnce() + Send + 'static) {
+    crate::machine::prepare();
     let name = thread::current().name().unwrap_or("a test").to_owned();
     let (running, ended) = mpsc::sync_channel::<()>(0);
     let worker = thread::Builder::new()

@@ -1,11 +1,10 @@
 //! Where things are on this machine, and building what is not there yet.
 
 use std::{
-    collections::HashMap,
     env,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, OnceLock},
+    sync::OnceLock,
 };
 
 /// The workspace.
@@ -21,64 +20,68 @@ pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// The binary under test: what `TIDEMILL_BIN` names, else a release build made now.
-///
-/// # Panics
-/// When it cannot be built.
-#[must_use]
-pub fn tidemill() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        env::var_os("TIDEMILL_BIN").map_or_else(
-            || {
-                cargo(&["build", "--release", "--package", "tidemill"]);
-                target().join("release/tidemill")
-            },
-            PathBuf::from,
-        )
-    })
-}
+/// Names the binary under test; whoever sets it has built the plugins, too.
+const BINARY_VARIABLE: &str = "TIDEMILL_BIN";
 
-/// A plugin built as its author would, by a plain `cargo build --target wasm32-wasip2`, which gives a component at once.
-///
-/// # Panics
-/// When it cannot be built.
-pub fn wasip2_component(package: &str) -> PathBuf {
-    static BUILT: OnceLock<Mutex<HashMap<String, PathBuf>>> = OnceLock::new();
-    let mut built = BUILT.get_or_init(Mutex::default).lock().expect("building a plugin did not panic");
-    built
-        .entry(package.to_owned())
-        .or_insert_with(|| {
-            // A folder that guests share: this build does not wait for one of the host.
-            let folder = target().join("guest");
-            let target = folder.to_str().expect("a path of text");
-            cargo(&["build", "--target", "wasm32-wasip2", "--package", package, "--target-dir", target]);
-            folder.join("wasm32-wasip2/debug").join(format!("{}.wasm", package.replace('-', "_")))
-        })
-        .clone()
-}
+/// Plugins that tests want as their authors would build them.
+const WASIP2_PLUGINS: [&str; 2] = ["tidemill-test-plugin", "tidemill-plugin-passthrough"];
 
-/// One of the plugins in `plugins/`, as `cargo xtask plugins` built it for `wasm32-unknown-unknown`; also those in
-/// `broken/`, which no host may load.
+/// Builds what is not there yet, once, before any test's time begins to run.
+///
+/// `cargo xtask test` has built the binary and the plugins; whoever runs the tests by hand gets what the sources say now.
 ///
 /// # Panics
-/// When they cannot be built.
-#[must_use]
-pub fn plugin(name: &str) -> PathBuf {
-    static BUILT: OnceLock<()> = OnceLock::new();
-    // `cargo xtask test` has built them; whoever runs the tests by hand gets what the sources say now.
-    BUILT.get_or_init(|| {
-        if env::var_os("TIDEMILL_BIN").is_none() {
+/// When something cannot be built.
+pub fn prepare() {
+    static PREPARED: OnceLock<()> = OnceLock::new();
+    PREPARED.get_or_init(|| {
+        if env::var_os(BINARY_VARIABLE).is_none() {
+            cargo(&["build", "--release", "--package", "tidemill"]);
             cargo(&["run", "--release", "--package", "xtask", "--", "plugins"]);
         }
+        // A plain build for WASI 0.2 gives components at once. Guests share a folder, so that this does not wait for a
+        // build of the host.
+        let guests = guests();
+        let mut arguments = vec!["build", "--target", "wasm32-wasip2", "--target-dir"];
+        arguments.push(guests.to_str().expect("a path of text"));
+        arguments.extend(WASIP2_PLUGINS.iter().flat_map(|package| ["--package", package]));
+        cargo(&arguments);
     });
+}
+
+/// The binary under test: what `TIDEMILL_BIN` names, else the release build.
+#[must_use]
+pub fn tidemill() -> PathBuf {
+    env::var_os(BINARY_VARIABLE).map_or_else(|| target().join("release/tidemill"), PathBuf::from)
+}
+
+/// The plugin of tests, which does what each record says: the output of `cargo build --target wasm32-wasip2`.
+#[must_use]
+pub fn test_plugin() -> PathBuf {
+    wasip2_component("tidemill_test_plugin")
+}
+
+/// A plugin as a plain `cargo build --target wasm32-wasip2` leaves it, by the name of its library.
+#[must_use]
+pub fn wasip2_component(library: &str) -> PathBuf {
+    guests().join("wasm32-wasip2/debug").join(format!("{library}.wasm"))
+}
+
+/// One of the plugins in `plugins/`, as `cargo xtask plugins` builds it for `wasm32-unknown-unknown`; also those in
+/// `broken/`, which no host may load.
+#[must_use]
+pub fn plugin(name: &str) -> PathBuf {
     target().join("plugins").join(format!("{name}.wasm"))
+}
+
+fn guests() -> PathBuf {
+    target().join("guest")
 }
 
 fn cargo(arguments: &[&str]) {
     let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(arguments)
         .arg("--quiet")
+        .args(arguments)
         .current_dir(root())
         .status()
         .expect("cargo can be run");

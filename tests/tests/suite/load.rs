@@ -138,7 +138,7 @@ fn metrics_account_for_every_record() {
         let stand = Stand::new("account", 4, Model::Duplicate);
         let letters = stand.folder.path().join("letters");
         let mut pipeline = stand.pipeline();
-        let plugin = machine::wasip2_component("tidemill-test-plugin");
+        let plugin = machine::test_plugin();
         pipeline.transforms = transform(&plugin, "{}");
         pipeline.dead_letters = format!("directory = {letters:?}");
         let record = |id: u64| match id % 10 {

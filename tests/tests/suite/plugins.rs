@@ -107,7 +107,7 @@ fn both_targets_of_rust_load() {
     within(180, || {
         for (name, plugin) in [
             ("unknown_unknown", machine::plugin("passthrough")),
-            ("wasip2", machine::wasip2_component("tidemill-plugin-passthrough")),
+            ("wasip2", machine::wasip2_component("tidemill_plugin_passthrough")),
         ] {
             let stand = Stand::new(name, 1, Model::Duplicate);
             stand.produce(0..1_000);
@@ -126,11 +126,7 @@ fn a_chain_of_plugins_works() {
         let stand = Stand::new("chain", 1, Model::Duplicate);
         stand.produce(0..1_000);
         let mut pipeline = stand.pipeline();
-        let links = [
-            machine::plugin("passthrough"),
-            machine::wasip2_component("tidemill-test-plugin"),
-            machine::plugin("passthrough"),
-        ];
+        let links = [machine::plugin("passthrough"), machine::test_plugin(), machine::plugin("passthrough")];
         pipeline.transforms = links.iter().map(|plugin| transform(plugin, "{}")).collect();
         let mut tidemill = stand.run(&pipeline);
         tidemill.until_settled(30, 1_000);

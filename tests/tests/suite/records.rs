@@ -12,7 +12,7 @@ use tidemill_tests::{
 };
 
 fn with_test_plugin(stand: &Stand) -> Pipeline {
-    let plugin = machine::wasip2_component("tidemill-test-plugin");
+    let plugin = machine::test_plugin();
     Pipeline { transforms: transform(&plugin, "{}"), ..stand.pipeline() }
 }
 

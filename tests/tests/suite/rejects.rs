@@ -42,7 +42,7 @@ fn a_rejected_record_becomes_a_file_and_its_neighbours_are_loaded() {
             [Record::of(row(0)), Record::of(REASONLESS).keyed("seven"), Record::of(row(1))],
         );
         let mut pipeline = stand.pipeline();
-        pipeline.transforms = transform(&machine::wasip2_component("tidemill-test-plugin"), "{}");
+        pipeline.transforms = transform(&machine::test_plugin(), "{}");
         pipeline.dead_letters = format!("directory = {directory:?}");
         let mut tidemill = stand.run(&pipeline);
         tidemill.until_settled(30, 3);
@@ -70,7 +70,7 @@ fn a_rejected_record_becomes_a_kafka_record_with_its_bytes() {
             [Record::of(row(0)), Record::of(REASONLESS).keyed("seven"), Record::of(row(1))],
         );
         let mut pipeline = stand.pipeline();
-        pipeline.transforms = transform(&machine::wasip2_component("tidemill-test-plugin"), "{}");
+        pipeline.transforms = transform(&machine::test_plugin(), "{}");
         pipeline.dead_letters = format!("[dead_letters.kafka]\ntopic = {topic:?}");
         let mut tidemill = stand.run(&pipeline);
         tidemill.until_settled(30, 3);
@@ -88,7 +88,7 @@ fn without_dead_letters_the_first_reject_halts_and_moves_nothing() {
         let stand = Stand::new("reject_halts", 1, Model::Duplicate);
         stand.kafka.produce(&stand.name, [Record::of(REASONLESS)]);
         let mut pipeline = stand.pipeline();
-        pipeline.transforms = transform(&machine::wasip2_component("tidemill-test-plugin"), "{}");
+        pipeline.transforms = transform(&machine::test_plugin(), "{}");
         let mut tidemill = stand.run(&pipeline);
         let ended = tidemill.until_ended(30);
         assert_eq!(ended.code, Some(1));

@@ -21,7 +21,7 @@ fn one_pipeline_halts_and_the_other_goes_on() {
         let bad = Pipeline {
             name: bad_topic.clone(),
             topics: vec![bad_topic.clone()],
-            transforms: transform(&machine::wasip2_component("tidemill-test-plugin"), "{}"),
+            transforms: transform(&machine::test_plugin(), "{}"),
             ..stand.pipeline()
         };
         let files = [stand.write(&good), stand.write(&bad)];
