@@ -23,6 +23,9 @@ mod start;
 
 pub(crate) use feed::{Gathering, KafkaFeed};
 
+/// Events of the client that are looked at for why no broker answers.
+const EVENTS_LOOKED_AT: usize = 32;
+
 /// What the control thread needs of the rest of its pipeline.
 pub(crate) struct Wiring {
     /// `[source.kafka]`.
@@ -65,13 +68,7 @@ fn ask_topics(reader: &consumer::Reader, kafka: &Kafka) -> Result<usize, Fault> 
     let mut partitions = 0;
     for topic in &kafka.topics {
         let metadata = reader.fetch_metadata(Some(topic), start::ASK_TIMEOUT).map_err(|error| {
-            let _ = reader.poll(Duration::ZERO);
-            let mut said = String::new();
-            while let Some(note) = reader.context().take() {
-                if let consumer::Note::Trouble { text, .. } = note {
-                    said = format!(" ({text})");
-                }
-            }
+            let said = why_unreachable(reader).map_or_else(String::new, |why| format!(" ({why})"));
             Fault::halt(
                 format!("cannot reach Kafka at {}{said}", kafka.brokers.join(", ")),
                 "check [source.kafka] brokers, the network, and [source.kafka.tls] and [source.kafka.sasl]",
@@ -93,6 +90,21 @@ fn ask_topics(reader: &consumer::Reader, kafka: &Kafka) -> Result<usize, Fault> 
         partitions += count;
     }
     Ok(partitions)
+}
+
+/// What librdkafka says of its connections; the first complaint tells most, those after it that brokers
+/// are down.
+fn why_unreachable(reader: &consumer::Reader) -> Option<String> {
+    // One event a call; those that are no errors come in between.
+    for _ in 0..EVENTS_LOOKED_AT {
+        let _ = reader.poll(Duration::ZERO);
+    }
+    let notes = std::iter::from_fn(|| reader.context().take());
+    let mut texts = notes.filter_map(|note| match note {
+        consumer::Note::Trouble { text, .. } => Some(text),
+        consumer::Note::Assigned(_) | consumer::Note::Revoked(_) | consumer::Note::RebalanceFailed(_) => None,
+    });
+    texts.next()
 }
 
 /// Reads until told to stop. `spawn_lane` starts a lane's thread on its feed.
