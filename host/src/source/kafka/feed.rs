@@ -14,7 +14,7 @@ use crate::source::{Fed, Feed};
 
 /// Records of a chunk: from about a thousand on, a guest call's fixed cost is lost in the noise.
 const CHUNK_RECORDS_MAX: usize = 2048;
-/// Bytes of a chunk's values, unless one record alone is larger.
+/// Bytes of a chunk's values, keys and headers, unless one record alone is larger.
 const CHUNK_BYTES_MAX: usize = 512 << 10;
 /// Bytes that all partitions of a lane may have gathered before the fullest is handed on.
 const GATHERED_BYTES_MAX: usize = 4 << 20;
@@ -69,7 +69,9 @@ struct Gathered {
 
 impl Gathered {
     fn is_full(&self) -> bool {
-        self.columns.len() >= CHUNK_RECORDS_MAX || self.columns.values.data.len() >= CHUNK_BYTES_MAX
+        let Columns { values, keys, headers, .. } = &self.columns;
+        let bytes = values.data.len() + keys.data.len() + headers.contents.data.len();
+        self.columns.len() >= CHUNK_RECORDS_MAX || bytes >= CHUNK_BYTES_MAX
     }
 }
 
@@ -350,6 +352,17 @@ mod tests {
         let stay = Stay { partition: Partition { source: "t".into(), number: 0 }, epoch: Epoch(2) };
         feed.orders.give(Start { stay: stay.clone(), after: -1 });
         stay
+    }
+
+    #[test]
+    fn large_keys_fill_a_chunk_as_large_values_do() {
+        let stay = Stay { partition: Partition { source: "t".into(), number: 0 }, epoch: Epoch(1) };
+        let start = Start { stay, after: -1 };
+        let columns = Columns::default();
+        let mut gathered = Gathered { start, first_read: 0, columns, handed_upto: -1, upto: -1 };
+        assert!(!gathered.is_full());
+        gathered.columns.keys.push(&vec![0; CHUNK_BYTES_MAX]);
+        assert!(gathered.is_full());
     }
 
     #[test]
