@@ -20,6 +20,7 @@ use crate::meter::PipelineMeter;
 use crate::position::Partition;
 
 mod directory;
+mod notice;
 pub mod text;
 mod topic;
 
@@ -186,6 +187,7 @@ impl DeadLetterBox {
 }
 
 fn write(mut store: Store, mut bundles: mpsc::Receiver<Bundle>, meter: &PipelineMeter, alarm: &Alarm) {
+    let mut notice = notice::Notice::default();
     while let Some(first) = bundles.blocking_recv() {
         let mut group = vec![first];
         while let Ok(next) = bundles.try_recv() {
@@ -196,8 +198,9 @@ fn write(mut store: Store, mut bundles: mpsc::Receiver<Bundle>, meter: &Pipeline
             alarm.raise(fault);
             // Nothing was acknowledged: the records are read again after the mend.
             group.into_iter().flat_map(|bundle| bundle.tickets).for_each(Ticket::forget);
-            return;
+            break;
         }
+        notice.kept(&meter.name, group.iter().flat_map(|bundle| &bundle.letters));
         for bundle in group {
             meter.leave(&meter.records_dead_lettered, bundle.records);
             for ticket in bundle.tickets {
@@ -205,4 +208,5 @@ fn write(mut store: Store, mut bundles: mpsc::Receiver<Bundle>, meter: &Pipeline
             }
         }
     }
+    notice.end(&meter.name);
 }

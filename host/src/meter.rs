@@ -50,6 +50,33 @@ pub struct PluginLabels {
     pub plugin: String,
 }
 
+/// Counters of a plugin that are shown.
+const PLUGIN_COUNTERS: usize = 5;
+
+/// A plugin's own counters, and how much of each the metrics have already. Two plugins of the same name
+/// add up.
+#[derive(Debug)]
+struct WatchedPlugin {
+    labels: PluginLabels,
+    stats: Arc<Stats>,
+    shown: [u64; PLUGIN_COUNTERS],
+}
+
+impl WatchedPlugin {
+    /// Calls, nanoseconds, failed calls, replaced instances, dropped log lines.
+    fn counted(&self) -> [u64; PLUGIN_COUNTERS] {
+        let stats = &self.stats;
+        let failed = [&stats.traps, &stats.timeouts, &stats.out_of_memory, &stats.invalid_outputs];
+        [
+            stats.calls.get(),
+            stats.guest_ns.get(),
+            failed.iter().map(|counter| counter.get()).sum(),
+            stats.instances_replaced.get(),
+            stats.log_lines_dropped.get(),
+        ]
+    }
+}
+
 type PerPipeline = Family<PipelineLabels, Counter>;
 type PerPipelineGauge = Family<PipelineLabels, Gauge>;
 
@@ -90,12 +117,12 @@ pub struct Meter {
     bytes_loaded: Family<TableLabels, Counter>,
     load_seconds: Family<TableLabels, Histogram, fn() -> Histogram>,
     versions: Family<TableLabels, Gauge>,
-    plugin_calls: Family<PluginLabels, Gauge>,
-    plugin_nanoseconds: Family<PluginLabels, Gauge>,
-    plugin_traps: Family<PluginLabels, Gauge>,
-    plugin_replacements: Family<PluginLabels, Gauge>,
-    plugin_log_dropped: Family<PluginLabels, Gauge>,
-    plugins: Mutex<Vec<(PluginLabels, Arc<Stats>)>>,
+    plugin_calls: Family<PluginLabels, Counter>,
+    plugin_nanoseconds: Family<PluginLabels, Counter>,
+    plugin_traps: Family<PluginLabels, Counter>,
+    plugin_replacements: Family<PluginLabels, Counter>,
+    plugin_log_dropped: Family<PluginLabels, Counter>,
+    plugins: Mutex<Vec<WatchedPlugin>>,
     pipelines: Mutex<BTreeMap<String, Arc<PipelineMeter>>>,
 }
 
@@ -113,7 +140,11 @@ impl Meter {
             budget_used: gauge(&mut r, "budget_used", "Bytes in flight", Some(Unit::Bytes)),
             budget_limit: gauge(&mut r, "budget_limit", "Limit of the bytes in flight", Some(Unit::Bytes)),
             records_read: family(&mut r, "records_read", "Records handed to the plugins"),
-            bytes_read: family(&mut r, "bytes_read", "Bytes of keys, values and headers of those records"),
+            bytes_read: family(
+                &mut r,
+                "bytes_read",
+                "Bytes of their values, and of keys and headers where somebody wants them",
+            ),
             records_loaded: family(&mut r, "records_loaded", "Records whose rows are durable in StarRocks"),
             records_dropped: family(&mut r, "records_dropped", "Records that a plugin left out"),
             records_dead_lettered: family(
@@ -176,15 +207,15 @@ impl Meter {
                 "table_versions",
                 "Versions of the fullest tablet, where rights allow",
             ),
-            plugin_calls: family_gauge(&mut r, "plugin_calls", "Calls of process"),
-            plugin_nanoseconds: family_gauge(&mut r, "plugin_nanoseconds", "Time in the guest"),
-            plugin_traps: family_gauge(
+            plugin_calls: family(&mut r, "plugin_calls", "Calls of process"),
+            plugin_nanoseconds: family(&mut r, "plugin_nanoseconds", "Time in the guest"),
+            plugin_traps: family(
                 &mut r,
                 "plugin_traps",
                 "Calls that trapped, timed out, wanted too much memory or broke the contract",
             ),
-            plugin_replacements: family_gauge(&mut r, "plugin_replacements", "Instances replaced"),
-            plugin_log_dropped: family_gauge(&mut r, "plugin_log_lines_dropped", "Log lines over the limit"),
+            plugin_replacements: family(&mut r, "plugin_replacements", "Instances replaced"),
+            plugin_log_dropped: family(&mut r, "plugin_log_lines_dropped", "Log lines over the limit"),
             plugins: Mutex::default(),
             pipelines: Mutex::default(),
             registry: r,
@@ -195,21 +226,24 @@ impl Meter {
     pub fn watch_plugin(&self, pipeline: &str, plugin: &str, stats: &Arc<Stats>) {
         let labels = PluginLabels { pipeline: pipeline.to_owned(), plugin: plugin.to_owned() };
         let mut plugins = self.plugins.lock().unwrap_or_else(PoisonError::into_inner);
-        plugins.push((labels, Arc::clone(stats)));
+        plugins.push(WatchedPlugin { labels, stats: Arc::clone(stats), shown: [0; PLUGIN_COUNTERS] });
     }
 
-    /// Copies the plugins' counters into their gauges: before each scrape.
+    /// Adds what the plugins have counted since the last time: before each scrape.
     pub fn read_plugins(&self) {
-        for (labels, stats) in self.plugins.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            let set = |family: &Family<PluginLabels, Gauge>, value: u64| {
-                family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
-            };
-            set(&self.plugin_calls, stats.calls.get());
-            set(&self.plugin_nanoseconds, stats.guest_ns.get());
-            let failed = [&stats.traps, &stats.timeouts, &stats.out_of_memory, &stats.invalid_outputs];
-            set(&self.plugin_traps, failed.iter().map(|counter| counter.get()).sum());
-            set(&self.plugin_replacements, stats.instances_replaced.get());
-            set(&self.plugin_log_dropped, stats.log_lines_dropped.get());
+        let families = [
+            &self.plugin_calls,
+            &self.plugin_nanoseconds,
+            &self.plugin_traps,
+            &self.plugin_replacements,
+            &self.plugin_log_dropped,
+        ];
+        for plugin in self.plugins.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            let counted = plugin.counted();
+            let shown = std::mem::replace(&mut plugin.shown, counted);
+            for ((family, now), before) in families.iter().zip(counted).zip(shown) {
+                family.get_or_create(&plugin.labels).inc_by(now.saturating_sub(before));
+            }
         }
     }
 

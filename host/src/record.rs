@@ -9,6 +9,9 @@ pub const MARK_KEY: u8 = 2;
 /// Mark bit: the record has a value (a Kafka tombstone has none).
 pub const MARK_VALUE: u8 = 4;
 
+/// Bytes of a record's entries in the columns of fixed width: ends, mark, time, partition, offset.
+const RECORD_BYTES: usize = 32;
+
 /// Byte strings one behind the other; element `i` is `data[ends[i-1]..ends[i]]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BytesColumn {
@@ -124,13 +127,17 @@ impl Columns {
         self.source.as_deref().unwrap_or_default()
     }
 
-    /// Bytes held by the columns: what the budget is charged.
-    pub fn bytes(&self) -> usize {
+    /// Bytes of the records themselves: values, keys and headers.
+    pub fn data_bytes(&self) -> usize {
         self.values.data.len()
             + self.keys.data.len()
             + self.headers.names.data.len()
             + self.headers.contents.data.len()
-            + self.len() * 32
+    }
+
+    /// Bytes held by the columns: what the budget is charged.
+    pub fn bytes(&self) -> usize {
+        self.data_bytes() + self.len() * RECORD_BYTES
     }
 
     /// Empties all columns and keeps their memory.

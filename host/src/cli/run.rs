@@ -9,7 +9,7 @@ use clap::Args;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{EXIT_FAILED, EXIT_OK};
+use super::{EXIT_FAILED, EXIT_OK, EXIT_USAGE};
 use crate::admin;
 use crate::batch::stage::StageHandle;
 use crate::budget::Budget;
@@ -23,28 +23,36 @@ use crate::plugin::Engine;
 
 /// Largest memory of a plugin instance when no pipeline has one, in bytes.
 const NO_PLUGIN_MEMORY_BYTES: u64 = 64 << 20;
+/// Records of a dry run that names no number.
+const DRY_RUN_RECORDS: &str = "10";
 /// How often ended pipelines are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
     /// Pipeline files; each runs on its own, and one that halts leaves the others running
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "dry_run", value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Print the rows of the first N records as they would be loaded, and end; commits nothing
-    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "10")]
-    dry_run: Option<usize>,
+    /// Print the rows of the first N records (10 without N) as they would be loaded, and end; commits nothing
+    // Text, because clap takes the word behind the flag for its value: it may be the first file.
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = DRY_RUN_RECORDS)]
+    dry_run: Option<String>,
     #[command(flatten)]
     overrides: Overrides,
 }
 
 impl Run {
-    pub(super) fn execute(self) -> u8 {
+    pub(super) fn execute(mut self) -> u8 {
+        let records = self.take_dry_run();
+        if self.files.is_empty() {
+            eprintln!("error: --dry-run needs a pipeline file: tidemill run --dry-run orders.toml");
+            return EXIT_USAGE;
+        }
         let plan = match super::load(&self.files, &self.overrides) {
             Ok(plan) => plan,
             Err(code) => return code,
         };
-        let ended = match self.dry_run {
+        let ended = match records {
             Some(records) => super::dry_run::print(&plan, records),
             None => run(&plan),
         };
@@ -55,6 +63,17 @@ impl Run {
                 EXIT_FAILED
             }
         }
+    }
+
+    /// Records of the dry run that was asked for. What stands behind the flag and is no number is the
+    /// first file.
+    fn take_dry_run(&mut self) -> Option<usize> {
+        let written = self.dry_run.take()?;
+        let number = written.parse().ok();
+        if number.is_none() {
+            self.files.insert(0, written.into());
+        }
+        number.or_else(|| DRY_RUN_RECORDS.parse().ok())
     }
 }
 
@@ -168,16 +187,36 @@ fn watch(running: &mut [Running], meters: &[Arc<PipelineMeter>]) -> bool {
     failed
 }
 
+/// What a pipeline had done by its last status line.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Seen {
+    rows: u64,
+    loads: u64,
+    dropped: u64,
+    dead_lettered: u64,
+}
+
+impl Seen {
+    fn of(meter: &PipelineMeter) -> Seen {
+        Seen {
+            rows: meter.rows_loaded(),
+            loads: meter.loads(),
+            dropped: meter.records_dropped.get(),
+            dead_lettered: meter.records_dead_lettered.get(),
+        }
+    }
+}
+
 /// The status line of each pipeline, every few seconds.
 struct Status<'a> {
     meters: &'a [Arc<PipelineMeter>],
-    last: Vec<(u64, u64)>,
+    last: Vec<Seen>,
     at: Instant,
 }
 
 impl<'a> Status<'a> {
     fn new(meters: &'a [Arc<PipelineMeter>]) -> Self {
-        Status { meters, last: vec![(0, 0); meters.len()], at: Instant::now() }
+        Status { meters, last: vec![Seen::default(); meters.len()], at: Instant::now() }
     }
 
     fn log_when_due(&mut self) {
@@ -186,26 +225,67 @@ impl<'a> Status<'a> {
             return;
         }
         self.at = Instant::now();
-        for (meter, (rows_before, loads_before)) in self.meters.iter().zip(&mut self.last) {
-            let (rows, loads) = (meter.rows_loaded(), meter.loads());
-            let per_second = (rows - *rows_before) as f64 / elapsed.as_secs_f64();
+        for (meter, before) in self.meters.iter().zip(&mut self.last) {
+            let now = Seen::of(meter);
+            let per_second = (now.rows - before.rows) as f64 / elapsed.as_secs_f64();
             let waiting = meter.health.waiting_for();
-            if rows == *rows_before && meter.records_in_flight.get() == 0 && waiting.is_none() {
+            if now == *before && meter.records_in_flight.get() == 0 && waiting.is_none() {
                 continue;
             }
             tracing::info!(
                 pipeline = %meter.name,
                 rows_per_s = per_second.round() as u64,
-                rows,
-                loads = loads - *loads_before,
-                loads_total = loads,
+                rows = now.rows,
+                loads = now.loads - before.loads,
+                loads_total = now.loads,
+                dead_lettered = now.dead_lettered,
                 lag = meter.lag.get(),
                 in_flight = meter.records_in_flight.get(),
                 versions = meter.versions(),
                 waiting_for = waiting.map(|(what, since)| format!("{what} ({} s)", since.as_secs())),
                 "loading"
             );
-            (*rows_before, *loads_before) = (rows, loads);
+            *before = now;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Words {
+        #[command(flatten)]
+        run: Run,
+    }
+
+    fn parsed(words: &[&str]) -> (Option<usize>, Vec<PathBuf>) {
+        let mut run = Words::try_parse_from([&["run"], words].concat()).unwrap().run;
+        (run.take_dry_run(), run.files)
+    }
+
+    #[test]
+    fn a_dry_run_takes_its_number_or_leaves_the_file_alone() {
+        let (one, two) = (PathBuf::from("a.toml"), PathBuf::from("b.toml"));
+        let alone = vec![one.clone()];
+        assert_eq!(parsed(&["a.toml"]), (None, alone.clone()));
+        assert_eq!(parsed(&["a.toml", "--dry-run"]), (Some(10), alone.clone()));
+        assert_eq!(parsed(&["a.toml", "--dry-run", "20"]), (Some(20), alone.clone()));
+        assert_eq!(parsed(&["--dry-run", "20", "a.toml"]), (Some(20), alone.clone()));
+        assert_eq!(parsed(&["--dry-run=20", "a.toml"]), (Some(20), alone.clone()));
+        assert_eq!(parsed(&["--dry-run", "a.toml"]), (Some(10), alone));
+        assert_eq!(parsed(&["--dry-run", "a.toml", "b.toml"]), (Some(10), vec![one, two]));
+    }
+
+    #[test]
+    fn a_run_needs_a_file() {
+        assert!(Words::try_parse_from(["run"]).is_err());
+        assert_eq!(parsed(&["--dry-run", "20"]), (Some(20), Vec::new()));
+        let overrides = Overrides::default();
+        let run = Run { files: Vec::new(), dry_run: Some("20".into()), overrides };
+        assert_eq!(run.execute(), EXIT_USAGE);
     }
 }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use clap::Args;
-use tidemill_sandbox::{Keep, Options, Sandbox};
+use tidemill_sandbox::{Keep, Options, Sandbox, SandboxError};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{EXIT_FAILED, EXIT_OK};
 
@@ -69,15 +70,67 @@ impl SandboxCommand {
         if self.no_compaction {
             options.compaction = None;
         }
-        let sandbox = Sandbox::start(options).await.map_err(|error| error.to_string())?;
+        let stop = stop_asked().map_err(|error| format!("cannot listen for signals: {error}"))?;
+        let ports =
+            [("--fe-port", self.fe_port), ("--be-port", self.be_port), ("--query-port", self.query_port)];
+        let sandbox = Sandbox::start(options).await.map_err(|error| cannot_start(&error, &ports))?;
         for statement in &self.execute {
             sandbox.execute(statement).map_err(|error| format!("{statement}: {error}"))?;
         }
         use std::io::Write as _;
         // Whoever reads the first line only and goes away does not end the sandbox.
         let _ = writeln!(std::io::stdout(), "{}", sandbox.banner());
-        tokio::signal::ctrl_c().await.map_err(|error| error.to_string())?;
+        stop.await;
         sandbox.stop().await;
         Ok(())
+    }
+}
+
+/// Done at the first SIGTERM or SIGINT from now on.
+fn stop_asked() -> std::io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Why the sandbox did not start, and which flag helps; `ports` are the flags and what they say.
+fn cannot_start(error: &SandboxError, ports: &[(&str, u16)]) -> String {
+    if let SandboxError::Listen { port, source } = error {
+        let address = format!("127.0.0.1:{port}");
+        if source.kind() != std::io::ErrorKind::AddrInUse {
+            return format!("cannot listen on {address}: {source}");
+        }
+        let flag = ports.iter().find(|(_, asked)| asked == port).map_or("--fe-port", |(flag, _)| *flag);
+        return format!(
+            "cannot listen on {address}: the port is in use; is another sandbox or a StarRocks running? \
+             {flag} 0 takes any free one"
+        );
+    }
+    let cause = std::error::Error::source(error).map_or_else(String::new, |cause| format!(": {cause}"));
+    format!("{error}{cause}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_in_use_is_told_with_the_flag_that_helps() {
+        let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let options = Options { be_http_port: port, ..Options::default() };
+        let Err(error) = Sandbox::start(options).await else { panic!("the port is taken") };
+        assert_eq!(
+            cannot_start(&error, &[("--fe-port", 0), ("--be-port", port), ("--query-port", 9030)]),
+            format!(
+                "cannot listen on 127.0.0.1:{port}: the port is in use; is another sandbox or a StarRocks running? \
+                 --be-port 0 takes any free one"
+            )
+        );
     }
 }

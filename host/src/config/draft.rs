@@ -205,7 +205,7 @@ fn read_starrocks(table: &Table<'_>, root: &Table<'_>) -> Option<StarRocks> {
     check_order(table, in_flight, model);
     check_whole_seconds(table, load_timeout);
     check_ca(table, fe.as_deref());
-    check_properties(table, properties.as_ref());
+    check_properties(table, properties.as_ref(), model);
     format?;
     Some(StarRocks {
         fe: fe?,
@@ -258,14 +258,34 @@ fn check_ca(table: &Table<'_>, fe: Option<&[String]>) {
     }
 }
 
-/// `jsonpaths` are mapped to `columns` by position: one without the other loads nothing useful.
-fn check_properties(table: &Table<'_>, properties: Option<&BTreeMap<String, String>>) {
+/// Properties that would load something else than what they look like.
+fn check_properties(
+    table: &Table<'_>,
+    properties: Option<&BTreeMap<String, String>>,
+    model: Option<TableModel>,
+) {
     let Some(properties) = properties else { return };
+    if let Some(paths) = properties.get("jsonpaths").filter(|_| model == Some(TableModel::Primary)) {
+        check_deletes(table, paths);
+    }
     let has = |name: &str| properties.contains_key(name);
     if has("partial_update") && !has("columns") {
         let what = "the property `partial_update` without `columns`";
         table.note_at("properties", what, |problem| {
             problem.expected("`columns` to say which ones are updated")
+        });
+    }
+}
+
+/// StarRocks finds the mark of a delete by its place among the paths, not by its name in the row.
+fn check_deletes(table: &Table<'_>, jsonpaths: &str) {
+    const DELETE_MARK: &str = "$.__op";
+    let paths: Result<Vec<String>, _> = serde_json::from_str(jsonpaths);
+    // What is no list of paths is StarRocks' to refuse.
+    if paths.is_ok_and(|paths| paths.last().is_some_and(|last| last != DELETE_MARK)) {
+        let what = "with `jsonpaths` StarRocks takes deletes from the last path only";
+        table.note_at("properties", what, |problem| {
+            problem.expected("\"$.__op\" as the last one of `jsonpaths`")
         });
     }
 }

@@ -50,8 +50,8 @@ pub(super) static SINK: Section = Section {
 };
 
 /// Other tools' names and where the same thing is said here. They stand without case and separators,
-/// without `sink` before them and `ms` behind.
-pub(super) const ELSEWHERE: [(&str, &str); 22] = [
+/// without `sink` or `starrocks` before them and `ms` behind.
+pub(super) const ELSEWHERE: [(&str, &str); 25] = [
     ("type", "the name of the table: [source.kafka], [sink.starrocks]"),
     ("connector", "the name of the table: [source.kafka], [sink.starrocks]"),
     ("bootstrapservers", "`brokers` in [source.kafka]"),
@@ -67,6 +67,9 @@ pub(super) const ELSEWHERE: [(&str, &str); 22] = [
     ("tablename", "`table` in [sink.starrocks]"),
     ("batchsize", "`max_rows` in [batch]"),
     ("writebatchsize", "`max_rows` in [batch]"),
+    ("writebufferrows", "`max_rows` in [batch]"),
+    ("writebuffersize", "`max_bytes` in [batch]"),
+    ("writeflushinterval", "`linger` in [batch]"),
     ("batchbytes", "`max_bytes` in [batch]"),
     ("linger", "`linger` in [batch]"),
     ("flushdelay", "`linger` in [batch]"),

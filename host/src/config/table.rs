@@ -205,7 +205,9 @@ pub(super) fn home_of(written: &str, here: &'static Section) -> Option<String> {
         let name = home.names().find(|name| bare(name) == bare_written).unwrap_or_default();
         return Some(format!("`{name}` belongs {}", home.inside().replacen("in ", "into ", 1)));
     }
-    let trimmed = bare_written.strip_prefix("sink").unwrap_or(&bare_written);
+    let prefixes = ["sink", "starrocks"];
+    let trimmed =
+        prefixes.iter().find_map(|prefix| bare_written.strip_prefix(prefix)).unwrap_or(&bare_written);
     let trimmed = trimmed.strip_suffix("ms").unwrap_or(trimmed);
     let known = ELSEWHERE.iter().find(|(name, _)| *name == trimmed || *name == bare_written);
     known.map(|(_, ours)| format!("here it is {ours}"))

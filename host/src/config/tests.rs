@@ -277,6 +277,34 @@ fn a_duplicate_key_does_not_hide_other_mistakes() {
 }
 
 #[test]
+fn the_mark_of_a_delete_is_the_last_of_jsonpaths() {
+    let with = |model: &str, paths: &str| {
+        let properties = format!("properties = {{ columns = \"id,v\", jsonpaths = '{paths}' }}");
+        instead("user", &format!("user = \"root\"\ntable_model = \"{model}\"\n{properties}"))
+    };
+    let expected = "14:14: with `jsonpaths` StarRocks takes deletes from the last path only; expected \"$.__op\" as the \
+                    last one of `jsonpaths`";
+    check(&with("primary", r#"["$.id", "$.v"]"#), &[expected]);
+    check(&with("primary", r#"["$.id", "$.__op", "$.v"]"#), &[expected]);
+    for fine in [with("primary", r#"["$.id", "$.v", "$.__op"]"#), with("duplicate", r#"["$.id", "$.v"]"#)] {
+        read(&fine).unwrap_or_else(|problems| panic!("{problems}"));
+    }
+}
+
+#[test]
+fn spark_s_names_are_known() {
+    for (written, ours) in [
+        ("starrocks.write.buffer.rows", "max_rows"),
+        ("starrocks.write.buffer.size", "max_bytes"),
+        ("starrocks.write.flush.interval.ms", "linger"),
+    ] {
+        let text = instead("user", &format!("user = \"root\"\n\"{written}\" = 1"));
+        let said = complaints(&text).join("\n");
+        assert!(said.ends_with(&format!("here it is `{ours}` in [batch]")), "{said}");
+    }
+}
+
+#[test]
 fn credentials_are_in_no_message() {
     let texts = [
         instead("user", "user = \"root\"\npassword = \"hunter2"),
