@@ -9,6 +9,7 @@ use crate::fault::Fault;
 use crate::position::Stay;
 
 pub mod carry;
+pub mod marker;
 
 /// Asks a pipeline to drain and end. Cheap to clone; asked once, for good.
 #[derive(Debug, Clone, Default)]

@@ -14,6 +14,7 @@ use crate::chain::Chain;
 use crate::config::model::{self, Pipeline, Process, Source, TableModel};
 use crate::dead_letter::DeadLetterBox;
 use crate::delivery::carry::{self, Carrier};
+use crate::delivery::marker::Marker;
 use crate::delivery::{Alarm, GivingUp, Stop};
 use crate::fault::{Fault, FaultKind};
 use crate::lane::{Lane, LaneParts};
@@ -269,6 +270,7 @@ fn wire(
             shutdown_timeout: shared.process.shutdown_timeout,
             stall_after: shared.process.stall_after,
             label_stem,
+            marker: Marker::new(shared.runtime.clone(), sink, &pipeline.name, &source.group),
         },
         spawn,
     )

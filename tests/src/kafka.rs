@@ -139,6 +139,19 @@ impl Kafka {
         assert!(answers.iter().all(Result::is_ok), "create topic {name}: {answers:?}");
     }
 
+    /// Deletes a group and its offsets, as somebody does who tidies up, or as the broker does after
+    /// `offsets.retention.minutes`.
+    ///
+    /// # Panics
+    /// When the broker refuses: the group still has members.
+    pub fn delete_group(&self, group: &str) {
+        let admin: AdminClient<DefaultClientContext> = self.config().create().expect("an admin client");
+        let options =
+            AdminOptions::new().operation_timeout(Some(ANSWER_WITHIN)).request_timeout(Some(ANSWER_WITHIN));
+        let answers = block_on(admin.delete_groups(&[group], &options)).expect("the broker answers");
+        assert!(answers.iter().all(Result::is_ok), "delete group {group}: {answers:?}");
+    }
+
     /// Produces records and waits until the broker has them all.
     ///
     /// # Panics

@@ -8,6 +8,7 @@ use rdkafka::consumer::Consumer as _;
 
 use crate::batch::stage::{PipelineId, StageHandle};
 use crate::config::model::Kafka;
+use crate::delivery::marker::Marker;
 use crate::delivery::{Alarm, GivingUp, Stop};
 use crate::fault::Fault;
 use crate::ledger::Ledger;
@@ -52,6 +53,8 @@ pub(crate) struct Wiring {
     pub(crate) shutdown_timeout: Duration,
     /// Time without progress that counts as a stall.
     pub(crate) stall_after: Duration,
+    /// Knows which topics were read before.
+    pub(crate) marker: Marker,
     /// Begin of all labels of this life: goes into the claim.
     pub(crate) label_stem: String,
 }

@@ -1,6 +1,9 @@
 //! What Kafka hands over besides values: keys, headers, timestamps, tombstones, transactions, and where to start.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
+use tidemill_test_kafka::wait_until;
 use tidemill_tests::{
     kafka::Record,
     limit::within,
@@ -211,5 +214,31 @@ fn records_that_arrive_at_the_very_moment_of_the_assignment_are_read() {
             tidemill.until_settled(10, 50);
             stand.judge(50).must_keep(Promise::Once);
         }
+    });
+}
+
+#[test]
+fn offsets_that_are_gone_halt_a_pipeline_that_has_read_before() {
+    within(120, || {
+        let stand = Stand::new("offsets_gone", 1, Model::Duplicate);
+        stand.produce(0..100);
+        let pipeline = stand.pipeline();
+        let mut first = stand.run(&pipeline);
+        first.until_settled(30, 100);
+        // The marker is written beside the loads.
+        let known =
+            "SELECT count(*) FROM information_schema.tables_config WHERE TABLE_NAME = 'tidemill_runs'";
+        let marked = "SELECT count(*) FROM shop.tidemill_runs";
+        let is_marked =
+            || (stand.warehouse.number(known) == 1 && stand.warehouse.number(marked) == 1).then_some(());
+        wait_until(Duration::from_secs(15), is_marked).expect("the pipeline marks its topic");
+        first.drain(30);
+        stand.kafka.delete_group(&pipeline.name);
+        let mut second = stand.run(&pipeline);
+        let ended = second.until_ended(30);
+        assert_eq!(ended.code, Some(1));
+        assert!(ended.log.contains("has no committed offsets for topic"), "{}", ended.log);
+        assert!(ended.log.contains("DELETE FROM shop.tidemill_runs"), "it says what to do: {}", ended.log);
+        stand.judge(100).must_keep(Promise::Once);
     });
 }

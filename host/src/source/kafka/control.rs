@@ -4,7 +4,7 @@
 //! A partition is given up in this order: its lane lets go → the stage drops its unsent rows → what
 //! was sent is waited for → its watermark is committed → it is unassigned (delivery.md §1 rule 4).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -88,6 +88,8 @@ pub(super) struct Control {
     claim: Claim,
     lanes: Vec<Lane>,
     held: BTreeMap<(String, i32), Held>,
+    /// Topics of which StarRocks was told that they are read.
+    marked: BTreeSet<String>,
     epochs: u64,
     rebalances: VecDeque<Note>,
     revoking: Option<Revocation>,
@@ -128,6 +130,7 @@ impl Control {
             reader,
             lanes,
             held: BTreeMap::new(),
+            marked: BTreeSet::new(),
             epochs: 0,
             rebalances: VecDeque::new(),
             revoking: None,
@@ -294,7 +297,9 @@ impl Control {
     fn assign(&mut self, list: &TopicPartitionList) -> Result<(), Fault> {
         let named: Vec<(String, i32)> =
             list.elements().iter().map(|one| (one.topic().to_owned(), one.partition())).collect();
-        let starts = start::find(&self.reader, &named, self.wiring.kafka.start)?;
+        let marker = &self.wiring.marker;
+        let gone = |topic: &str| marker.has_read(topic).then(|| marker.offsets_gone(topic));
+        let starts = start::find(&self.reader, &named, self.wiring.kafka.start, gone)?;
         let claims = starts.iter().filter(|(_, found)| !found.committed);
         let claims: BTreeMap<_, _> = claims.map(|(place, found)| (place.clone(), found.offset - 1)).collect();
         self.commit_now(&claims)
@@ -310,6 +315,13 @@ impl Control {
         self.reader
             .incremental_assign(&assignment)
             .map_err(|error| Fault::halt("cannot assign partitions", RESTART).caused_by(error))?;
+        // From here on the group has offsets of these topics.
+        let fresh = starts.keys().map(|(topic, _)| topic.clone()).collect::<BTreeSet<_>>();
+        let fresh: Vec<_> = fresh.difference(&self.marked).cloned().collect();
+        if !fresh.is_empty() {
+            self.marked.extend(fresh.iter().cloned());
+            self.wiring.marker.keep(fresh);
+        }
         self.waiting_for_group = None;
         self.trouble = None;
         self.wiring.meter.rebalances.inc();

@@ -34,7 +34,7 @@ pub(crate) fn read(kafka: &Kafka, records: usize) -> Result<Vec<Columns>, Fault>
     }
     let failed = |error| Fault::retry("cannot assign partitions").caused_by(error);
     let mut assignment = TopicPartitionList::new();
-    for ((topic, partition), found) in start::find(&reader, &named, kafka.start)? {
+    for ((topic, partition), found) in start::find(&reader, &named, kafka.start, |_| None)? {
         assignment.add_partition_offset(&topic, partition, Offset::Offset(found.offset)).map_err(failed)?;
     }
     reader.assign(&assignment).map_err(failed)?;

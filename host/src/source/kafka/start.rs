@@ -32,14 +32,16 @@ fn passing(what: String) -> impl FnOnce(KafkaError) -> Fault {
     move |error| Fault::retry(what).caused_by(error)
 }
 
-/// Finds where each of `partitions` begins.
+/// Finds where each of `partitions` begins. `gone` is asked about a topic of which the group has no
+/// offset at all: a fault, if it should have.
 ///
 /// # Errors
-/// Retry, if the broker does not answer in time.
+/// Retry, if the broker does not answer in time; the fault of `gone`.
 pub(super) fn find<C: ConsumerContext>(
     consumer: &rdkafka::consumer::BaseConsumer<C>,
     partitions: &[(String, i32)],
     start: Start,
+    gone: impl Fn(&str) -> Option<Fault>,
 ) -> Result<Starts, Fault> {
     let topics: BTreeSet<&str> = partitions.iter().map(|(topic, _)| topic.as_str()).collect();
     let mut starts = Starts::new();
@@ -48,6 +50,9 @@ pub(super) fn find<C: ConsumerContext>(
         let mine: Vec<i32> = mine.collect();
         let committed = committed_offsets(consumer, topic)?;
         let known_topic = committed.values().any(Option::is_some);
+        if let Some(fault) = if known_topic { None } else { gone(topic) } {
+            return Err(fault);
+        }
         for partition in mine {
             let found = match committed.get(&partition).copied().flatten() {
                 Some(offset) => Found { offset, committed: true },
