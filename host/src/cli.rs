@@ -32,18 +32,28 @@ Try it without Kafka or StarRocks:
 A pipeline of your own:
   tidemill check orders.toml            what is wrong with the file, all at once
   tidemill check --online orders.toml   also broker, topics, StarRocks and its tables
-  tidemill run --dry-run orders.toml    the rows that would be loaded; commits nothing
+  tidemill run --dry-run orders.toml    rows of the first 10 records (--dry-run 20: of 20); commits nothing
   tidemill run orders.toml              until SIGTERM or Ctrl-C; a second one ends it at once";
+
+/// Heading of the options that every command takes.
+const GLOBAL: &str = "Logs (every command)";
 
 /// Loads StarRocks from streams: Kafka → WebAssembly plugins → shared batches → one transaction a batch.
 #[derive(Debug, Parser)]
 #[command(name = "tidemill", version, about, after_help = AFTER_HELP)]
 struct Arguments {
     /// How logs are written; by default as text
-    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
+    #[arg(
+        long,
+        global = true,
+        help_heading = GLOBAL,
+        value_enum,
+        value_name = "FORMAT",
+        default_value_t = LogFormat::Text
+    )]
     log: LogFormat,
     /// What is logged, such as `debug` or `info,librdkafka=debug`; by default `info` where something runs
-    #[arg(long, global = true, value_name = "FILTER", env = "TIDEMILL_LOG")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILTER", env = "TIDEMILL_LOG")]
     log_level: Option<String>,
     #[command(subcommand)]
     command: Command,

@@ -70,8 +70,12 @@ impl Fault {
         let mut text = self.what.clone();
         let mut cause = self.source();
         while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
+            let said = error.to_string();
+            // Many errors quote their cause and name it besides.
+            if !text.contains(&said) {
+                text.push_str(": ");
+                text.push_str(&said);
+            }
             cause = error.source();
         }
         if let Some(hint) = &self.hint {
@@ -104,5 +108,14 @@ mod tests {
         let fault = Fault::halt("cannot reach the FE at 127.0.0.1:1", "start it").caused_by(cause);
         assert_eq!(fault.story(), "cannot reach the FE at 127.0.0.1:1: connection refused; start it");
         assert_eq!(fault.kind, FaultKind::Halt);
+    }
+
+    #[test]
+    fn a_cause_that_is_quoted_already_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("fetch error: {0}")]
+        struct Quoting(#[source] std::io::Error);
+        let cause = Quoting(std::io::Error::other("timed out"));
+        assert_eq!(Fault::retry("cannot ask").caused_by(cause).story(), "cannot ask: fetch error: timed out");
     }
 }

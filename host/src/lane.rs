@@ -87,7 +87,8 @@ impl<F: Feed> Lane<F> {
         let Some(permit) = self.charge(bytes, span) else { return Ok(()) };
         let Some(ticket) = self.parts.ledger.open(span) else { return Ok(()) };
         let records = chunk.len() as u64;
-        self.parts.meter.read(records, chunk.data_bytes() as u64);
+        let line_feeds = if self.parts.line_feeds { records } else { 0 };
+        self.parts.meter.read(records, (chunk.data_bytes() as u64).saturating_sub(line_feeds));
         let Some(mut transformed) = self.transform(chunk, span)? else {
             self.give_up(records, ticket);
             return Ok(());

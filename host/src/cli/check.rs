@@ -1,7 +1,8 @@
 //! `tidemill check`: what is wrong, all at once.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use bytesize::ByteSize;
 use clap::Args;
 
 use super::{EXIT_FAILED, EXIT_OK};
@@ -13,7 +14,12 @@ use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::query::Query;
 use crate::source::kafka;
 
+const AFTER_HELP: &str = "\
+Exit codes: 0 all is well, 1 a plugin is refused, or with --online something is not there or not as the file says,
+2 a file or the command line is wrong. All that is wrong is said at once, on standard error.";
+
 #[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
 pub(super) struct Check {
     /// Pipeline files
     #[arg(required = true, value_name = "FILE")]
@@ -110,14 +116,55 @@ async fn check_tables(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<F
 fn summary(pipeline: &Pipeline, tables: &[String]) -> String {
     let Source::Kafka(source) = &pipeline.source;
     let batch = &pipeline.batch;
+    let plugins: Vec<String> = pipeline.transforms.iter().map(|transform| stem(&transform.plugin)).collect();
+    let plugins = match plugins.as_slice() {
+        [] => "no plugin".to_owned(),
+        [one] => format!("plugin {one}"),
+        several => format!("plugins {}", several.join(", ")),
+    };
+    let tables = match tables {
+        [one] => one.clone(),
+        several => format!("{{{}}}", several.join(", ")),
+    };
     format!(
-        "kafka {} → {} plugins → {}.{{{}}}, batches of {} rows, {} bytes, {:?}",
+        "kafka {} → {plugins} → {}.{tables}, batches of {} rows, {}, {}",
         source.topics.join(", "),
-        pipeline.transforms.len(),
         pipeline.sink.database,
-        tables.join(", "),
         batch.max_rows,
-        batch.max_bytes,
-        batch.linger
+        ByteSize(batch.max_bytes).display().iec(),
+        humantime::format_duration(batch.linger)
     )
+}
+
+/// A plugin's name: that of its file.
+fn stem(plugin: &Path) -> String {
+    plugin.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::load_texts;
+
+    #[test]
+    fn the_line_of_a_good_file_reads_well() {
+        let text = "[pipeline]\nname = \"orders\"\n[source.kafka]\nbrokers = [\"localhost:9092\"]\n\
+                    topics = [\"orders\"]\n[[transform]]\nplugin = \"target/plugins/orders.wasm\"\n\
+                    [sink.starrocks]\nfe = [\"http://127.0.0.1:8030\"]\ndatabase = \"shop\"\ntable = \"orders\"\n\
+                    user = \"root\"\n";
+        let summary = |text: &str, tables: &[&str]| {
+            let flags = Overrides { cache_dir: Some("/tmp".into()), ..Overrides::default() };
+            let plan = load_texts(&[(Path::new("orders.toml"), text)], &flags).unwrap();
+            summary(&plan.pipelines[0], &tables.iter().map(|table| (*table).to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(
+            summary(text, &["orders"]),
+            "kafka orders → plugin orders → shop.orders, batches of 500000 rows, 64.0 MiB, 1s"
+        );
+        let bare = text.replace("[[transform]]\nplugin = \"target/plugins/orders.wasm\"\n", "");
+        assert_eq!(
+            summary(&bare, &["a", "b"]),
+            "kafka orders → no plugin → shop.{a, b}, batches of 500000 rows, 64.0 MiB, 1s"
+        );
+    }
 }

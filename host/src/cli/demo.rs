@@ -17,12 +17,14 @@ use tidemill_plugin_orders::sample;
 use tidemill_sandbox::{Keep, Options, Sandbox};
 
 use super::{EXIT_FAILED, EXIT_OK, EXIT_USAGE};
+use crate::config::model::{Kafka, Plan, Source};
 use crate::config::{self, Overrides};
 use crate::delivery::Stop;
 use crate::fault::Fault;
 use crate::meter::PipelineMeter;
 use crate::pipeline;
 use crate::sink::starrocks::query::Query;
+use crate::source::kafka;
 
 /// Partitions of the demo's topics.
 const PARTITIONS: i32 = 8;
@@ -83,6 +85,10 @@ struct Stands {
 
 impl Demo {
     pub(super) fn execute(self) -> u8 {
+        if let Some(named) = self.plugin.as_ref().filter(|named| !named.is_file()) {
+            eprintln!("error: plugin {} is not there", named.display());
+            return EXIT_USAGE;
+        }
         let Some(plugin) = self.find_plugin() else {
             eprintln!(
                 "error: the orders plugin is not built; run `cargo xtask demo`, or name it with --plugin"
@@ -110,6 +116,10 @@ impl Demo {
         let runtime = tokio::runtime::Runtime::new()
             .map_err(|error| Fault::retry("cannot start the runtime").caused_by(error))?;
         let stands = runtime.block_on(self.stand())?;
+        if self.brokers.is_some() {
+            let kafka = self.kafka_of(&stands, plugin)?;
+            kafka::reach(&kafka).map_err(|fault| fault.with_hint("is it running? check --brokers"))?;
+        }
         println!("Kafka at {}, StarRocks at {}", stands.brokers, stands.fe);
         if stands.sandbox.is_some() {
             println!("(the sandbox and the brokers run in this process: CPU-s are those of all of them)");
@@ -144,6 +154,14 @@ impl Demo {
         let sandbox = sandbox.map_err(|error| cannot("the sandbox", error.to_string()))?;
         let query = Some(format!("127.0.0.1:{}", sandbox.query_port()));
         Ok(Stands { brokers, fe: sandbox.fe_url(), query, sandbox: Some(sandbox), mock })
+    }
+
+    /// The source that all runs have, but for its topic.
+    fn kafka_of(&self, stands: &Stands, plugin: &Path) -> Result<Kafka, Fault> {
+        let plan = plan_of(&self.pipeline_text(stands, plugin, "orders", "orders", None))?;
+        let pipeline = plan.pipelines.first().ok_or_else(|| Fault::retry("no pipeline in the file"))?;
+        let Source::Kafka(kafka) = &pipeline.source;
+        Ok(kafka.clone())
     }
 
     fn pipeline_text(
@@ -186,12 +204,7 @@ impl Demo {
         events: u64,
     ) -> Result<Line, Fault> {
         let topic = format!("{table}_{:08x}", rand::random::<u32>());
-        let text = self.pipeline_text(stands, plugin, &topic, table, rows);
-        let file = std::env::current_dir().unwrap_or_default().join("demo.toml");
-        let plan = config::load_texts(&[(&file, &text)], &Overrides::default());
-        let plan = plan.map_err(|problems| {
-            Fault::halt(problems.to_string(), "the demo's own file is wrong: check --brokers and --fe")
-        })?;
+        let plan = plan_of(&self.pipeline_text(stands, plugin, &topic, table, rows))?;
         let Some(pipeline) = plan.pipelines.first() else {
             return Err(Fault::retry("no pipeline in the file"));
         };
@@ -232,6 +245,14 @@ impl Demo {
         let note = if versions_full { "refused: too many versions" } else { "" };
         Ok(Line { note: note.to_owned(), ..measured })
     }
+}
+
+/// Reads a pipeline's text.
+fn plan_of(text: &str) -> Result<Plan, Fault> {
+    let file = std::env::current_dir().unwrap_or_default().join("demo.toml");
+    config::load_texts(&[(&file, text)], &Overrides::default()).map_err(|problems| {
+        Fault::halt(problems.to_string(), "the demo's own file is wrong: check --brokers and --fe")
+    })
 }
 
 /// A run under watch.

@@ -23,8 +23,9 @@ pub(super) struct Inspect {
     /// Its configuration, as JSON
     #[arg(long, value_name = "JSON", default_value = "{}")]
     config: String,
-    #[command(flatten)]
-    overrides: Overrides,
+    /// Where compiled plugins are kept
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
 }
 
 impl PluginCommand {
@@ -46,14 +47,14 @@ impl PluginCommand {
 
 impl Inspect {
     fn look(&self) -> Result<u8, Fault> {
-        let (transform, cache_dir) =
-            match crate::config::lone_transform(&self.file, &self.config, &self.overrides) {
-                Ok(found) => found,
-                Err(problems) => {
-                    eprint!("{problems}");
-                    return Ok(EXIT_USAGE);
-                }
-            };
+        let flags = Overrides { cache_dir: self.cache_dir.clone(), ..Overrides::default() };
+        let (transform, cache_dir) = match crate::config::lone_transform(&self.file, &self.config, &flags) {
+            Ok(found) => found,
+            Err(problems) => {
+                eprint!("{problems}");
+                return Ok(EXIT_USAGE);
+            }
+        };
         let engine = Engine::new(1, transform.memory_bytes, &cache_dir)?;
         let inspection = inspect(&engine, &transform)?;
         print!("{inspection}");

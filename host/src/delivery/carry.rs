@@ -265,6 +265,8 @@ impl Shared {
 fn bad_rows(piece: &Piece) -> Vec<(usize, String)> {
     let rows = piece.iter().enumerate();
     let bad = rows.filter_map(|(row, (_, bytes))| {
+        // The line feed behind a row is not the row's, or its end would be told to be on a second line.
+        let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let parsed: Result<serde::de::IgnoredAny, _> = serde_json::from_slice(bytes);
         match parsed {
             Err(error) => Some((row, format!("not JSON: {error}"))),

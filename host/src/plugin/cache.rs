@@ -24,6 +24,8 @@ use crate::fault::Fault;
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// Only owners may remove what is theirs: the mark of a directory that is shared.
+const STICKY: u32 = 0o1000;
 /// Bytes of the checksum at the end of a file.
 const CHECKSUM_BYTES: usize = 32;
 
@@ -136,14 +138,33 @@ fn refuse_foreign(directory: &Path) -> Result<(), Fault> {
             metadata.uid(),
             metadata.mode() & 0o777
         ),
-        format!("`chmod 700 {shown}`, or name a directory of your own as `cache_dir`"),
+        if is_cache(directory, &metadata) {
+            format!("`chmod 700 {shown}`, or name a directory of your own as `cache_dir`")
+        } else {
+            "name a directory of your own as `cache_dir`".to_owned()
+        },
     ))
 }
 
+/// Whether nothing but compiled plugins is there, in a directory of ours: closing one that is shared, as
+/// `/tmp` is, would do harm.
+fn is_cache(directory: &Path, metadata: &std::fs::Metadata) -> bool {
+    if metadata.uid() != ourselves() || metadata.mode() & STICKY != 0 {
+        return false;
+    }
+    let compiled = |entry: io::Result<std::fs::DirEntry>| {
+        entry.is_ok_and(|entry| entry.path().extension().is_some_and(|end| end == "cwasm"))
+    };
+    std::fs::read_dir(directory).is_ok_and(|mut entries| entries.all(compiled))
+}
+
 fn is_ours(metadata: &std::fs::Metadata) -> bool {
+    metadata.uid() == ourselves() && metadata.mode() & WRITABLE_BY_OTHERS == 0
+}
+
+fn ourselves() -> libc::uid_t {
     // SAFETY: geteuid has no arguments, touches no memory and cannot fail.
-    let ourselves = unsafe { libc::geteuid() };
-    metadata.uid() == ourselves && metadata.mode() & WRITABLE_BY_OTHERS == 0
+    unsafe { libc::geteuid() }
 }
 
 /// Writes a file beside its place, makes it durable and renames it: readers see all of it or nothing.

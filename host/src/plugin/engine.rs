@@ -319,6 +319,9 @@ impl fmt::Debug for Plugin {
     }
 }
 
+/// What to do about a configuration that a plugin refuses, in a pipeline's file.
+pub(super) const CONFIG_HINT: &str = "change `config` of its [[transform]]";
+
 impl Plugin {
     /// Makes and configures one instance, and checks what it says about itself.
     pub(super) fn start(&self) -> Result<(Live, Descriptor), Fault> {
@@ -336,7 +339,7 @@ impl Plugin {
                     self.name,
                     super::log::printable(&sentence)
                 ),
-                "change `config` of its [[transform]]",
+                CONFIG_HINT,
             )
         })?;
         self.check_tables(&descriptor.tables)?;

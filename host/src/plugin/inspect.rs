@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::engine::{CacheState, Compiled, Descriptor, Engine, Wants};
+use super::engine::{CONFIG_HINT, CacheState, Compiled, Descriptor, Engine, Wants};
 use super::refusal::tolerated;
 use crate::config::model::{Transform, Wasi};
 use crate::fault::Fault;
@@ -48,7 +48,11 @@ pub fn inspect(engine: &Engine, transform: &Transform) -> Result<Inspection, Fau
     let ty = component.component_type();
     let imports = ty.imports(component.engine()).map(|(name, _)| name.to_owned()).collect();
     let exports = ty.exports(component.engine()).map(|(name, _)| name.to_owned()).collect();
-    let verdict = check(engine, transform);
+    let verdict = check(engine, transform).map_err(|fault| {
+        // There is no file whose `config` could be changed.
+        let of_config = fault.hint.as_deref() == Some(CONFIG_HINT);
+        if of_config { fault.with_hint("give it with --config '{…}'") } else { fault }
+    });
     Ok(Inspection {
         path: transform.plugin.clone(),
         file_bytes,

@@ -26,12 +26,10 @@ const ELF_MAGIC: &[u8] = b"\x7fELF";
 /// Reads a plugin's file, if its size and first bytes are those of a component.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, Fault> {
     let shown = path.display();
-    let metadata = std::fs::metadata(path).map_err(|error| {
-        Fault::halt(
-            format!("cannot read plugin {shown}"),
-            "`plugin` is a path relative to the pipeline file; build the examples with `cargo xtask plugins`",
-        )
-        .caused_by(error)
+    let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => missing(path),
+        _other => Fault::halt(format!("cannot read plugin {shown}"), "check the permissions of the file")
+            .caused_by(error),
     })?;
     if !metadata.is_file() {
         return Err(Fault::halt(
@@ -51,6 +49,18 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Fault> {
     })?;
     refuse_by_first_bytes(path, &bytes)?;
     Ok(bytes)
+}
+
+/// The fault for a path behind which there is nothing.
+fn missing(path: &Path) -> Fault {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let ours = folder.ends_with("target/plugins");
+    let hint = if ours {
+        "build the examples with `cargo xtask plugins`"
+    } else {
+        "check the path: in a pipeline file it is relative to that file"
+    };
+    Fault::halt(format!("plugin {} is not there", path.display()), hint)
 }
 
 fn refuse_by_first_bytes(path: &Path, bytes: &[u8]) -> Result<(), Fault> {

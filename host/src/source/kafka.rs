@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::batch::stage::{PipelineId, StageHandle};
 use crate::config::model::Kafka;
@@ -67,17 +68,49 @@ pub fn check(kafka: &Kafka) -> Result<usize, Fault> {
     ask_topics(&consumer::connect(kafka)?, kafka)
 }
 
+/// Checks that a broker answers.
+///
+/// # Errors
+/// Halt, within ten seconds, naming the brokers.
+pub(crate) fn reach(kafka: &Kafka) -> Result<(), Fault> {
+    let reader = consumer::connect(kafka)?;
+    let answer = reader.fetch_metadata(None, start::ASK_TIMEOUT);
+    answer.map(drop).map_err(|error| unreachable_brokers(&reader, kafka, error))
+}
+
+/// The fault of brokers that gave no metadata, in words.
+fn unreachable_brokers(reader: &consumer::Reader, kafka: &Kafka, error: KafkaError) -> Fault {
+    let cannot = format!("cannot reach Kafka at {}", kafka.brokers.join(", "));
+    let hint = "check [source.kafka] brokers, the network, and [source.kafka.tls] and [source.kafka.sasl]";
+    let why = why_unreachable(reader).map(|text| consumer::reason(&text));
+    // What librdkafka says of any broker that cannot be used; the reason is in the complaints.
+    let silent = [
+        RDKafkaErrorCode::BrokerTransportFailure,
+        RDKafkaErrorCode::OperationTimedOut,
+        RDKafkaErrorCode::AllBrokersDown,
+    ];
+    let silent = error.rdkafka_error_code().is_some_and(|code| silent.contains(&code));
+    let waited = start::ASK_TIMEOUT.as_secs();
+    match why {
+        Some(why) if silent && why == consumer::CONNECTION_REFUSED => Fault::halt(
+            format!("{cannot}: no broker answered within {waited} s ({why})"),
+            format!("is it running? {hint}"),
+        ),
+        None if silent => Fault::halt(
+            format!("{cannot}: no broker answered within {waited} s"),
+            format!("is it running? {hint}"),
+        ),
+        Some(why) if silent => Fault::halt(format!("{cannot}: {why}"), hint),
+        Some(why) => Fault::halt(format!("{cannot} ({why})"), hint).caused_by(error),
+        None => Fault::halt(cannot, hint).caused_by(error),
+    }
+}
+
 fn ask_topics(reader: &consumer::Reader, kafka: &Kafka) -> Result<usize, Fault> {
     let mut partitions = 0;
     for topic in &kafka.topics {
-        let metadata = reader.fetch_metadata(Some(topic), start::ASK_TIMEOUT).map_err(|error| {
-            let said = why_unreachable(reader).map_or_else(String::new, |why| format!(" ({why})"));
-            Fault::halt(
-                format!("cannot reach Kafka at {}{said}", kafka.brokers.join(", ")),
-                "check [source.kafka] brokers, the network, and [source.kafka.tls] and [source.kafka.sasl]",
-            )
-            .caused_by(error)
-        })?;
+        let answer = reader.fetch_metadata(Some(topic), start::ASK_TIMEOUT);
+        let metadata = answer.map_err(|error| unreachable_brokers(reader, kafka, error))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
         let count = found.map_or(0, |found| found.partitions().len());
         let missing = found.and_then(rdkafka::metadata::MetadataTopic::error);

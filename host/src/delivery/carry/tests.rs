@@ -158,6 +158,8 @@ async fn bad_rows_become_letters_and_each_record_counts_once() {
     let bundle = bench.letters.try_recv().expect("letters");
     let told: Vec<_> = bundle.letters.iter().map(|one| (one.offset, one.code.as_str())).collect();
     assert_eq!(told, [(0, "syntax"), (1, "syntax")]);
+    let why = &bundle.letters[0].message;
+    assert!(why.ends_with("at line 1 column 6"), "the line feed behind a row is not the row's: {why}");
     assert_eq!((bundle.records, bench.counts()), (1, [3, 0, 1]));
     assert_eq!(bench.ledger.watermark(&stay(0)).map(|watermark| watermark.upto), Some(-1));
     for ticket in bundle.tickets {

@@ -65,6 +65,21 @@ fn a_directory_that_others_may_write_is_refused() {
 }
 
 #[test]
+fn nobody_is_told_to_close_a_directory_that_is_shared() {
+    let directory = tempfile::tempdir().unwrap();
+    let refused = |mode| {
+        std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        halts(Engine::new(1, MEMORY_BYTES, directory.path()))
+    };
+    let hint = "that tidemill runs; name a directory of your own as `cache_dir`";
+    let story = refused(0o1777);
+    assert!(story.ends_with(hint), "{story}");
+    std::fs::write(directory.path().join("somebody's"), "").unwrap();
+    let story = refused(0o777);
+    assert!(story.ends_with(hint), "{story}");
+}
+
+#[test]
 fn a_directory_of_somebody_else_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     // Only root can give files away; others cannot have this test.

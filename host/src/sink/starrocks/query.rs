@@ -223,9 +223,13 @@ fn refused(address: &str, user: &str, error: mysql_async::Error) -> Fault {
         let what = format!("the query port {address} refused the log-in of user {user}");
         return Fault::halt(what, "check `user` and `password` under [sink.starrocks]").caused_by(error);
     }
-    Fault::retry(format!("cannot connect to the query port {address}"))
-        .with_hint("check `query` under [sink.starrocks] (9030 on the FE by default)")
-        .caused_by(error)
+    let fault = Fault::retry(format!("cannot connect to the query port {address}"))
+        .with_hint("check `query` under [sink.starrocks] (9030 on the FE by default)");
+    match error {
+        // The operating system's own words, without the two layers of the client around them.
+        mysql_async::Error::Io(mysql_async::IoError::Io(error)) => fault.caused_by(error),
+        error => fault.caused_by(error),
+    }
 }
 
 /// The model in a `CREATE TABLE` statement: a line of its own, `PRIMARY KEY(…)` or the like.
@@ -312,6 +316,8 @@ mod tests {
         file.query = Some(Scripted::nobody().await.trim_start_matches("http://").to_owned());
         let fault = Query::connect(&file).await.expect_err("nobody listens");
         assert_eq!(fault.kind, crate::fault::FaultKind::Retry);
-        assert!(fault.hint.is_some_and(|hint| hint.contains("query")));
+        assert!(fault.hint.as_ref().is_some_and(|hint| hint.contains("query")));
+        assert_eq!(fault.story().matches("refused").count(), 1, "{}", fault.story());
+        assert!(!fault.story().contains("Input/output"), "{}", fault.story());
     }
 }

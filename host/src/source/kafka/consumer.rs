@@ -182,3 +182,35 @@ pub(super) fn connect(kafka: &Kafka) -> Result<Reader, Fault> {
         )
     })
 }
+
+/// The reason of a connection to a port at which nobody listens.
+pub(super) const CONNECTION_REFUSED: &str = "connection refused";
+
+/// The reason in what librdkafka says of a connection, such as `connection refused` in
+/// `host:9092/bootstrap: Connect to ipv4#127.0.0.1:9092 failed: Connection refused (after 0ms in state CONNECT)`.
+pub(super) fn reason(text: &str) -> String {
+    let text = text.split(" (after ").next().unwrap_or(text);
+    let text =
+        text.split_once(": ").filter(|(broker, _)| !broker.contains(' ')).map_or(text, |(_, rest)| rest);
+    let Some((what, why)) = text.rsplit_once(" failed: ") else { return text.to_owned() };
+    // Only of a connection the reason alone says enough.
+    if what.starts_with("Connect to ") { why.to_lowercase() } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_told_without_what_librdkafka_puts_around_it() {
+        let refused = "127.0.0.1:1/bootstrap: Connect to ipv4#127.0.0.1:1 failed: Connection refused \
+                       (after 0ms in state CONNECT)";
+        assert_eq!(reason(refused), CONNECTION_REFUSED);
+        let unknown = "nowhere:9092/bootstrap: Failed to resolve 'nowhere:9092': Name or service not known \
+                       (after 2ms in state CONNECT)";
+        assert_eq!(reason(unknown), "Failed to resolve 'nowhere:9092': Name or service not known");
+        let sasl = "sasl_ssl://b:9093/1: SASL authentication failed: wrong password";
+        assert_eq!(reason(sasl), "SASL authentication failed: wrong password");
+        assert_eq!(reason("something else"), "something else");
+    }
+}
