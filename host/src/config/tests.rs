@@ -73,7 +73,7 @@ fn the_smallest_file_has_the_documented_defaults() {
     let Source::Kafka(kafka) = &pipeline.source;
     assert_eq!((kafka.group.as_str(), kafka.start), ("orders", Start::Earliest));
     assert_eq!(kafka.isolation, Isolation::ReadCommitted);
-    assert_eq!((kafka.commit_interval, kafka.fetch_queue_bytes), (Duration::from_secs(1), 16 << 20));
+    assert_eq!((kafka.commit_interval, kafka.fetch_queue_bytes), (Duration::from_secs(1), 8 << 20));
     assert!(kafka.security.tls.is_none() && kafka.security.sasl.is_none() && kafka.properties.is_empty());
     assert_eq!((pipeline.batch.max_rows, pipeline.batch.max_bytes), (500_000, 64 << 20));
     assert_eq!(pipeline.batch.linger, Duration::from_secs(1));
