@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{CommitMode, Consumer as _};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::consumer::{Note, Reader};
@@ -205,7 +205,10 @@ impl Control {
                     self.rebalances.push_back(note);
                 }
                 Note::Trouble { fatal, text, code } => {
-                    let gone = code == Some(rdkafka::error::RDKafkaErrorCode::AllBrokersDown);
+                    if let Some(hint) = code.and_then(refusal_hint) {
+                        return Err(Fault::halt(format!("kafka: {text}"), hint));
+                    }
+                    let gone = code == Some(RDKafkaErrorCode::AllBrokersDown);
                     if fatal || gone || !self.is_assigned() {
                         self.hear_trouble(fatal, &text)?;
                     } else {
@@ -546,6 +549,24 @@ impl Control {
 }
 
 const RESTART: &str = "this is a defect of tidemill, nothing was lost: restart, and report it";
+
+/// What to do about an answer of the brokers that waiting does not change; none for one that passes.
+fn refusal_hint(code: RDKafkaErrorCode) -> Option<&'static str> {
+    match code {
+        RDKafkaErrorCode::InvalidSessionTimeout => Some(
+            "set \"session.timeout.ms\" in [source.kafka] properties between the brokers' \
+             group.min.session.timeout.ms (6000 by default) and group.max.session.timeout.ms",
+        ),
+        RDKafkaErrorCode::InconsistentGroupProtocol => Some(
+            "another member of the group uses another assignment strategy (tidemill: cooperative-sticky): give the \
+             pipeline a group of its own",
+        ),
+        RDKafkaErrorCode::GroupAuthorizationFailed | RDKafkaErrorCode::TopicAuthorizationFailed => {
+            Some("grant the user READ on the group, and READ and DESCRIBE on the topics")
+        }
+        _passing => None,
+    }
+}
 
 fn place_of(stay: &Stay) -> (String, i32) {
     (stay.partition.source.to_string(), i32::try_from(stay.partition.number).unwrap_or(i32::MAX))
