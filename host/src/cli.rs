@@ -32,7 +32,7 @@ Try it without Kafka or StarRocks:
 A pipeline of your own:
   tidemill check orders.toml            what is wrong with the file, all at once
   tidemill check --online orders.toml   also broker, topics, StarRocks and its tables
-  tidemill run --dry-run orders.toml    rows of the first 10 records (--dry-run 20: of 20); commits nothing
+  tidemill run --dry-run orders.toml    rows of the first 10 records; commits nothing
   tidemill run orders.toml              until SIGTERM or Ctrl-C; a second one ends it at once";
 
 /// Heading of the options that every command takes.

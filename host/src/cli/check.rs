@@ -15,8 +15,10 @@ use crate::sink::starrocks::query::Query;
 use crate::source::kafka;
 
 const AFTER_HELP: &str = "\
-Exit codes: 0 all is well, 1 a plugin is refused, or with --online something is not there or not as the file says,
-2 a file or the command line is wrong. All that is wrong is said at once, on standard error.";
+Exit codes:
+  0  all is well
+  1  a plugin is refused; or with --online: something is not there, or not as the file says
+  2  a file or the command line is wrong";
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -131,7 +133,8 @@ fn summary(pipeline: &Pipeline, tables: &[String]) -> String {
         source.topics.join(", "),
         pipeline.sink.database,
         batch.max_rows,
-        ByteSize(batch.max_bytes).display().iec(),
+        // As it would be written: 64 MiB, not 64.0 MiB.
+        ByteSize(batch.max_bytes).display().iec().to_string().replacen(".0 ", " ", 1),
         humantime::format_duration(batch.linger)
     )
 }
@@ -159,12 +162,12 @@ mod tests {
         };
         assert_eq!(
             summary(text, &["orders"]),
-            "kafka orders → plugin orders → shop.orders, batches of 500000 rows, 64.0 MiB, 1s"
+            "kafka orders → plugin orders → shop.orders, batches of 500000 rows, 64 MiB, 1s"
         );
         let bare = text.replace("[[transform]]\nplugin = \"target/plugins/orders.wasm\"\n", "");
         assert_eq!(
             summary(&bare, &["a", "b"]),
-            "kafka orders → no plugin → shop.{a, b}, batches of 500000 rows, 64.0 MiB, 1s"
+            "kafka orders → no plugin → shop.{a, b}, batches of 500000 rows, 64 MiB, 1s"
         );
     }
 }

@@ -67,3 +67,28 @@ fn the_sandbox_command_prints_where_it_listens_and_answers_a_mysql_client() {
         assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "0");
     });
 }
+
+#[test]
+fn the_sandbox_command_leaves_nothing_behind_when_it_is_terminated() {
+    within(60, || {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let left = || std::fs::read_dir(folder.path()).expect("readable").count();
+        let mut sandbox = Ended(
+            Command::new(machine::tidemill())
+                .args(["sandbox", "--fe-port", "0", "--be-port", "0", "--query-port", "0"])
+                .env("TMPDIR", folder.path())
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::inherit())
+                .spawn()
+                .expect("it starts"),
+        );
+        let mut banner = BufReader::new(sandbox.0.stdout.take().expect("piped"));
+        banner.read_line(&mut String::new()).expect("its banner");
+        assert_eq!(left(), 1, "the folder of its rows");
+        let id = sandbox.0.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().expect("kill runs").success());
+        assert_eq!(sandbox.0.wait().expect("it ends").code(), Some(0));
+        assert_eq!(left(), 0, "its folder is gone");
+    });
+}
