@@ -21,6 +21,7 @@ const BINARY_LIMIT: &str =
 /// Installs what is missing, checks, builds, starts Kafka, runs the tests and ends with the count.
 pub(crate) fn run(filters: &[String]) -> Result<(), Failure> {
     setup::for_testing()?;
+    let distribution = Distribution::resolve(&command::target())?;
     command::run(&mut command::cargo(&["fmt", "--all", "--check"]))?;
     chore::plugins()?;
     command::run(
@@ -31,7 +32,6 @@ pub(crate) fn run(filters: &[String]) -> Result<(), Failure> {
     command::run(&mut command::cargo(&["test", "--release", "--workspace", "--no-run"]))?;
     deny_if_there()?;
 
-    let distribution = Distribution::resolve(&command::target())?;
     let broker = Broker::start(&distribution, &command::target(), &[])?;
     println!("\nApache Kafka listens on {}", broker.address());
     let mut tests =
