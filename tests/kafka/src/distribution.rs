@@ -72,7 +72,7 @@ fn copy_dependencies(into: &Path) -> Result<(), Fault> {
     fs::write(&pom, pom_text()).map_err(Fault::io(format!("write {}", pom.display())))?;
     let attempt = format!("resolve Apache Kafka {KAFKA_VERSION} with Maven");
     let output = Command::new("mvn")
-        .args(["--batch-mode", "--quiet", "--file"])
+        .args(["--batch-mode", "--quiet", "-Dstyle.color=never", "--file"])
         .arg(&pom)
         .arg(DEPENDENCY_PLUGIN)
         .arg("-DincludeScope=runtime")
