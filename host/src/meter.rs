@@ -561,3 +561,32 @@ that is starting, halted, waiting for something outside for 5 s or more, or stal
 | metric | kind | labels | meaning |
 |---|---|---|---|
 ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plugins_are_counted_once_however_often_they_are_scraped() {
+        let meter = Meter::new();
+        let (one, other) = (Arc::<Stats>::default(), Arc::<Stats>::default());
+        meter.watch_plugin("orders", "route", &one);
+        meter.watch_plugin("orders", "route", &other);
+        one.calls.add(3);
+        one.timeouts.add(1);
+        other.calls.add(4);
+        other.traps.add(1);
+        for further in [0, 5] {
+            one.calls.add(further);
+            meter.read_plugins();
+            meter.read_plugins();
+            let text = meter.text().unwrap();
+            let labels = "{pipeline=\"orders\",plugin=\"route\"}";
+            assert!(
+                text.contains(&format!("tidemill_plugin_calls_total{labels} {}\n", 7 + further)),
+                "{text}"
+            );
+            assert!(text.contains(&format!("tidemill_plugin_traps_total{labels} 2\n")), "{text}");
+        }
+    }
+}
