@@ -8,17 +8,27 @@ use std::{
 
 /// Why a chore did not come to its end, as a sentence for the terminal.
 #[derive(Debug)]
-pub(crate) struct Failure(String);
+pub(crate) struct Failure(Option<String>);
 
 impl Failure {
     pub(crate) fn new(what: impl Into<String>) -> Self {
-        Self(what.into())
+        Self(Some(what.into()))
+    }
+
+    /// A failure that was told on the terminal already.
+    pub(crate) fn told() -> Self {
+        Self(None)
+    }
+
+    /// What is still to be told.
+    pub(crate) fn untold(&self) -> Option<&str> {
+        self.0.as_deref()
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.0)
+        out.write_str(self.untold().unwrap_or("failed, as told above"))
     }
 }
 
@@ -26,7 +36,7 @@ impl std::error::Error for Failure {}
 
 impl From<tidemill_test_kafka::Fault> for Failure {
     fn from(fault: tidemill_test_kafka::Fault) -> Self {
-        Self(fault.to_string())
+        Self::new(fault.to_string())
     }
 }
 

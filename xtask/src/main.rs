@@ -64,7 +64,9 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("error: {failure}");
+            if let Some(what) = failure.untold() {
+                eprintln!("error: {what}");
+            }
             ExitCode::FAILURE
         }
     }

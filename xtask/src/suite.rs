@@ -3,6 +3,7 @@
 use crate::{
     chore,
     command::{self, Failure},
+    plugins::{self, Platform},
     setup,
     tally::Tally,
 };
@@ -23,7 +24,8 @@ pub(crate) fn run(filters: &[String]) -> Result<(), Failure> {
     setup::for_testing()?;
     let distribution = Distribution::resolve(&command::target())?;
     command::run(&mut command::cargo(&["fmt", "--all", "--check"]))?;
-    chore::plugins()?;
+    plugins::build(Platform::Unknown)?;
+    plugins::build(Platform::Wasip2)?;
     command::run(
         command::cargo(&["clippy", "--release", "--workspace", "--all-targets"])
             .args(["--", "-D", "warnings"]),
@@ -44,10 +46,11 @@ pub(crate) fn run(filters: &[String]) -> Result<(), Failure> {
         .env("TIDEMILL_BIN", command::built("tidemill"));
     let (tally, outcome) = counted(&mut tests)?;
     drop(broker);
-    if let Err(failure) = &outcome {
-        println!("\n{failure}");
-    }
-    // The last line of the run: whoever reads it needs nothing else.
+    // The count is the last line of the run, also of one that failed: whoever reads it needs nothing else.
+    let outcome = outcome.map_err(|failure| {
+        eprintln!("error: {failure}");
+        Failure::told()
+    });
     println!("\n{tally}");
     outcome
 }

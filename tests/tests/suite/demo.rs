@@ -87,7 +87,13 @@ fn the_sandbox_command_leaves_nothing_behind_when_it_is_terminated() {
         banner.read_line(&mut String::new()).expect("its banner");
         assert_eq!(left(), 1, "the folder of its rows");
         let id = sandbox.0.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &id]).status().expect("kill runs").success());
+        assert!(
+            Command::new("sh")
+                .args(["-c", "kill -TERM \"$1\"", "sh", &id])
+                .status()
+                .expect("a shell")
+                .success()
+        );
         assert_eq!(sandbox.0.wait().expect("it ends").code(), Some(0));
         assert_eq!(left(), 0, "its folder is gone");
     });

@@ -147,7 +147,7 @@ fn what_is_no_plugin_is_refused_by_check_with_a_sentence() {
             ("truncated", "cut short"),
             ("empty", "is empty"),
             ("text", "not WebAssembly"),
-            ("nobody-built-this", "No such file"),
+            ("nobody-built-this", "is not there"),
         ] {
             let mut pipeline = stand.pipeline();
             pipeline.transforms = transform(&machine::plugin(&format!("broken/{file}")), "{}");
