@@ -12,8 +12,8 @@ wasmtime::component::bindgen!({
     ownership: Borrowing { duplicate_if_necessary: true },
 });
 
-pub(super) use exports::tidemill::transform::plugin::{BatchError, Descriptor, Output};
-pub(super) use tidemill::transform::log::Level;
-pub(super) use tidemill::transform::types::{
+pub(super) use self::tidemill::transform::log::Level;
+pub(super) use self::tidemill::transform::types::{
     Batch, BytesColumnParam, BytesColumnResult, Columns, HeaderColumnParam, HeaderColumnResult, RecordError,
 };
+pub(super) use exports::tidemill::transform::plugin::{BatchError, Descriptor, Output};
