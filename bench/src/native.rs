@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use clap::{Args, ValueEnum};
 use tidemill_plugin_orders::{Config, Kept, transform};
@@ -45,9 +45,11 @@ impl Loop {
     /// Runs to the end and then waits for standard input to be closed, so that it can be looked at.
     pub(crate) fn run(&self) -> Result<(), String> {
         let (batches, taken) = sync_channel(1);
+        // Bodies come back to be filled again: fresh memory costs more than filling it.
+        let (back, spare) = sync_channel(4);
         let sender = (self.work != Work::Read).then(|| {
             let (be, topic) = (self.be.clone(), self.topic.clone());
-            std::thread::spawn(move || send(&be, &topic, &taken))
+            std::thread::spawn(move || send(&be, &topic, &taken, &back))
         });
         let mut reader = Reader::open(&self.brokers, &self.topic)?;
         let config = Config::new("EUR")?;
@@ -66,7 +68,7 @@ impl Loop {
                     Work::Orders => rows += usize::from(append(value, &config, &mut body)),
                 }
                 if rows >= self.max_rows || body.len() >= self.max_bytes {
-                    full.push(std::mem::take(&mut body));
+                    full.push(std::mem::replace(&mut body, spare.try_recv().unwrap_or_default()));
                     rows = 0;
                 }
             }) as u64;
@@ -104,11 +106,16 @@ fn append(value: &[u8], config: &Config, body: &mut Vec<u8>) -> bool {
 }
 
 /// PUTs each batch to the BE over one connection; the answers must say `Success`.
-fn send(be: &str, topic: &str, batches: &Receiver<Vec<u8>>) -> Result<(), String> {
+fn send(
+    be: &str,
+    topic: &str,
+    batches: &Receiver<Vec<u8>>,
+    back: &SyncSender<Vec<u8>>,
+) -> Result<(), String> {
     let said = |error: std::io::Error| format!("cannot load: {error}");
     let mut stream = TcpStream::connect(be).map_err(said)?;
     let mut answers = BufReader::new(stream.try_clone().map_err(said)?);
-    for (number, body) in batches.iter().enumerate() {
+    for (number, mut body) in batches.iter().enumerate() {
         let head = format!(
             "PUT /api/bench/orders/_stream_load HTTP/1.1\r\nHost: {be}\r\nAuthorization: Basic cm9vdDo=\r\n\
              label: {topic}-{}-{number}\r\nformat: json\r\nContent-Length: {}\r\n\r\n",
@@ -131,6 +138,9 @@ fn send(be: &str, topic: &str, batches: &Receiver<Vec<u8>>) -> Result<(), String
         if !answer.contains("Success") {
             return Err(format!("the load was refused: {answer}"));
         }
+        body.clear();
+        // Nobody needs it any more at the end.
+        let _ = back.try_send(body);
     }
     Ok(())
 }
