@@ -7,10 +7,12 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use tidemill::config::model::{Transform, Wasi};
+use tidemill::chain::Transformed;
+use tidemill::config::model::{TableModel, Transform, Wasi};
 use tidemill::fault::Fault;
 use tidemill::plugin::{Engine, Guest};
 use tidemill::record::{Columns, MARK_VALUE};
+use tidemill::rows::{self, Target, Targets};
 use tidemill_plugin_orders as orders;
 
 /// Records of one chunk, as lanes gather them under load.
@@ -35,6 +37,10 @@ pub(crate) struct Stage {
 
 /// What a stage does with a chunk.
 enum Work {
+    /// Values, marks and offsets into the lane's columns: the copy out of librdkafka's buffer.
+    Gather(Box<Columns>),
+    /// Kept values into a segment of the request's body, with the index of its rows.
+    Append { chunk: Box<Columns>, spare: Vec<u8> },
     /// One call of a plugin, its answer checked and dropped.
     Plugin(Guest),
     /// The `orders` transform as Rust, into a buffer that is used again.
@@ -75,7 +81,10 @@ fn measure(plugins: &Path, cache: &Path) -> Result<Vec<Stage>, Fault> {
     let mut runners = Vec::new();
     for chunk in &chunks {
         let native = Work::Native { config: config.clone(), rows: Vec::new() };
+        let append = Work::Append { chunk: Box::new(chunk.clone()), spare: Vec::new() };
         for (name, work) in [
+            ("gather", Work::Gather(Box::default())),
+            ("append", append),
             ("cross", Work::Plugin(Guest::new(passthrough.clone())?)),
             ("plugin", Work::Plugin(Guest::new(plugin.clone())?)),
             ("native", native),
@@ -101,6 +110,25 @@ impl Work {
             Self::Plugin(guest) => {
                 let answer = guest.process(chunk);
                 black_box(answer.map_err(|error| Fault::halt(error.to_string(), "correct the plugin"))?);
+            }
+            Self::Gather(into) => {
+                into.clear();
+                for (place, value) in chunk.values.iter().enumerate() {
+                    into.values.push(value);
+                    into.marks.push(MARK_VALUE);
+                    into.offsets.push(place as i64);
+                }
+                black_box(into);
+            }
+            Self::Append { chunk, spare } => {
+                let inputs = (0..chunk.len() as u32).collect();
+                let mut kept = Transformed { inputs: Some(inputs), ..Transformed::default() };
+                let own = Target { model: TableModel::Duplicate };
+                let targets = Targets { tables: vec![own], own: Some(0), row_bytes_max: 10 << 20 };
+                let mut built = rows::build(chunk, &mut kept, &targets, false, spare);
+                black_box(&built);
+                // The body comes back, as it does from a durable batch.
+                *spare = built.segments.pop().map(|segment| segment.body).unwrap_or_default();
             }
             Self::Native { config, rows } => {
                 rows.clear();
