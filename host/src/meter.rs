@@ -185,7 +185,7 @@ impl Meter {
             row_count_mismatches: family(
                 &mut r,
                 "row_count_mismatches",
-                "Loads of which StarRocks counted other than the rows sent (a value held several documents)",
+                "Loads of which StarRocks counted more than the rows sent (a value held several documents)",
             ),
             batches_cut: family(&mut r, "batches_cut", "Batches cut, by reason"),
             loads: family(&mut r, "loads", "Durable loads: each is one new version of the table"),

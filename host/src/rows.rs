@@ -89,8 +89,11 @@ fn whole_column(
     let mut start = 0;
     for end in &column.ends {
         let end = *end as usize;
-        // At least one byte before the line feed: an empty row would be loaded as no row.
-        if end < start + 2 || column.data[end - 1] != b'\n' || (end - start) as u64 > targets.row_bytes_max {
+        // A row of white space would be loaded as no row; a leading blank takes the careful way.
+        if column.data[start..end].first().is_none_or(u8::is_ascii_whitespace)
+            || column.data[end - 1] != b'\n'
+            || (end - start) as u64 > targets.row_bytes_max
+        {
             return None;
         }
         start = end;

@@ -118,7 +118,12 @@ impl Shared {
             // Nothing was committed under an earlier label, and the bytes are others now: a new one.
             let mut load = self.load_of(&batch);
             match self.deliver(&mut load, &batch).await {
-                Delivered::Durable(receipt) => return self.settle(batch, &load, &receipt, began.elapsed()),
+                Delivered::Durable(receipt) => {
+                    return match missing_rows(&load.label, load.rows, &receipt) {
+                        None => self.settle(batch, &load, &receipt, began.elapsed()),
+                        Some(fault) => self.halt(fault, batch),
+                    };
+                }
                 Delivered::Halt(fault) => return self.halt(fault, batch),
                 Delivered::Released => {
                     self.drop_rows(&mut batch, |ticket| self.giving_up.concerns(ticket.stay()));
@@ -165,8 +170,8 @@ impl Shared {
             self.meter.row_count_mismatches.inc();
             tracing::error!(
                 pipeline = %self.meter.name, table, label = %load.label, sent = load.rows,
-                loaded = receipt.loaded_rows, "StarRocks counted other rows than were sent: a value that holds \
-                several JSON documents, or a `where` header, is the likely reason"
+                loaded = receipt.loaded_rows, "StarRocks counted more rows than were sent: a value that holds \
+                several JSON documents is the likely reason"
             );
         }
         if let Some(counters) = self.tables.get(table) {
@@ -277,6 +282,16 @@ fn bad_rows(piece: &Piece) -> Vec<(usize, String)> {
         }
     });
     bad.collect()
+}
+
+/// Rows that are missing from a load that was committed must not be acknowledged.
+fn missing_rows(label: &str, sent: u64, receipt: &Receipt) -> Option<Fault> {
+    let loaded = receipt.loaded_rows.filter(|loaded| *loaded < sent)?;
+    Some(Fault::halt(
+        format!("StarRocks committed load {label} with {loaded} rows, {sent} were sent"),
+        "the others are not in the table, and no offset was moved past them: look at the load by its label, \
+         mend what left rows out, and restart; the rows that were loaded come again",
+    ))
 }
 
 /// Rows that are JSON and yet refused: isolating them one by one comes later; nothing is lost.

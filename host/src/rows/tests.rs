@@ -146,3 +146,12 @@ fn a_record_that_was_refused_in_part_counts_once() {
     assert_eq!((built.kept, built.refused), (0, 3));
     assert_eq!(built.segments[0].index.deltas, [0, 1]);
 }
+
+#[test]
+fn a_value_of_white_space_is_refused_and_not_sent_as_no_row() {
+    let mut columns = chunk(&[Some("{\"a\":1}"), Some("  "), Some(" {\"a\":2}")], true);
+    let own = targets(&[TableModel::Duplicate]);
+    let built = build(&mut columns, &mut Transformed::default(), &own, true, &mut Vec::new());
+    assert_eq!(bodies(&built), [(0, "{\"a\":1}\n{\"a\":2}\n")]);
+    assert_eq!(codes(&built), [(1, "empty")]);
+}

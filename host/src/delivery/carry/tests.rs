@@ -6,6 +6,7 @@ use crate::batch::stage::fakes::cluster;
 use crate::batch::{Cut, FIRST_ROW, RowIndex};
 use crate::budget::Budget;
 use crate::config::model::TableModel;
+use crate::fault::FaultKind;
 use crate::ledger::Ledger;
 use crate::meter::Meter;
 use crate::position::{Epoch, Partition, Span};
@@ -178,4 +179,14 @@ async fn a_halt_moves_no_watermark_and_poisons_nothing() {
     assert!(fault.hint.is_some_and(|hint| hint.contains("CREATE TABLE")), "{}", fault.what);
     assert_eq!((bench.ledger.open_spans(), bench.ledger.poisoned()), (0, None));
     assert_eq!(bench.ledger.watermark(&stay(0)).map(|watermark| watermark.upto), Some(-1));
+}
+
+#[test]
+fn rows_missing_from_a_committed_load_are_not_acknowledged() {
+    let counted = |loaded_rows| Receipt { txn: None, loaded_rows, visible: true };
+    for (loaded, halts) in [(Some(9), true), (Some(10), false), (Some(11), false), (None, false)] {
+        let fault = missing_rows("l-1", 10, &counted(loaded));
+        assert_eq!(fault.is_some(), halts, "{loaded:?}");
+        assert!(fault.is_none_or(|fault| fault.kind == FaultKind::Halt && fault.story().contains("l-1")));
+    }
 }
