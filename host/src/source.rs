@@ -5,6 +5,7 @@ use crate::position::{Span, Stay};
 use crate::record::Columns;
 
 pub mod kafka;
+pub mod postgres;
 
 /// What a lane got from its feed.
 #[derive(Debug, PartialEq, Eq)]

@@ -69,6 +69,128 @@ pub enum Source {
     Kafka(Kafka),
 }
 
+/// `[source.postgres]`.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    /// Host name, IP address, or the directory of a Unix socket.
+    pub host: String,
+    /// Port; 5432 by default.
+    pub port: u16,
+    /// Database: one slot reads one database.
+    pub database: String,
+    /// A role with `REPLICATION`, and `SELECT` on the tables.
+    pub user: String,
+    /// Its password; `None` = none is sent.
+    pub password: Option<Secret>,
+    /// How the connection is protected.
+    pub tls: PostgresTls,
+    /// Tables as `schema.table`, each with `*` and `?` as wildcards.
+    pub tables: Vec<String>,
+    /// Tables left out of those, likewise.
+    pub exclude: Vec<String>,
+    /// Replication slot; `tidemill_` and the pipeline's name by default, `-` written as `_`, in lower case.
+    pub slot: String,
+    /// Publication; named like the slot by default.
+    pub publication: String,
+    /// Whether what is there already is copied first.
+    pub snapshot: Snapshot,
+    /// Connections that copy tables at the same time.
+    pub snapshot_workers: usize,
+    /// What a TRUNCATE of a source table does.
+    pub truncate: Truncate,
+    /// Slot size in bytes past which `/ready` turns red.
+    pub max_slot_wal_bytes: u64,
+    /// How often a heartbeat message is sent through the slot of an idle database.
+    pub heartbeat: Duration,
+}
+
+/// `[source.postgres.tls]`.
+#[derive(Debug, Clone, Default)]
+pub struct PostgresTls {
+    /// As libpq's `sslmode`.
+    pub mode: TlsMode,
+    /// Certificate authorities and client certificate.
+    pub files: Tls,
+}
+
+/// libpq's `sslmode`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    /// No TLS.
+    Disable,
+    /// TLS if the server has it.
+    #[default]
+    Prefer,
+    /// TLS; the certificate is not looked at.
+    Require,
+    /// TLS, with a certificate of a known authority.
+    VerifyCa,
+    /// TLS, with a certificate of a known authority for this host.
+    VerifyFull,
+}
+
+/// `[source.postgres] snapshot`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Snapshot {
+    /// Copy what is there, then follow the changes.
+    Initial,
+    /// Follow the changes from the slot's start.
+    Never,
+    /// Copy what is there, then end.
+    Only,
+}
+
+/// `[source.postgres] truncate`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Truncate {
+    /// The pipeline halts.
+    Halt,
+    /// The rows stay in StarRocks.
+    Ignore,
+    /// The table is truncated in StarRocks.
+    Apply,
+}
+
+/// `[source.http]`.
+#[derive(Debug, Clone)]
+pub struct Http {
+    /// Where requests are taken.
+    pub listen: SocketAddr,
+    /// Certificate and key of the server, and authorities of client certificates; none = plain HTTP.
+    pub tls: Option<HttpTls>,
+    /// Bearer tokens, any of which is enough; empty = anybody.
+    pub tokens: Vec<Secret>,
+    /// The file says that anybody may reach a listener without tokens or TLS.
+    pub insecure: bool,
+    /// Longest body as sent and as unpacked, in bytes.
+    pub max_body_bytes: u64,
+    /// Records of one request.
+    pub max_records: u64,
+    /// Time for the head of a request, and for a silent moment within its body.
+    pub read_timeout: Duration,
+    /// Time for a whole request to arrive.
+    pub request_timeout: Duration,
+    /// Time from the whole request to its answer; then 504, and the rows may still be loaded.
+    pub answer_timeout: Duration,
+    /// Open connections; more wait to be accepted.
+    pub max_connections: usize,
+    /// How long the answer to an `Idempotency-Key` is kept.
+    pub idempotency_window: Duration,
+    /// How many of them.
+    pub idempotency_keys: usize,
+}
+
+/// `[source.http.tls]`, PEM each.
+#[derive(Debug, Clone)]
+pub struct HttpTls {
+    /// The server's certificate chain.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Authorities of client certificates; present = a client must have one.
+    pub client_ca: Option<PathBuf>,
+}
+
 /// `[source.kafka]`.
 #[derive(Debug, Clone)]
 pub struct Kafka {
