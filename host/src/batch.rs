@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::budget::Permit;
 use crate::config::model::BatchLimits;
+use crate::delivery::owner::Owner;
 use crate::ledger::Ticket;
 use crate::sink::Destination;
 
@@ -28,6 +29,8 @@ pub struct RowIndex {
     pub deltas: Vec<u32>,
     /// Position of the chunk's first record.
     pub base: i64,
+    /// Topic, `schema.table` or path that the chunk came from, for dead letters.
+    pub source: Arc<str>,
 }
 
 /// Rows of one chunk for one destination: what a lane hands over.
@@ -41,6 +44,7 @@ pub struct Piece {
     pub plugin: Option<Arc<str>>,
     ticket: Ticket,
     permit: Permit,
+    owner: Arc<Owner>,
 }
 
 impl Piece {
@@ -51,10 +55,21 @@ impl Piece {
         plugin: Option<Arc<str>>,
         ticket: Ticket,
         permit: Permit,
+        owner: Arc<Owner>,
     ) -> Self {
         assert!(index.ends.len() == index.deltas.len(), "a row index has one entry a row");
         let rows = 0..index.ends.len();
-        Self { segment, index: Arc::new(index), rows, plugin, ticket, permit }
+        Self { segment, index: Arc::new(index), rows, plugin, ticket, permit, owner }
+    }
+
+    /// The pipeline that the rows are of.
+    pub fn owner(&self) -> &Arc<Owner> {
+        &self.owner
+    }
+
+    /// Topic, `schema.table` or path that the rows came from.
+    pub fn source(&self) -> &Arc<str> {
+        &self.index.source
     }
 
     /// Number of rows.
@@ -126,6 +141,7 @@ impl Piece {
             plugin: self.plugin.clone(),
             ticket: self.ticket.hold(),
             permit: self.permit.empty(),
+            owner: Arc::clone(&self.owner),
         };
         self.rows.end = at;
         rest.permit.resize(rest.bytes());
@@ -137,7 +153,8 @@ impl Piece {
     /// Copies the rows that stay.
     pub fn without(self, bad: &[usize]) -> Option<Piece> {
         let mut body = Vec::with_capacity(usize::try_from(self.bytes()).unwrap_or_default());
-        let mut index = RowIndex { ends: Vec::new(), deltas: Vec::new(), base: self.index.base };
+        let (base, source) = (self.index.base, Arc::clone(&self.index.source));
+        let mut index = RowIndex { ends: Vec::new(), deltas: Vec::new(), base, source };
         for (place, (_, row)) in self.iter().enumerate() {
             if bad.binary_search(&place).is_err() {
                 body.extend_from_slice(row);
@@ -145,19 +162,20 @@ impl Piece {
                 index.deltas.push(self.index.deltas[self.rows.start + place]);
             }
         }
-        let Piece { plugin, ticket, mut permit, .. } = self;
+        let Piece { plugin, ticket, mut permit, owner, .. } = self;
         if index.ends.is_empty() {
             let _ = ticket.settle();
             return None;
         }
         permit.resize(body.len() as u64);
-        Some(Piece::new(body.into(), index, plugin, ticket, permit))
+        Some(Piece::new(body.into(), index, plugin, ticket, permit, owner))
     }
 
     /// Takes the piece apart when its rows are durable: settles the ticket and gives the bytes back.
     /// Returns the segment, for its memory.
     pub fn settle(self) -> Bytes {
-        let _ = self.ticket.settle();
+        let rows = self.len() as u64;
+        let _ = self.ticket.settle_loaded(rows);
         self.segment
     }
 
@@ -267,5 +285,7 @@ pub fn decide(fill: &Fill, limits: &BatchLimits) -> Option<Cut> {
     fill.pressure.then_some(Cut::Pressure)
 }
 
+#[cfg(test)]
+pub(crate) mod fakes;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,8 @@
 //! Rows of a chunk → one NDJSON segment a destination: the last copy before the request body, and
 //! often not even that. Pure: no I/O, no clock.
 
+use std::sync::Arc;
+
 use crate::batch::stage::TableIndex;
 use crate::batch::{FIRST_ROW, RowIndex};
 use crate::chain::Transformed;
@@ -165,7 +167,11 @@ fn index_of(chunk: &Columns, transformed: &Transformed) -> RowIndex {
         last = input;
         delta(chunk, input, base) | first
     });
-    RowIndex { ends: Vec::new(), deltas: deltas.collect(), base }
+    RowIndex { ends: Vec::new(), deltas: deltas.collect(), base, source: source_of(chunk) }
+}
+
+fn source_of(chunk: &Columns) -> Arc<str> {
+    chunk.source.clone().unwrap_or_default()
 }
 
 /// Position less `base`; a spread of over two thousand million (compacted topics) is cut off, which
@@ -200,7 +206,7 @@ fn row_by_row(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> 
             }
         };
         let place = *places[usize::from(table)].get_or_insert_with(|| {
-            let index = RowIndex { ends: Vec::new(), deltas: Vec::new(), base };
+            let index = RowIndex { ends: Vec::new(), deltas: Vec::new(), base, source: source_of(chunk) };
             built.segments.push(Segment { table, body: Vec::new(), index });
             built.segments.len() - 1
         });

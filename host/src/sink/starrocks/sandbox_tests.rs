@@ -290,7 +290,6 @@ async fn a_large_body_arrives_whole() {
     let segment = Bytes::from(row.repeat(1_000));
     let segments = vec![segment; 250];
     let destination = Destination {
-        pipeline: "orders".into(),
         cluster: Arc::new(settings(&sandbox)),
         table: "orders".into(),
         model: TableModel::Duplicate,

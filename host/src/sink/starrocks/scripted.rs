@@ -38,7 +38,6 @@ pub(super) fn load(cluster: StarRocks) -> Load {
         Bytes::from_static(b"{\"id\":3,\"name\":null}\n"),
     ];
     let destination = Destination {
-        pipeline: "orders".into(),
         table: cluster.table.clone().unwrap_or_default(),
         cluster: Arc::new(cluster),
         model: TableModel::Duplicate,
