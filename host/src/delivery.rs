@@ -10,6 +10,7 @@ use crate::position::Stay;
 
 pub mod carriers;
 pub mod carry;
+mod fold;
 mod isolation;
 pub mod marker;
 pub mod owner;

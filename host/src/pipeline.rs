@@ -210,7 +210,12 @@ fn wire(
 
     // The shared stage, and what carries its batches away.
     let shapes = destinations.names().iter().zip(&models).map(|(table, model)| {
-        Arc::new(Destination { cluster: Arc::clone(&sink), table: table.clone(), model: *model })
+        Arc::new(Destination {
+            cluster: Arc::clone(&sink),
+            table: table.clone(),
+            model: *model,
+            key: Vec::new(),
+        })
     });
     shared.stage.register(
         id,

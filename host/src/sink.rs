@@ -19,6 +19,8 @@ pub struct Destination {
     pub table: String,
     /// Its key model.
     pub model: TableModel,
+    /// Columns of the primary key, of tables whose rows know their key; empty for others.
+    pub key: Vec<String>,
 }
 
 impl Destination {
@@ -35,6 +37,8 @@ pub struct Load {
     pub destination: Arc<Destination>,
     /// The idempotency key; kept for every attempt until the outcome is known.
     pub label: String,
+    /// The only columns that the rows have: others keep what the table has. None = whole rows and deletes.
+    pub columns: Option<Arc<[String]>>,
     /// NDJSON in pieces; each piece ends with a line feed.
     pub segments: Vec<Bytes>,
     /// Sum of the segments' lengths.

@@ -40,7 +40,8 @@ fn piece(rows: &[&str], ledger: &Ledger, share: &Share) -> Piece {
     ledger.begin(stay.clone(), 99);
     let ticket = ledger.open(&Span { stay, after: 99, upto: 200 }).unwrap();
     let mut text = Vec::new();
-    let mut index = RowIndex { ends: Vec::new(), deltas: Vec::new(), base: 100, source: "t".into() };
+    let mut index =
+        RowIndex { ends: Vec::new(), deltas: Vec::new(), keys: Vec::new(), base: 100, source: "t".into() };
     for (place, row) in rows.iter().enumerate() {
         text.extend_from_slice(row.as_bytes());
         text.push(b'\n');

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::fold::{Group, fold};
 use super::isolation::{ISOLATING_LOADS_MAX, Part, Parts};
 use super::owner::Owner;
 use crate::batch::stage::{Done, Outlet, PipelineId};
@@ -119,20 +120,54 @@ fn owners_of(pieces: &[Piece]) -> Vec<Arc<Owner>> {
 }
 
 impl Shared {
-    /// Loads the batch: as a whole, and in parts if StarRocks refuses some of its rows.
+    /// Loads the batch: for a table that upserts, first folded to what its keys come to.
     async fn carry(&self, batch: Batch) {
-        let Batch { destination, pieces, .. } = batch;
+        let Batch { destination, mut pieces, .. } = batch;
+        // A stay may have ended before its rows were sent: its next owner reads them again. They go before
+        // rows are folded, so that none of the others hides behind them.
+        drop_rows(&mut pieces, |piece| piece.ticket().has_ended());
+        let key = Arc::clone(&destination);
+        // Hashing half a million keys is nothing for a thread of the runtime.
+        let folded = self.runtime.spawn_blocking(move || fold(pieces, &key.key)).await;
+        let groups = folded.unwrap_or_else(|panic| {
+            // The pieces went with it: their spans are poisoned, and their pipelines halt.
+            tracing::error!(%panic, "folding a batch panicked");
+            Vec::new()
+        });
+        let (mut halted, mut stopped) = (Vec::new(), false);
+        for Group { columns, pieces } in groups {
+            if stopped {
+                pieces.into_iter().for_each(Piece::forget);
+                continue;
+            }
+            stopped = self.carry_group(&destination, columns, pieces, &mut halted).await.is_err();
+        }
+    }
+
+    /// Loads rows of one set of columns: as a whole, and in parts if StarRocks refuses some of them. An
+    /// error says that all pipelines with rows of the batch were halted.
+    async fn carry_group(
+        &self,
+        destination: &Arc<Destination>,
+        columns: Option<Arc<[String]>>,
+        pieces: Vec<Piece>,
+        halted: &mut Vec<PipelineId>,
+    ) -> Result<(), Halted> {
         let mut parts = Parts::whole(pieces);
-        let (mut loads, mut halted) = (0, Vec::new());
+        let mut loads = 0;
         while let Some(mut part) = parts.next() {
-            // A stay may have ended before its rows were sent: its next owner reads them again.
+            if part.rows() == 0 {
+                // Spans whose rows were all replaced by others, or dropped.
+                part.pieces.into_iter().for_each(|piece| drop(piece.settle()));
+                continue;
+            }
             drop_rows(&mut part.pieces, |piece| {
                 piece.ticket().has_ended() || halted.contains(&piece.owner().pipeline)
             });
             let Some(first) = part.pieces.first() else { continue };
             // Nothing was committed under an earlier label, and the bytes are others now: a new one.
             let label = self.labels.next(&first.owner().meter.name);
-            let mut load = load_of(&destination, label, &part.pieces);
+            let mut load = load_of(destination, label, columns.clone(), &part.pieces);
             let began = Instant::now();
             match self.deliver(&mut load, &part.pieces).await {
                 Delivered::Durable(receipt) => match missing_rows(&load.label, load.rows, &receipt) {
@@ -140,10 +175,12 @@ impl Shared {
                         settle(part.pieces, &load, &receipt, began.elapsed());
                         parts.loaded();
                     }
-                    Some(fault) => return halt(&fault, part.pieces.into_iter().chain(parts.into_pieces())),
+                    Some(fault) => {
+                        return Err(halt(&fault, part.pieces.into_iter().chain(parts.into_pieces())));
+                    }
                 },
                 Delivered::Halt(fault) => {
-                    return halt(&fault, part.pieces.into_iter().chain(parts.into_pieces()));
+                    return Err(halt(&fault, part.pieces.into_iter().chain(parts.into_pieces())));
                 }
                 Delivered::Released => {
                     drop_rows(&mut part.pieces, |piece| {
@@ -154,10 +191,11 @@ impl Shared {
                 Delivered::BadRows(rejection) => {
                     loads += 1;
                     let tired = loads >= ISOLATING_LOADS_MAX;
-                    self.set_bad_rows_aside(part, &rejection, &mut parts, &mut halted, tired).await;
+                    self.set_bad_rows_aside(part, &rejection, &mut parts, halted, tired).await;
                 }
             }
         }
+        Ok(())
     }
 
     async fn deliver(&self, load: &mut Load, pieces: &[Piece]) -> Delivered {
@@ -243,10 +281,16 @@ async fn reject(owner: &Owner, rejected: Vec<Rejected>) -> Result<(), Fault> {
     }
 }
 
-fn load_of(destination: &Arc<Destination>, label: String, pieces: &[Piece]) -> Load {
+fn load_of(
+    destination: &Arc<Destination>,
+    label: String,
+    columns: Option<Arc<[String]>>,
+    pieces: &[Piece],
+) -> Load {
     Load {
         destination: Arc::clone(destination),
         label,
+        columns,
         segments: pieces.iter().map(Piece::body).collect(),
         bytes: pieces.iter().map(Piece::bytes).sum(),
         rows: pieces.iter().map(|piece| piece.len() as u64).sum(),
@@ -292,11 +336,15 @@ fn settle(pieces: Vec<Piece>, load: &Load, receipt: &Receipt, took: Duration) {
     }
 }
 
+/// All pipelines with rows of the batch were halted.
+struct Halted;
+
 /// Nothing of `pieces` counts as loaded, and a person is needed: all pipelines concerned halt.
-fn halt(fault: &Fault, pieces: impl Iterator<Item = Piece>) {
+fn halt(fault: &Fault, pieces: impl Iterator<Item = Piece>) -> Halted {
     let pieces: Vec<Piece> = pieces.collect();
     owners_of(&pieces).iter().for_each(|owner| owner.alarm.raise(fault.retold()));
     pieces.into_iter().for_each(Piece::forget);
+    Halted
 }
 
 /// Drops the rows of which `gone` says that they are another process's to load, or read again.

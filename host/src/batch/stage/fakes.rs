@@ -47,7 +47,7 @@ pub(crate) fn cluster(fe: Vec<String>) -> StarRocks {
 /// A table of the Duplicate Key model in a cluster that nobody reaches.
 pub(crate) fn destination(table: &str) -> Arc<Destination> {
     let cluster = Arc::new(cluster(Vec::new()));
-    Arc::new(Destination { cluster, table: table.into(), model: TableModel::Duplicate })
+    Arc::new(Destination { cluster, table: table.into(), model: TableModel::Duplicate, key: Vec::new() })
 }
 
 /// A pipeline that loads `orders` and keeps no rejects.

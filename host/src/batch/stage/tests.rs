@@ -71,6 +71,7 @@ impl Bench {
         let index = RowIndex {
             ends: (1..=rows as u32).map(|row| row * 3).collect(),
             deltas: (0..rows as u32).map(|row| row | FIRST_ROW).collect(),
+            keys: Vec::new(),
             base: after + 1,
             source: "t".into(),
         };

@@ -43,6 +43,7 @@ impl Bench {
             cluster: Arc::clone(&cluster),
             table: "orders".into(),
             model: TableModel::Duplicate,
+            key: Vec::new(),
         };
         let (runtime, (inbox, letters)) = (Handle::current(), mpsc::channel(8));
         let share = Budget::new(ROOM).share(ROOM, 0);
@@ -75,7 +76,8 @@ impl Bench {
         let span = Span { stay: stay(number), after: -1, upto: records as i64 - 1 };
         let ticket = self.ledger.open(&span).expect("the stay has begun");
         let mut body = Vec::new();
-        let mut index = RowIndex { ends: Vec::new(), deltas: Vec::new(), base: 0, source: "t".into() };
+        let mut index =
+            RowIndex { ends: Vec::new(), deltas: Vec::new(), keys: Vec::new(), base: 0, source: "t".into() };
         let mut record = 0;
         for (row, first) in rows {
             body.extend_from_slice(row.as_bytes());
