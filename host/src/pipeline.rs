@@ -174,7 +174,15 @@ fn wire(
     stop: &Stop,
     meter: &Arc<PipelineMeter>,
 ) -> Result<(), Fault> {
-    let Source::Kafka(source) = &pipeline.source;
+    let source = match &pipeline.source {
+        Source::Kafka(source) => source,
+        Source::Postgres(_) | Source::Http(_) => {
+            return Err(Fault::halt(
+                format!("the source `{}` is not wired yet", pipeline.source.name()),
+                "use [source.kafka] until it is",
+            ));
+        }
+    };
     let sink = Arc::new(pipeline.sink.clone());
     let name: Arc<str> = pipeline.name.as_str().into();
 
