@@ -12,7 +12,7 @@ use crate::budget::{Budget, Share};
 use crate::buffers::Buffers;
 use crate::chain::Chain;
 use crate::config::model::{self, Pipeline, Process, Source, TableModel};
-use crate::dead_letter::{DeadLetterBox, Rejects};
+use crate::dead_letter::{DeadLetterBox, Rejects, Tolerance};
 use crate::delivery::carriers::Carriers;
 use crate::delivery::marker::Marker;
 use crate::delivery::owner::Owner;
@@ -265,6 +265,10 @@ fn wire(
             let wiring = kafka::Wiring { kafka: kafka.clone(), marker, parts };
             kafka::run(wiring, |number, feed| lanes.spawn(number, feed))
         }
+        Source::Postgres(_) | Source::Http(_) => Err(Fault::halt(
+            format!("the source `{}` is not wired yet", pipeline.source.name()),
+            "use [source.kafka] until it is",
+        )),
     }
 }
 
@@ -275,14 +279,18 @@ fn rejects_of(
     meter: &Arc<PipelineMeter>,
     alarm: &Alarm,
 ) -> Result<Rejects, Fault> {
-    let Source::Kafka(kafka) = &pipeline.source;
-    match &pipeline.dead_letters {
-        Some(settings) => {
-            let letters = DeadLetterBox::open(settings, Some(kafka), runtime, meter, alarm)?;
-            Ok(Rejects::Keep(letters, None))
-        }
-        None => Ok(Rejects::Halt),
-    }
+    // A refused row of a request concerns nobody but the request.
+    let answers = matches!(pipeline.source, Source::Http(_));
+    let Some(settings) = &pipeline.dead_letters else {
+        return Ok(if answers { Rejects::Answer } else { Rejects::Halt });
+    };
+    let kafka = match &pipeline.source {
+        Source::Kafka(kafka) => Some(kafka),
+        Source::Postgres(_) | Source::Http(_) => None,
+    };
+    let tolerance = pipeline.max_rejects.filter(|_| !answers);
+    let letters = DeadLetterBox::open(settings, kafka, runtime, meter, alarm)?;
+    Ok(Rejects::Keep(letters, tolerance.map(|max| Arc::new(Tolerance::new(max)))))
 }
 
 /// What lanes copy out of messages: what a plugin asks for, and what dead letters keep.

@@ -33,6 +33,7 @@ pub(crate) fn cluster(fe: Vec<String>) -> StarRocks {
         database: "shop".into(),
         table: None,
         tables: Vec::new(),
+        create_tables: false,
         user: "root".into(),
         password: Secret::default(),
         table_model: None,

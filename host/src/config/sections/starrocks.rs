@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue};
 
 use super::kafka::not_empty;
 use crate::config::address;
-use crate::config::kind::{Count, FilePath, Hidden, OneOf, Properties, Refusal, Text, Texts, Time};
+use crate::config::kind::{Count, FilePath, Flag, Hidden, OneOf, Properties, Refusal, Text, Texts, Time};
 use crate::config::model::TableModel;
 use crate::config::refused;
 use crate::config::schema::{Key, Presence, Section};
@@ -22,6 +22,7 @@ pub(in crate::config) static SECTION: Section = Section {
         &DATABASE,
         &TABLE,
         &TABLES,
+        &CREATE_TABLES,
         &USER,
         &PASSWORD,
         &TABLE_MODEL,
@@ -71,9 +72,13 @@ pub(in crate::config) static DATABASE: Key<Text> = Key {
 
 pub(in crate::config) static TABLE: Key<Text> = Key {
     name: "table",
-    kind: Text { expected: TABLE_EXPECTED, parse: identifier },
-    presence: Presence::Usual { example: "\"orders\"", without: "a plugin must route every row" },
-    doc: "The table of rows that no plugin routes elsewhere.",
+    kind: Text { expected: TABLE_EXPECTED, parse: table_or_template },
+    presence: Presence::Usual {
+        example: "\"orders\"",
+        without: "a plugin must route every row; with [source.postgres] it is \"{table}\"",
+    },
+    doc: "The table of rows that no plugin routes elsewhere. With [source.postgres], `{schema}` and `{table}` in it \
+          stand for the names of the source table.",
 };
 
 const TABLE_EXPECTED: &str = "a table's name such as \"orders\"";
@@ -87,6 +92,14 @@ pub(in crate::config) static TABLES: Key<Texts> = Key {
     },
     presence: Presence::Default("[]"),
     doc: "Tables that plugins may route to besides `table`. Empty: all that the plugin declares.",
+};
+
+pub(in crate::config) static CREATE_TABLES: Key<Flag> = Key {
+    name: "create_tables",
+    kind: Flag,
+    presence: Presence::Default("false"),
+    doc: "Makes tables that are missing, as Primary Key tables with the columns of the source table. Only with \
+          [source.postgres]; the user needs CREATE TABLE on the database.",
 };
 
 pub(in crate::config) static USER: Key<Text> = Key {
@@ -174,6 +187,19 @@ pub(in crate::config) static PROPERTIES: Key<Properties> = Key {
     doc: "Any other Stream Load header, such as `columns`, `jsonpaths` or `merge_condition`. Those that \
           would break delivery, or that have a key of their own here, are refused with the reason.",
 };
+
+/// A name of StarRocks, or one with placeholders for those of a source table.
+fn table_or_template(text: &str) -> Result<String, Refusal> {
+    let plain = text.replace("{schema}", "").replace("{table}", "");
+    if plain.contains(['{', '}']) {
+        return Refusal::because("there is no placeholder but {schema} and {table}");
+    }
+    // What placeholders stand for is checked when it is known.
+    if !text.is_empty() && plain.is_empty() {
+        return Ok(text.to_owned());
+    }
+    identifier(&plain).map(|_| text.to_owned())
+}
 
 /// A name of StarRocks: letters of any language are fine, what ends a path or a name is not.
 fn identifier(text: &str) -> Result<String, Refusal> {

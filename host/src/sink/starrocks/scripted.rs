@@ -20,6 +20,7 @@ pub(super) fn cluster(fe: &[&str]) -> StarRocks {
         database: "shop".into(),
         table: Some("orders".into()),
         tables: Vec::new(),
+        create_tables: false,
         user: "root".into(),
         password: Secret::new("canary"),
         table_model: None,
