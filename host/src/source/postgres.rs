@@ -1,4 +1,9 @@
 //! Postgres CDC: a snapshot of each table, then the changes of one logical replication slot.
 
+pub mod kind;
 pub mod lsn;
+pub mod pgoutput;
 pub mod table;
+pub mod value;
+
+mod scan;
