@@ -2,8 +2,11 @@
 
 pub mod kind;
 pub mod lsn;
+mod progress;
+mod pump;
 pub mod pgoutput;
 pub mod table;
+mod transport;
 pub mod value;
 
 mod scan;
