@@ -93,10 +93,16 @@ pub fn append_json(kind: &Kind, text: &[u8], out: &mut Vec<u8>) -> Result<Noted,
 /// If the text is not UTF-8.
 #[inline]
 pub fn append_string(text: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
-    check_utf8(text)?;
+    append_str(checked_utf8(text)?, out);
+    Ok(())
+}
+
+/// Appends a JSON string.
+#[inline]
+pub fn append_str(text: &str, out: &mut Vec<u8>) {
     out.reserve(text.len() + 2);
     out.push(b'"');
-    let mut rest = text;
+    let mut rest = text.as_bytes();
     while let Some(place) = scan::find(rest, |byte| byte < b' ' || byte == b'"' || byte == b'\\') {
         out.extend_from_slice(&rest[..place]);
         append_escaped(rest[place], out);
@@ -104,7 +110,6 @@ pub fn append_string(text: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
     }
     out.extend_from_slice(rest);
     out.push(b'"');
-    Ok(())
 }
 
 fn append_escaped(byte: u8, out: &mut Vec<u8>) {
@@ -126,11 +131,8 @@ fn append_escaped(byte: u8, out: &mut Vec<u8>) {
     out.extend_from_slice(&[b'\\', short]);
 }
 
-fn check_utf8(text: &[u8]) -> Result<(), ValueError> {
-    match std::str::from_utf8(text) {
-        Ok(_) => Ok(()),
-        Err(error) => Err(ValueError::NotUtf8 { at: error.valid_up_to() }),
-    }
+fn checked_utf8(text: &[u8]) -> Result<&str, ValueError> {
+    std::str::from_utf8(text).map_err(|error| ValueError::NotUtf8 { at: error.valid_up_to() })
 }
 
 fn append_null(out: &mut Vec<u8>) -> Noted {
@@ -258,7 +260,7 @@ fn append_bytea(text: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
 /// JSON as it is, on one line. Postgres has checked it: it is valid, and a string in it holds no line
 /// feed, so those that there are stand between tokens and can go. No look inside, so no depth is too deep.
 fn append_embedded(text: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
-    check_utf8(text)?;
+    checked_utf8(text)?;
     if text.trim_ascii().is_empty() {
         return Err(ValueError::Unreadable { at: 0, expected: "JSON" });
     }
