@@ -92,6 +92,11 @@ impl Gathered {
         self.columns.bytes()
     }
 
+    /// Place of the first row; that of the last one ever if there is none.
+    pub(super) fn first_place(&self) -> i64 {
+        self.columns.offsets.first().copied().unwrap_or(self.upto)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.columns.is_empty()
     }

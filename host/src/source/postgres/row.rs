@@ -90,8 +90,20 @@ impl Layout {
     /// # Errors
     /// See [`RowError`].
     pub fn append_copied(&self, row: &CopyRow<'_>, out: &mut Vec<u8>) -> Result<Appended, RowError> {
-        self.check_length(row.len())?;
-        let fields = row.fields().map(|field| field.map_or(Field::Null, Field::Text));
+        self.append_fields(row.fields(), out)
+    }
+
+    /// Appends a row that was asked for column by column, in the form of the stream's text.
+    ///
+    /// # Errors
+    /// See [`RowError`].
+    pub fn append_fields<'f>(
+        &self,
+        fields: impl ExactSizeIterator<Item = Option<&'f [u8]>>,
+        out: &mut Vec<u8>,
+    ) -> Result<Appended, RowError> {
+        self.check_length(fields.len())?;
+        let fields = fields.map(|field| field.map_or(Field::Null, Field::Text));
         let nulled = self.append_object(fields, |_| true, |_| {}, out)?;
         Ok(Appended { missing: None, nulled: nulled.count })
     }
