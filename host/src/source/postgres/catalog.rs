@@ -418,6 +418,7 @@ fn type_row(row: &Row) -> Result<TypeRow, Failed> {
         category: letter(row, 4)?,
         element: row.try_get(5)?,
         base: row.try_get(6)?,
-        delimiter: letter(row, 7)?,
+        base_modifier: row.try_get(7)?,
+        delimiter: letter(row, 8)?,
     })
 }

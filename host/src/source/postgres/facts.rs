@@ -259,6 +259,8 @@ pub struct TypeRow {
     pub element: u32,
     /// Base type of a domain; else 0.
     pub base: u32,
+    /// Modifier that a domain gives its base type; -1 = none.
+    pub base_modifier: i32,
     /// What separates elements in an array's text.
     pub delimiter: char,
 }

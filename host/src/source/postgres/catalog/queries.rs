@@ -112,6 +112,6 @@ pub(super) const TYPES: &str = "
         WHERE part <> 0)
     SELECT t.oid, t.typname::text, n.nspname::text, t.typtype, t.typcategory,
         CASE WHEN t.typcategory = 'A' AND t.typname NOT IN ('int2vector', 'oidvector') THEN t.typelem ELSE 0::oid END,
-        t.typbasetype, t.typdelim
+        t.typbasetype, t.typtypmod, t.typdelim
     FROM used u JOIN pg_type t ON t.oid = u.oid JOIN pg_namespace n ON n.oid = t.typnamespace
     ORDER BY t.oid";

@@ -86,7 +86,10 @@ fn foreign_tables(facts: &Facts, publication: &Publication) -> usize {
     let followed = |oid: &&u32| {
         facts.relation(**oid).is_some_and(|relation| {
             let chosen = |oid: u32| facts.chosen().any(|chosen| chosen.oid == oid);
-            chosen(relation.oid) || facts.ancestors(relation).any(|ancestor| chosen(ancestor.oid))
+            let above = facts.ancestors(relation).any(|ancestor| chosen(ancestor.oid));
+            // The whole of which only a partition is followed.
+            let below = || facts.heaps(relation).iter().any(|heap| chosen(heap.oid));
+            chosen(relation.oid) || above || below()
         })
     };
     publication.tables.keys().filter(|oid| !followed(oid)).count()

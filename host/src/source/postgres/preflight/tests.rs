@@ -194,7 +194,14 @@ fn tables_that_cannot_be_followed_or_read_are_named() {
         "\"public.order\" names no table",
         "there is public.orders",
     );
-    blocks(|facts, _| facts.relations = Vec::new(), "no table is left", "`exclude`");
+    blocks(
+        |facts, _| {
+            facts.relations = Vec::new();
+            publication(facts).tables.clear();
+        },
+        "no table is left",
+        "`exclude`",
+    );
     blocks(|facts, _| facts.relations[0].may_use_schema = false, "may not use schema public", "GRANT USAGE ON SCHEMA public TO \"reader\"");
     blocks(
         |facts, _| facts.relations[0].columns.iter_mut().for_each(|column| column.may_select = false),
