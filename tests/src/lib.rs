@@ -10,7 +10,9 @@ pub mod machine;
 pub mod metrics;
 pub mod oracle;
 pub mod pipeline;
+pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod stand;
 pub mod warehouse;
 
