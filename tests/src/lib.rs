@@ -15,5 +15,6 @@ pub mod process;
 pub mod proxy;
 pub mod stand;
 pub mod warehouse;
+pub mod workload;
 
 pub use tidemill_test_kafka::wait_until;
