@@ -377,11 +377,7 @@ mod tests {
         check(ColumnType::Int { bytes: 1 }, "128", Misfit::Overflow { text: "128".to_owned() });
         check(ColumnType::Int { bytes: 4 }, "\"x\"", Misfit::Unconvertible { text: "x".to_owned() });
         let text = "\u{e9}\u{e9}".to_owned();
-        check(
-            ColumnType::Varchar { bytes: 2 },
-            "\"\u{e9}\u{e9}\"",
-            Misfit::TooLong { text, bytes_max: 2 },
-        );
+        check(ColumnType::Varchar { bytes: 2 }, "\"\u{e9}\u{e9}\"", Misfit::TooLong { text, bytes_max: 2 });
         let kind = ColumnType::Decimal { precision: 4, scale: 2 };
         check(kind, "123.4", Misfit::Decimal { text: "123.4".to_owned() });
         check(ColumnType::Date, "\"2026-02-30\"", Misfit::Unconvertible { text: "2026-02-30".to_owned() });

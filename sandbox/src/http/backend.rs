@@ -371,8 +371,7 @@ pub(super) async fn read(
     let reading = tokio::task::spawn_blocking(move || match keep {
         Keep::Rows => {
             let mut staged = ingest::read(body, &plan)?;
-            let filtered =
-                Filtered { rows: staged.filtered, reasons: std::mem::take(&mut staged.reasons) };
+            let filtered = Filtered { rows: staged.filtered, reasons: std::mem::take(&mut staged.reasons) };
             Ok((LoadData { rows: staged.rows, bytes: staged.bytes, loads: vec![staged] }, filtered))
         }
         Keep::None => {

@@ -65,8 +65,7 @@ impl Refused<'_, '_> {
                 Some(reason) => (format!("Invalid argument: {reason}"), sent()),
                 None => {
                     let (name, kind, text) = (&column.name, column.kind.named(), misfit.text());
-                    let reason =
-                        format!("Value ''{text}'' is out of range. The type of '{name}' is {kind}");
+                    let reason = format!("Value ''{text}'' is out of range. The type of '{name}' is {kind}");
                     (reason, self.bracketed(plan, false))
                 }
             },

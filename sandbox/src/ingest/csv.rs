@@ -221,9 +221,9 @@ mod tests {
     use http::{HeaderMap, HeaderName, HeaderValue};
 
     fn check(headers: &[(&'static str, &'static str)], body: &str, expected: &[&[&str]]) {
-        let headers = headers.iter().map(|(name, value)| {
-            (HeaderName::from_static(name), HeaderValue::from_static(value))
-        });
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
         let params = LoadParams::from_headers(&headers.collect::<HeaderMap>()).expect("well-formed");
         let mut reader = Reader { params: &params, rest: body };
         let (mut fields, mut found) = (Vec::new(), Vec::new());
