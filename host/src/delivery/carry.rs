@@ -145,6 +145,8 @@ impl Shared {
             segments: batch.pieces.iter().map(Piece::body).collect(),
             bytes: batch.bytes(),
             rows: batch.rows(),
+            columns: None,
+            packed: None,
             body_sent: false,
         }
     }

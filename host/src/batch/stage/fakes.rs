@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Done, Outlet};
 use crate::batch::Batch;
-use crate::config::model::{Secret, StarRocks, TableModel};
+use crate::config::model::{Compression, RowFormat, Secret, StarRocks, TableModel};
 use crate::sink::Destination;
 
 /// Shows each batch to the test, which ends the load.
@@ -35,6 +35,10 @@ pub(crate) fn cluster(fe: Vec<String>) -> StarRocks {
         redirect_hosts: Vec::new(),
         ca: None,
         properties: BTreeMap::new(),
+        format: RowFormat::Json,
+        columns: Vec::new(),
+        partial_update: None,
+        compression: Compression::None,
     }
 }
 
