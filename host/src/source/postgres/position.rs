@@ -191,6 +191,7 @@ impl Positions {
             destination: Arc::clone(&self.destination),
             label: self.labels.next(&format!("{}-position", self.pipeline)),
             columns: None,
+            packed: None,
             bytes: body.len() as u64,
             segments: vec![Bytes::from(body)],
             rows: 1,
