@@ -7,5 +7,6 @@ pub mod pgoutput;
 pub mod row;
 pub mod table;
 pub mod value;
+pub mod warehouse_table;
 
 mod scan;
