@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::copy_text::CopyRow;
 use super::lsn::Lsn;
 use super::pgoutput::{Delete, Old, Tuple, Update};
 use super::row::{Appended, ColumnSets, Layout, RowError};
@@ -120,6 +121,15 @@ impl Gathered {
     /// A new row at `place`.
     pub(super) fn insert(&mut self, place: i64, new: Tuple<'_>, transaction: &Transaction) -> Result<(), Fault> {
         let told = self.upsert(place, new, None, transaction);
+        self.or_refused(place, told, transaction)
+    }
+
+    /// A row of the snapshot.
+    pub(super) fn copied(&mut self, place: i64, row: &CopyRow<'_>, transaction: &Transaction) -> Result<(), Fault> {
+        self.key.clear();
+        let told = self.layout.append_copied_key(row, &mut self.key);
+        let told = told.and_then(|()| self.layout.append_copied(row, &mut self.columns.values.data));
+        let told = told.map(|appended| self.end_upsert(place, appended, transaction));
         self.or_refused(place, told, transaction)
     }
 
