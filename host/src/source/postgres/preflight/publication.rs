@@ -1,7 +1,7 @@
 //! The publication: is it there, whole, and of the right tables?
 
-use super::steps::{create_publication, unpublished};
-use super::{Defect, setting, sql};
+use super::steps::{create_publication, is_listed, unpublished};
+use super::{Defect, follows, setting, sql};
 use crate::config::model::{Postgres, Truncate};
 use crate::source::postgres::facts::{Facts, Kind, Publication, Relation};
 use crate::source::postgres::quote::{friendly, friendly_table, identifier, literal};
@@ -33,7 +33,9 @@ fn check_missing(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
     }
     let statement = create.sql();
     if facts.server.in_recovery {
-        let what = format!("publication {name} does not exist, and a standby cannot make it: it is made on the primary");
+        let what = format!(
+            "publication {name} does not exist, and a standby cannot make it: it is made on the primary"
+        );
         found.push(Defect::blocks(what, vec![sql(statement)]));
         return;
     }
@@ -42,7 +44,8 @@ fn check_missing(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
     }
     let foreign: Vec<&Relation> = facts.chosen().filter(|relation| !relation.owned).collect();
     if !foreign.is_empty() {
-        let owners: Vec<String> = foreign.iter().map(|table| format!("{} of {}", table.owner, table.name)).collect();
+        let owners: Vec<String> =
+            foreign.iter().map(|table| format!("{} of {}", table.owner, table.name)).collect();
         let what = format!(
             "publication {name} does not exist, and role {} does not own all its tables (owners: {})",
             source.user,
@@ -51,7 +54,11 @@ fn check_missing(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
         found.push(Defect::blocks(what, vec![sql(statement)]));
     } else if !facts.role.may_create {
         let what = format!("publication {name} does not exist, and role {} may not make it", source.user);
-        let grant = format!("GRANT CREATE ON DATABASE {} TO {}", friendly(&source.database), identifier(&source.user));
+        let grant = format!(
+            "GRANT CREATE ON DATABASE {} TO {}",
+            friendly(&source.database),
+            identifier(&source.user)
+        );
         found.push(Defect::blocks(what, vec![sql(grant), sql(statement)]));
     }
 }
@@ -99,30 +106,42 @@ fn check_partitions(facts: &Facts, source: &Postgres, publication: &Publication,
     let name = friendly(&source.publication);
     for relation in facts.chosen() {
         if relation.kind == Kind::Partitioned && !publication.via_root {
-            let what = format!(
-                "publication {name} tells changes of {} as changes of its partitions",
-                relation.name
-            );
+            let what =
+                format!("publication {name} tells changes of {} as changes of its partitions", relation.name);
             let alter = format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = true)");
             let partitions = setting("name the partitions in `tables` in [source.postgres]");
             found.push(Defect::blocks(what, vec![sql(alter), partitions]));
         }
         let root = facts.ancestors(relation).find(|ancestor| publication.tables.contains_key(&ancestor.oid));
         if let Some(root) = root.filter(|_| publication.via_root) {
-            let what = format!("changes of {} are published as changes of {}, the whole table", relation.name, root.name);
-            found.push(Defect::blocks(what, vec![setting(format!("name {} in `tables` in [source.postgres]", root.name))]));
+            let what = format!(
+                "changes of {} are published as changes of {}, the whole table",
+                relation.name, root.name
+            );
+            found.push(Defect::blocks(
+                what,
+                vec![setting(format!("name {} in `tables` in [source.postgres]", root.name))],
+            ));
         }
     }
 }
 
+/// The statement that adds a table which the publication lacks, if our role may not run it.
+pub(super) fn addition_by_others(facts: &Facts, source: &Postgres, relation: &Relation) -> Option<String> {
+    let publication = facts.publication.as_ref().filter(|_| follows(source))?;
+    let beyond_us = !is_listed(facts, relation) && !may_add(facts, publication, relation);
+    let name = friendly(&source.publication);
+    beyond_us.then(|| format!("ALTER PUBLICATION {name} ADD TABLE {}", friendly_table(&relation.name)))
+}
+
+fn may_add(facts: &Facts, publication: &Publication, relation: &Relation) -> bool {
+    !facts.server.in_recovery && (facts.role.superuser || (publication.owned && relation.owned))
+}
+
 fn check_tables(facts: &Facts, source: &Postgres, publication: &Publication, found: &mut Vec<Defect>) {
     let name = friendly(&source.publication);
-    let may_alter = publication.owned || facts.role.superuser;
     let beyond_us: Vec<&TableName> = unpublished(facts)
-        .filter(|relation| {
-            let may = may_alter && (relation.owned || facts.role.superuser);
-            !may || facts.server.in_recovery
-        })
+        .filter(|relation| !may_add(facts, publication, relation))
         .map(|relation| &relation.name)
         .collect();
     if !beyond_us.is_empty() {
@@ -133,12 +152,16 @@ fn check_tables(facts: &Facts, source: &Postgres, publication: &Publication, fou
             tables.join(", "),
             source.user
         );
-        found.push(Defect::blocks(what, vec![sql(format!("ALTER PUBLICATION {name} ADD TABLE {}", tables.join(", ")))]));
+        found.push(Defect::blocks(
+            what,
+            vec![sql(format!("ALTER PUBLICATION {name} ADD TABLE {}", tables.join(", ")))],
+        ));
     }
     let foreign = foreign_tables(facts, publication);
     if foreign > 0 {
         let noun = if foreign == 1 { "table" } else { "tables" };
-        let what = format!("publication {name} has {foreign} other {noun}, whose changes are sent for nothing");
+        let what =
+            format!("publication {name} has {foreign} other {noun}, whose changes are sent for nothing");
         let own = "have a publication of its own: `publication` in [source.postgres]";
         found.push(Defect::warns(what, vec![setting(own)]));
     }
