@@ -168,7 +168,8 @@ impl Reader<'_> {
         }
         for relation in relations {
             if relation.identity == Identity::Full {
-                relation.identity_columns = relation.columns.iter().map(|column| column.column.number).collect();
+                relation.identity_columns =
+                    relation.columns.iter().map(|column| column.column.number).collect();
             }
         }
         Ok(())

@@ -166,7 +166,10 @@ impl Connector {
 
     fn unopened(&self, failure: Failure) -> Fault {
         let Postgres { host, port, database, user, .. } = &*self.source;
-        failure.fault(&format!("connect to Postgres at {host}:{port}, database {database}, as {user}"), &self.source)
+        failure.fault(
+            &format!("connect to Postgres at {host}:{port}, database {database}, as {user}"),
+            &self.source,
+        )
     }
 
     /// Settings of the replication client, which is to stream from `start`.
@@ -254,8 +257,14 @@ mod tests {
     fn values_are_written_alike_on_every_connection() {
         for purpose in [Purpose::Questions, Purpose::Copy, Purpose::Replication] {
             let options = options(purpose);
-            assert!(options.starts_with("-c datestyle=ISO -c timezone=UTC -c intervalstyle=iso_8601"), "{options}");
-            assert!(options.contains("-c extra_float_digits=3 -c bytea_output=hex -c lc_monetary=C"), "{options}");
+            assert!(
+                options.starts_with("-c datestyle=ISO -c timezone=UTC -c intervalstyle=iso_8601"),
+                "{options}"
+            );
+            assert!(
+                options.contains("-c extra_float_digits=3 -c bytea_output=hex -c lc_monetary=C"),
+                "{options}"
+            );
         }
         assert!(options(Purpose::Replication).ends_with("-c wal_sender_timeout=60000"));
         assert!(options(Purpose::Copy).ends_with("-c row_security=off"));

@@ -323,7 +323,8 @@ impl Facts {
         let is_published = |attribute: &&Attribute| {
             let listed = listed.is_none_or(|names| names.contains(&attribute.column.name));
             // Up to 17 the catalogue lists generated columns and the stream leaves them out.
-            let told = !attribute.generated || (self.server.major() >= 18 && self.published(relation).is_some());
+            let told =
+                !attribute.generated || (self.server.major() >= 18 && self.published(relation).is_some());
             listed && told
         };
         let place = |number: i16| relation.primary_key.iter().position(|key| *key == number);

@@ -80,8 +80,12 @@ async fn dial(host: &str, port: u16) -> Result<TcpStream, Failure> {
     connector.set_tcp_user_timeout(Some(UNCONFIRMED_MAX));
     let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let unusable = |error: http::Error| Failure::Protocol(format!("{host:?} is no host: {error}"));
-    let uri =
-        http::Uri::builder().scheme("postgres").authority(authority).path_and_query("/").build().map_err(unusable)?;
+    let uri = http::Uri::builder()
+        .scheme("postgres")
+        .authority(authority)
+        .path_and_query("/")
+        .build()
+        .map_err(unusable)?;
     match TowerToHyperService::new(connector).call(uri).await {
         Ok(stream) => Ok(stream.into_inner()),
         Err(error) => Err(Failure::unreached(&error)),

@@ -116,7 +116,10 @@ pub fn verdict(defects: &[Defect]) -> Result<(), Fault> {
             let _ = write!(what, "\n      {mend}");
         }
     }
-    Err(Fault::halt(what, "mend them and start again; `tidemill check --online` looks again without changing anything"))
+    Err(Fault::halt(
+        what,
+        "mend them and start again; `tidemill check --online` looks again without changing anything",
+    ))
 }
 
 /// Defects and steps as text for people, a line each and its mends below.

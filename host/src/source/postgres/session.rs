@@ -317,7 +317,9 @@ fn text_row(mut body: Bytes) -> Result<TextRow, Failure> {
     let malformed = || Failure::Protocol("a row is cut off".to_owned());
     let columns = body.try_get_i16().map_err(|_| malformed())?;
     let column = |_| {
-        let Ok(length) = usize::try_from(body.try_get_i32().map_err(|_| malformed())?) else { return Ok(None) };
+        let Ok(length) = usize::try_from(body.try_get_i32().map_err(|_| malformed())?) else {
+            return Ok(None);
+        };
         if body.len() < length {
             return Err(malformed());
         }

@@ -79,25 +79,28 @@ impl Failure {
         let place = Place(source);
         let (kind, hint) = match &self {
             Failure::Server { code, message } => verdict(code, message, &place),
-            Failure::Network(_) | Failure::Late(_) => {
-                (FaultKind::Retry, Some(format!("check that Postgres runs and can be reached at {}", place.address())))
-            }
+            Failure::Network(_) | Failure::Late(_) => (
+                FaultKind::Retry,
+                Some(format!("check that Postgres runs and can be reached at {}", place.address())),
+            ),
             Failure::LogIn(_) => (FaultKind::Halt, Some(place.log_in_hint())),
             Failure::Tls(_) => {
                 (FaultKind::Halt, Some("check [source.postgres.tls]: its mode, and `ca`".to_owned()))
             }
             Failure::Protocol(_) => (FaultKind::Retry, None),
-            Failure::TooLong { .. } => {
-                (FaultKind::Halt, Some("leave the column with the long values out of the publication".to_owned()))
-            }
+            Failure::TooLong { .. } => (
+                FaultKind::Halt,
+                Some("leave the column with the long values out of the publication".to_owned()),
+            ),
         };
         let what = format!("cannot {attempted}");
         let fault = match (kind, hint) {
             (FaultKind::Retry, None) => Fault::retry(what),
             (FaultKind::Retry, Some(hint)) => Fault::retry(what).with_hint(hint),
-            (FaultKind::Reject | FaultKind::Halt, hint) => {
-                Fault::halt(what, hint.unwrap_or_else(|| "mend what the server names and start again".to_owned()))
-            }
+            (FaultKind::Reject | FaultKind::Halt, hint) => Fault::halt(
+                what,
+                hint.unwrap_or_else(|| "mend what the server names and start again".to_owned()),
+            ),
         };
         fault.caused_by(self)
     }
@@ -133,7 +136,9 @@ impl From<tokio_postgres::Error> for Failure {
             }
             Some(cause) => Failure::Network(cause.to_string()),
             // The client tells its kinds apart by their text only.
-            None if words.starts_with("invalid configuration") || words.starts_with("authentication error") => {
+            None if words.starts_with("invalid configuration")
+                || words.starts_with("authentication error") =>
+            {
                 Failure::LogIn(words)
             }
             None => Failure::Protocol(words),
@@ -193,7 +198,10 @@ impl Place<'_> {
     }
 
     fn start_over(&self) -> String {
-        format!("`{}`, then start again with snapshot = \"initial\": the tables are copied anew", self.drop_slot())
+        format!(
+            "`{}`, then start again with snapshot = \"initial\": the tables are copied anew",
+            self.drop_slot()
+        )
     }
 }
 
@@ -237,7 +245,10 @@ fn verdict(code: &str, message: &str, place: &Place<'_>) -> (FaultKind, Option<S
 /// Classes and codes that pass by themselves: connection exceptions, roll-backs, resources, operator's doing, I/O.
 fn passing(code: &str) -> bool {
     const CLASSES: [&str; 5] = ["08", "40", "53", "57", "58"];
-    CLASSES.iter().any(|class| code.starts_with(class)) || code == "XX000" || code == "25P02" || code == "25P03"
+    CLASSES.iter().any(|class| code.starts_with(class))
+        || code == "XX000"
+        || code == "25P02"
+        || code == "25P03"
 }
 
 fn log_in(message: &str, place: &Place<'_>) -> String {
@@ -257,7 +268,10 @@ fn log_in(message: &str, place: &Place<'_>) -> String {
 
 fn missing_right(message: &str, place: &Place<'_>) -> String {
     let role = identifier(&place.0.user);
-    if ["walsender", "WAL sender", "replication slots", "replication role"].iter().any(|words| message.contains(words)) {
+    if ["walsender", "WAL sender", "replication slots", "replication role"]
+        .iter()
+        .any(|words| message.contains(words))
+    {
         return format!("`ALTER ROLE {role} REPLICATION` (Amazon RDS: `GRANT rds_replication TO {role}`)");
     }
     let named = |kind: &str| {
@@ -267,10 +281,16 @@ fn missing_right(message: &str, place: &Place<'_>) -> String {
         return format!("`GRANT USAGE ON SCHEMA {} TO {role}`", friendly(schema));
     }
     if let Some(table) = named("table ") {
-        return format!("`GRANT SELECT ON {} TO {role}`: copying a table needs it, following its changes does not", friendly(table));
+        return format!(
+            "`GRANT SELECT ON {} TO {role}`: copying a table needs it, following its changes does not",
+            friendly(table)
+        );
     }
     if let Some(database) = named("database ") {
-        return format!("`GRANT CREATE ON DATABASE {} TO {role}`, or create the publication as its owner", friendly(database));
+        return format!(
+            "`GRANT CREATE ON DATABASE {} TO {role}`, or create the publication as its owner",
+            friendly(database)
+        );
     }
     if message.contains("must be owner") {
         return "run the statements of `tidemill check --online` as the owner of the tables and the publication".to_owned();
@@ -335,7 +355,10 @@ fn unsupported(message: &str, place: &Place<'_>) -> String {
         return "the server is a standby, which can decode only from PostgreSQL 16 on: set `host` to the primary".to_owned();
     }
     if message.contains("physical replication slot") {
-        return format!("the slot is a physical one: name another one as `slot`, or drop it: `{}`", place.drop_slot());
+        return format!(
+            "the slot is a physical one: name another one as `slot`, or drop it: `{}`",
+            place.drop_slot()
+        );
     }
     "the server is too old: PostgreSQL 14 is the least".to_owned()
 }
@@ -356,7 +379,11 @@ mod tests {
     fn refusals_that_need_a_person_name_the_mend() {
         for (code, message, hint) in [
             ("55000", "logical decoding requires wal_level >= logical", "SET wal_level = 'logical'"),
-            ("42501", "must be superuser or replication role to start walsender", "ALTER ROLE \"reader\" REPLICATION"),
+            (
+                "42501",
+                "must be superuser or replication role to start walsender",
+                "ALTER ROLE \"reader\" REPLICATION",
+            ),
             ("42501", "permission denied to start WAL sender", "ALTER ROLE \"reader\" REPLICATION"),
             ("42501", "permission denied for table orders", "GRANT SELECT ON orders TO \"reader\""),
             ("42501", "permission denied for schema Shop", "GRANT USAGE ON SCHEMA \"Shop\" TO \"reader\""),
@@ -372,8 +399,16 @@ mod tests {
             ("53400", "all replication slots are in use", "max_replication_slots"),
             ("42704", "replication slot \"tidemill_shop\" does not exist", "snapshot = \"initial\""),
             ("42704", "publication \"tidemill_shop\" does not exist", "made after the slot"),
-            ("55000", "replication slot \"tidemill_shop\" was not created in this database", "another database"),
-            ("42710", "replication slot \"tidemill_shop\" already exists", "pg_drop_replication_slot('tidemill_shop')"),
+            (
+                "55000",
+                "replication slot \"tidemill_shop\" was not created in this database",
+                "another database",
+            ),
+            (
+                "42710",
+                "replication slot \"tidemill_shop\" already exists",
+                "pg_drop_replication_slot('tidemill_shop')",
+            ),
             ("42602", "replication slot name \"A\" contains invalid character", "lower-case letters"),
             (
                 "55000",
@@ -385,7 +420,11 @@ mod tests {
                 "This slot has been invalidated because it exceeded the maximum reserved size.",
                 "max_slot_wal_keep_size",
             ),
-            ("58P01", "requested WAL segment 000000010000000000000001 has already been removed", "lost its place"),
+            (
+                "58P01",
+                "requested WAL segment 000000010000000000000001 has already been removed",
+                "lost its place",
+            ),
             ("0A000", "client sent proto_version=4 but we only support protocol 3 or lower", "PostgreSQL 14"),
             ("0A000", "cannot use different column lists for table \"public.t\"", "one column list"),
             ("25006", "cannot execute CREATE PUBLICATION in a read-only transaction", "primary"),
@@ -402,7 +441,11 @@ mod tests {
             ("57P02", "terminating connection because of crash of another server process", ""),
             ("57P03", "the database system is starting up", ""),
             ("08006", "connection failure", ""),
-            ("53300", "number of requested standby connections exceeds max_wal_senders (currently 10)", "max_wal_senders"),
+            (
+                "53300",
+                "number of requested standby connections exceeds max_wal_senders (currently 10)",
+                "max_wal_senders",
+            ),
             ("53300", "sorry, too many clients already", "max_connections"),
             ("55006", "replication slot \"tidemill_shop\" is active for PID 7", "active_pid"),
             ("55P03", "canceling statement due to lock timeout", "pg_locks"),

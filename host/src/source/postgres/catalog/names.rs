@@ -135,16 +135,20 @@ mod tests {
         let mut source = source();
         source.tables = tables.iter().map(ToString::to_string).collect();
         source.exclude = exclude.iter().map(ToString::to_string).collect();
-        let mut there: Vec<Relation> = ["public.orders", "public.order_items", "Shop.Orders", "audit.log", "public.a[1]"]
-            .iter()
-            .zip(1..)
-            .map(|(name, oid)| relation(oid, name))
-            .collect();
+        let mut there: Vec<Relation> =
+            ["public.orders", "public.order_items", "Shop.Orders", "audit.log", "public.a[1]"]
+                .iter()
+                .zip(1..)
+                .map(|(name, oid)| relation(oid, name))
+                .collect();
         let mut partition = relation(9, "audit.log_2026");
         partition.parent = Some(4);
         there.push(partition);
         let (relations, unmatched) = Names::new(&source).expect("patterns").choose(there);
-        (relations.iter().map(|relation| format!("{} {:?}", relation.name, relation.named)).collect(), unmatched)
+        (
+            relations.iter().map(|relation| format!("{} {:?}", relation.name, relation.named)).collect(),
+            unmatched,
+        )
     }
 
     #[test]

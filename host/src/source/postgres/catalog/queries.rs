@@ -17,8 +17,7 @@ pub(super) const SERVER_AND_ROLE: &str = "
     FROM pg_roles r WHERE r.rolname = current_user";
 
 /// One row; not everybody may ask.
-pub(super) const SYSTEM_IDENTIFIER: &str =
-    "SELECT system_identifier::text FROM pg_control_system()";
+pub(super) const SYSTEM_IDENTIFIER: &str = "SELECT system_identifier::text FROM pg_control_system()";
 
 /// All relations of users that a pattern may name. Those of other sessions' temporary schemas are none of ours.
 pub(super) const RELATIONS: &str = "

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::config::model::{Postgres, PostgresTls, Secret, Snapshot, Truncate};
-use crate::source::postgres::facts::{Attribute, Facts, Kind, Named, Publication, Published, Relation, Role, Server, Slot};
+use crate::source::postgres::facts::{
+    Attribute, Facts, Kind, Named, Publication, Published, Relation, Role, Server, Slot,
+};
 use crate::source::postgres::table::{Column, Identity, TableName};
 
 /// Settings of a pipeline.

@@ -33,7 +33,9 @@ fn check_missing(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
     }
     let statement = create.sql();
     if facts.server.in_recovery {
-        let what = format!("publication {name} does not exist, and a standby cannot make it: it is made on the primary");
+        let what = format!(
+            "publication {name} does not exist, and a standby cannot make it: it is made on the primary"
+        );
         found.push(Defect::blocks(what, vec![sql(statement)]));
         return;
     }
@@ -42,7 +44,8 @@ fn check_missing(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
     }
     let foreign: Vec<&Relation> = facts.chosen().filter(|relation| !relation.owned).collect();
     if !foreign.is_empty() {
-        let owners: Vec<String> = foreign.iter().map(|table| format!("{} of {}", table.owner, table.name)).collect();
+        let owners: Vec<String> =
+            foreign.iter().map(|table| format!("{} of {}", table.owner, table.name)).collect();
         let what = format!(
             "publication {name} does not exist, and role {} does not own all its tables (owners: {})",
             source.user,
@@ -51,7 +54,11 @@ fn check_missing(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
         found.push(Defect::blocks(what, vec![sql(statement)]));
     } else if !facts.role.may_create {
         let what = format!("publication {name} does not exist, and role {} may not make it", source.user);
-        let grant = format!("GRANT CREATE ON DATABASE {} TO {}", friendly(&source.database), identifier(&source.user));
+        let grant = format!(
+            "GRANT CREATE ON DATABASE {} TO {}",
+            friendly(&source.database),
+            identifier(&source.user)
+        );
         found.push(Defect::blocks(what, vec![sql(grant), sql(statement)]));
     }
 }
@@ -99,18 +106,22 @@ fn check_partitions(facts: &Facts, source: &Postgres, publication: &Publication,
     let name = friendly(&source.publication);
     for relation in facts.chosen() {
         if relation.kind == Kind::Partitioned && !publication.via_root {
-            let what = format!(
-                "publication {name} tells changes of {} as changes of its partitions",
-                relation.name
-            );
+            let what =
+                format!("publication {name} tells changes of {} as changes of its partitions", relation.name);
             let alter = format!("ALTER PUBLICATION {name} SET (publish_via_partition_root = true)");
             let partitions = setting("name the partitions in `tables` in [source.postgres]");
             found.push(Defect::blocks(what, vec![sql(alter), partitions]));
         }
         let root = facts.ancestors(relation).find(|ancestor| publication.tables.contains_key(&ancestor.oid));
         if let Some(root) = root.filter(|_| publication.via_root) {
-            let what = format!("changes of {} are published as changes of {}, the whole table", relation.name, root.name);
-            found.push(Defect::blocks(what, vec![setting(format!("name {} in `tables` in [source.postgres]", root.name))]));
+            let what = format!(
+                "changes of {} are published as changes of {}, the whole table",
+                relation.name, root.name
+            );
+            found.push(Defect::blocks(
+                what,
+                vec![setting(format!("name {} in `tables` in [source.postgres]", root.name))],
+            ));
         }
     }
 }
@@ -141,12 +152,16 @@ fn check_tables(facts: &Facts, source: &Postgres, publication: &Publication, fou
             tables.join(", "),
             source.user
         );
-        found.push(Defect::blocks(what, vec![sql(format!("ALTER PUBLICATION {name} ADD TABLE {}", tables.join(", ")))]));
+        found.push(Defect::blocks(
+            what,
+            vec![sql(format!("ALTER PUBLICATION {name} ADD TABLE {}", tables.join(", ")))],
+        ));
     }
     let foreign = foreign_tables(facts, publication);
     if foreign > 0 {
         let noun = if foreign == 1 { "table" } else { "tables" };
-        let what = format!("publication {name} has {foreign} other {noun}, whose changes are sent for nothing");
+        let what =
+            format!("publication {name} has {foreign} other {noun}, whose changes are sent for nothing");
         let own = "have a publication of its own: `publication` in [source.postgres]";
         found.push(Defect::warns(what, vec![setting(own)]));
     }

@@ -80,7 +80,8 @@ fn check_limits(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
         let what = format!("all {} replication slots are in use (max_replication_slots)", server.slots_max);
         found.push(Defect::blocks(what, vec![more_slots(), setting(unused)]));
     } else if copies(source) && slots_free < 1 + u64::from(facts.slot.is_none()) {
-        let what = "no replication slot is left for resuming a copy that is interrupted (max_replication_slots)";
+        let what =
+            "no replication slot is left for resuming a copy that is interrupted (max_replication_slots)";
         found.push(Defect::warns(what, vec![more_slots(), setting(unused)]));
     }
     let senders_free = server.senders_max.saturating_sub(server.senders_used);

@@ -133,9 +133,10 @@ fn no_identity(facts: &Facts, relation: &Relation) -> Defect {
         (Identity::Index, true, _) => {
             (format!("{name} has lost the index that was its replica identity"), vec![identity("DEFAULT")])
         }
-        (_, false, true) => {
-            (format!("{name} has a deferrable primary key, which is no replica identity"), vec![identity("FULL")])
-        }
+        (_, false, true) => (
+            format!("{name} has a deferrable primary key, which is no replica identity"),
+            vec![identity("FULL")],
+        ),
         (_, _, false) => (format!("{name} has no primary key"), Vec::new()),
         (Identity::Default | Identity::Full, true, true) => {
             (format!("{name} has no replica identity"), vec![identity("DEFAULT")])
@@ -188,7 +189,10 @@ fn check_reading(facts: &Facts, source: &Postgres, relation: &Relation, found: &
     for heap in facts.heaps(relation).into_iter().filter(|heap| heap.kind == Kind::Table) {
         if !heap.may_use_schema {
             let schema = friendly(&heap.name.schema);
-            let what = format!("role {} may not use schema {schema}, which copying {} needs", source.user, heap.name);
+            let what = format!(
+                "role {} may not use schema {schema}, which copying {} needs",
+                source.user, heap.name
+            );
             found.push(Defect::blocks(what, vec![sql(format!("GRANT USAGE ON SCHEMA {schema} TO {role}"))]));
         }
         let wanted = |name: &str| table.columns.iter().any(|column| column.name == name);
@@ -226,8 +230,13 @@ fn check_published(
     let missing: Vec<&str> =
         key.iter().copied().filter(|name| !table.columns.iter().any(|column| column.name == *name)).collect();
     if !missing.is_empty() {
-        let what = format!("the publication's column list of {} leaves out key columns: {}", relation.name, missing.join(", "));
-        let mend = "add them by ALTER PUBLICATION … SET TABLE …, which has to name all tables of the publication";
+        let what = format!(
+            "the publication's column list of {} leaves out key columns: {}",
+            relation.name,
+            missing.join(", ")
+        );
+        let mend =
+            "add them by ALTER PUBLICATION … SET TABLE …, which has to name all tables of the publication";
         found.push(Defect::blocks(what, vec![setting(mend)]));
     }
     let Some(filter) = &published.filter else { return };
@@ -291,7 +300,9 @@ mod tests {
     #[test]
     fn a_column_is_found_in_a_filter_but_not_in_its_texts() {
         let filter = "((region)::text = 'it''s id'::text) AND (\"Odd\"\"Name\" > 5)";
-        for (column, expected) in [("region", true), ("Odd\"Name", true), ("id", false), ("gion", false), ("text", true)] {
+        for (column, expected) in
+            [("region", true), ("Odd\"Name", true), ("id", false), ("gion", false), ("text", true)]
+        {
             assert_eq!(mentions(filter, column), expected, "{column}");
         }
     }

@@ -40,7 +40,11 @@ fn with_a_sound_source_nothing_is_wrong_and_nothing_is_to_do() {
 #[test]
 fn the_server_is_looked_at() {
     blocks(|facts, _| facts.server.version = 130_004, "PostgreSQL 13", "upgrade");
-    blocks(|facts, _| facts.server.wal_level = "replica".to_owned(), "wal_level is replica", "wal_level = 'logical';  -- then restart");
+    blocks(
+        |facts, _| facts.server.wal_level = "replica".to_owned(),
+        "wal_level is replica",
+        "wal_level = 'logical';  -- then restart",
+    );
     blocks(
         |facts, _| {
             facts.server.wal_level = "replica".to_owned();
@@ -57,11 +61,19 @@ fn the_server_is_looked_at() {
         "wal_level is replica",
         "rds.logical_replication = 1",
     );
-    blocks(|facts, _| facts.role.replication = false, "may not replicate", "ALTER ROLE \"reader\" REPLICATION;");
+    blocks(
+        |facts, _| facts.role.replication = false,
+        "may not replicate",
+        "ALTER ROLE \"reader\" REPLICATION;",
+    );
     blocks(|facts, _| facts.server.senders_used = 10, "0 of 10 WAL senders", "max_wal_senders = 14");
     warns(|facts, _| facts.server.senders_used = 9, "1 of 10 WAL senders", "max_wal_senders = 13");
     warns(|facts, _| facts.server.slots_used = 10, "resuming a copy", "max_replication_slots = 14");
-    warns(|facts, _| facts.server.slot_wal_max_bytes = None, "no limit", "max_slot_wal_keep_size = '20480MB'; SELECT pg_reload_conf();");
+    warns(
+        |facts, _| facts.server.slot_wal_max_bytes = None,
+        "no limit",
+        "max_slot_wal_keep_size = '20480MB'; SELECT pg_reload_conf();",
+    );
     warns(|facts, _| facts.server.slot_wal_max_bytes = Some(1 << 30), "holds back 1 GiB", "'20480MB'");
     warns(|facts, _| facts.server.encoding = "SQL_ASCII".to_owned(), "SQL_ASCII", "UTF8");
     blocks(|facts, _| facts.server.in_recovery = true, "is a standby", "primary");
@@ -80,11 +92,19 @@ fn the_slot_is_looked_at() {
     let slot = |change: fn(&mut crate::source::postgres::facts::Slot)| {
         move |facts: &mut Facts, _: &mut Postgres| change(facts.slot.as_mut().expect("the fixture has one"))
     };
-    blocks(slot(|slot| slot.plugin = Some("wal2json".to_owned())), "plugin wal2json", "pg_drop_replication_slot('tidemill_shop')");
+    blocks(
+        slot(|slot| slot.plugin = Some("wal2json".to_owned())),
+        "plugin wal2json",
+        "pg_drop_replication_slot('tidemill_shop')",
+    );
     blocks(slot(|slot| slot.plugin = None), "physical", "pg_drop_replication_slot");
     blocks(slot(|slot| slot.database = Some("other".to_owned())), "reads database other", "another slot");
     blocks(slot(|slot| slot.wal_status = Some("lost".to_owned())), "is lost", "pg_drop_replication_slot");
-    warns(slot(|slot| slot.wal_status = Some("unreserved".to_owned())), "next checkpoint", "start the pipeline");
+    warns(
+        slot(|slot| slot.wal_status = Some("unreserved".to_owned())),
+        "next checkpoint",
+        "start the pipeline",
+    );
     blocks(
         slot(|slot| {
             slot.active_pid = Some(77);
@@ -175,7 +195,11 @@ fn tables_that_cannot_be_told_apart_are_named_with_what_would_do() {
 
 #[test]
 fn tables_that_cannot_be_followed_or_read_are_named() {
-    blocks(|facts, _| facts.relations[0].unlogged = true, "public.orders is unlogged", "ALTER TABLE public.orders SET LOGGED");
+    blocks(
+        |facts, _| facts.relations[0].unlogged = true,
+        "public.orders is unlogged",
+        "ALTER TABLE public.orders SET LOGGED",
+    );
     blocks(
         |facts, _| {
             let mut view = relation(2, "public.totals");
@@ -188,8 +212,10 @@ fn tables_that_cannot_be_followed_or_read_are_named() {
     );
     blocks(
         |facts, _| {
-            facts.unmatched =
-                vec![Unmatched { pattern: "public.order".to_owned(), near: vec![TableName::new("public", "orders")] }];
+            facts.unmatched = vec![Unmatched {
+                pattern: "public.order".to_owned(),
+                near: vec![TableName::new("public", "orders")],
+            }];
         },
         "\"public.order\" names no table",
         "there is public.orders",
@@ -202,7 +228,11 @@ fn tables_that_cannot_be_followed_or_read_are_named() {
         "no table is left",
         "`exclude`",
     );
-    blocks(|facts, _| facts.relations[0].may_use_schema = false, "may not use schema public", "GRANT USAGE ON SCHEMA public TO \"reader\"");
+    blocks(
+        |facts, _| facts.relations[0].may_use_schema = false,
+        "may not use schema public",
+        "GRANT USAGE ON SCHEMA public TO \"reader\"",
+    );
     blocks(
         |facts, _| facts.relations[0].columns.iter_mut().for_each(|column| column.may_select = false),
         "may not read public.orders,",
@@ -396,5 +426,9 @@ warning: max_slot_wal_keep_size has no limit: while nobody reads the slot, its l
 ";
     assert_eq!(text, expected);
     let fault = verdict(&found).expect_err("one blocks");
-    assert!(fault.what.starts_with("cannot follow the database: 1 defect\n  - wal_level is replica"), "{}", fault.what);
+    assert!(
+        fault.what.starts_with("cannot follow the database: 1 defect\n  - wal_level is replica"),
+        "{}",
+        fault.what
+    );
 }
