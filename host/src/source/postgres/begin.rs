@@ -68,7 +68,9 @@ pub(super) fn decide(
     };
     if slot.is_lost() {
         return Err(Fault::halt(
-            format!("replication slot {name} is lost: the server needed the room of its log (max_slot_wal_keep_size)"),
+            format!(
+                "replication slot {name} is lost: the server needed the room of its log (max_slot_wal_keep_size)"
+            ),
             format!("SELECT pg_drop_replication_slot('{name}'); then {}", start_over(source)),
         ));
     }
@@ -105,7 +107,10 @@ fn check_system(source: &Postgres, known: &Known, system: Option<u64>) -> Result
                 "the server at {}:{} is not the one that was followed before (system identifier {now}, not {before})",
                 source.host, source.port
             ),
-            format!("mend `host` and `port` in [source.postgres]; if the database has moved, {}", start_over(source)),
+            format!(
+                "mend `host` and `port` in [source.postgres]; if the database has moved, {}",
+                start_over(source)
+            ),
         )),
         _ => Ok(()),
     }
@@ -148,7 +153,8 @@ mod tests {
 
     #[test]
     fn a_restart_follows_our_own_position_and_not_the_slots() {
-        let resumed = check(&known(Some(30), &["public.a", "public.b"]), Some(&slot(9))).expect("nothing is lost");
+        let resumed =
+            check(&known(Some(30), &["public.a", "public.b"]), Some(&slot(9))).expect("nothing is lost");
         assert_eq!(resumed, Beginning::Resume { from: Lsn(30), copy: Vec::new(), moved: true });
     }
 

@@ -160,7 +160,8 @@ impl Control {
         let known = positions.read().await?;
         let connection = self.prepared.connector.control().await?;
         let slot = catalog::slot(&connection, &source.slot).await?;
-        let tables: Vec<_> = self.prepared.followed.iter().map(|followed| followed.table.name.clone()).collect();
+        let tables: Vec<_> =
+            self.prepared.followed.iter().map(|followed| followed.table.name.clone()).collect();
         let beginning = decide(source, &known, slot.as_ref(), Some(system_identifier), &tables)?;
         for followed in &mut self.prepared.followed {
             if let Some(copied) = known.copied.get(&followed.table.name.to_string()) {
@@ -195,7 +196,12 @@ impl Control {
     }
 
     /// Follows the slot from `from` until told to stop.
-    fn follow(&mut self, from: Lsn, positions: &Arc<Positions>, spawn_lane: &SpawnLane<'_>) -> Result<(), Fault> {
+    fn follow(
+        &mut self,
+        from: Lsn,
+        positions: &Arc<Positions>,
+        spawn_lane: &SpawnLane<'_>,
+    ) -> Result<(), Fault> {
         let (pipe, events) = Pipe::new();
         let connector = Arc::clone(&self.prepared.connector);
         let schema = Schema::new(
@@ -217,7 +223,8 @@ impl Control {
             meter: self.meter.clone(),
         });
         let lane = spawn_lane(self.lanes.len(), PostgresFeed::Stream(feed));
-        self.lanes.push(Some(lane.map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?));
+        self.lanes
+            .push(Some(lane.map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?));
         let (confirm, _) = watch::channel(from);
         self.streaming = Some(Streaming {
             pipe,
@@ -267,7 +274,12 @@ impl Control {
                         continue;
                     }
                     tracing::info!(pipeline = %self.parts.meter.name, slot = %self.prepared.source.slot, %from, "following the slot");
-                    let pumping = pump(transport, streaming.pipe.clone(), streaming.confirm.subscribe(), self.progress.clone());
+                    let pumping = pump(
+                        transport,
+                        streaming.pipe.clone(),
+                        streaming.confirm.subscribe(),
+                        self.progress.clone(),
+                    );
                     streaming.pump = Some(self.parts.runtime.spawn(pumping));
                     streaming.broken = None;
                     return Ok(());
@@ -319,7 +331,9 @@ impl Control {
         }
         if let Some((lsn, task)) = streaming.writing.take_if(|(_, task)| task.is_finished()) {
             let written = self.parts.runtime.block_on(task);
-            written.map_err(|panic| Fault::halt("writing a position panicked", "report this defect").caused_by(panic))??;
+            written.map_err(|panic| {
+                Fault::halt("writing a position panicked", "report this defect").caused_by(panic)
+            })??;
             streaming.written = lsn;
             self.meter.positions_written.inc();
             self.parts.meter.health.progress();
@@ -362,7 +376,8 @@ impl Control {
             Barrier::Truncate(tables) => {
                 for table in tables {
                     let Some((name, destination)) = warehouse(table) else { continue };
-                    let shared = self.prepared.followed.iter().filter(|other| other.destination == destination);
+                    let shared =
+                        self.prepared.followed.iter().filter(|other| other.destination == destination);
                     if shared.count() > 1 {
                         return Err(Fault::halt(
                             format!("{table} was truncated, but other tables are loaded into {name}, too"),
@@ -431,7 +446,9 @@ impl Control {
 
     /// Writes and confirms what is durable, so that the next start does not load it again.
     fn last_position(&mut self) {
-        let (Some(mut streaming), Some(positions)) = (self.streaming.take(), self.positions.clone()) else { return };
+        let (Some(mut streaming), Some(positions)) = (self.streaming.take(), self.positions.clone()) else {
+            return;
+        };
         if let Some((_, task)) = streaming.writing.take()
             && let Ok(Err(fault)) = self.parts.runtime.block_on(task)
         {
@@ -452,7 +469,8 @@ impl Control {
         // The pump passes the last confirmation on, and then says farewell to the server.
         drop(confirm);
         if let Some(pump) = pump {
-            let waited = self.parts.runtime.block_on(async { tokio::time::timeout(FAREWELL_PATIENCE, pump).await });
+            let waited =
+                self.parts.runtime.block_on(async { tokio::time::timeout(FAREWELL_PATIENCE, pump).await });
             if waited.is_err() {
                 tracing::debug!("the replication connection did not end in time");
             }

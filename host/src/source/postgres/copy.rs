@@ -103,7 +103,14 @@ pub(crate) struct CopyFeed {
 impl CopyFeed {
     pub(super) fn new(parts: Arc<CopyParts>) -> CopyFeed {
         let transaction = Transaction::new(parts.point, 0, 0);
-        CopyFeed { parts, in_hand: None, gathered: HashMap::new(), text: CopyText::new(), transaction, left: None }
+        CopyFeed {
+            parts,
+            in_hand: None,
+            gathered: HashMap::new(),
+            text: CopyText::new(),
+            transaction,
+            left: None,
+        }
     }
 
     /// The next piece; none = nothing for a moment, or nothing ever.
@@ -195,7 +202,8 @@ impl Feed for CopyFeed {
         if at < bytes.len() {
             self.left = Some((table, bytes, at, room));
         }
-        let Some((gathered, _)) = self.gathered.get_mut(&table).filter(|(gathered, _)| !gathered.is_empty()) else {
+        let Some((gathered, _)) = self.gathered.get_mut(&table).filter(|(gathered, _)| !gathered.is_empty())
+        else {
             return Ok(Fed::Idle);
         };
         self.parts.meter.values_nulled.inc_by(std::mem::take(&mut gathered.nulled));

@@ -200,7 +200,12 @@ impl StreamFeed {
                 self.parts.meter.rows_read_back.inc();
                 let layout = &self.tables[table].layout;
                 let row = self.parts.runtime.block_on(self.parts.schema.read_back(layout, update))?;
-                self.tables[table].update_read_back(self.place + 1, update, row.as_deref(), &self.transaction)?
+                self.tables[table].update_read_back(
+                    self.place + 1,
+                    update,
+                    row.as_deref(),
+                    &self.transaction,
+                )?
             }
         };
         self.place += records;
@@ -285,7 +290,10 @@ impl StreamFeed {
                 Ok(())
             }
             TruncatePolicy::Halt => Err(Fault::halt(
-                format!("the source table {first} was truncated (transaction at {})", self.transaction.final_lsn),
+                format!(
+                    "the source table {first} was truncated (transaction at {})",
+                    self.transaction.final_lsn
+                ),
                 "set truncate = \"apply\" in [source.postgres] to empty it in StarRocks, too, or \"ignore\" to keep the \
                  rows there; the pipeline then goes on at the TRUNCATE",
             )),

@@ -63,7 +63,13 @@ pub(super) struct Gathered {
 pub(super) struct Incomplete;
 
 impl Gathered {
-    pub(super) fn new(layout: Layout, destination: u16, stay: Stay, after: i64, gathering: Gathering) -> Gathered {
+    pub(super) fn new(
+        layout: Layout,
+        destination: u16,
+        stay: Stay,
+        after: i64,
+        gathering: Gathering,
+    ) -> Gathered {
         Gathered {
             source: layout.name().to_string().into(),
             layout,
@@ -119,13 +125,23 @@ impl Gathered {
     }
 
     /// A new row at `place`.
-    pub(super) fn insert(&mut self, place: i64, new: Tuple<'_>, transaction: &Transaction) -> Result<(), Fault> {
+    pub(super) fn insert(
+        &mut self,
+        place: i64,
+        new: Tuple<'_>,
+        transaction: &Transaction,
+    ) -> Result<(), Fault> {
         let told = self.upsert(place, new, None, transaction);
         self.or_refused(place, told, transaction)
     }
 
     /// A row of the snapshot.
-    pub(super) fn copied(&mut self, place: i64, row: &CopyRow<'_>, transaction: &Transaction) -> Result<(), Fault> {
+    pub(super) fn copied(
+        &mut self,
+        place: i64,
+        row: &CopyRow<'_>,
+        transaction: &Transaction,
+    ) -> Result<(), Fault> {
         self.key.clear();
         let told = self.layout.append_copied_key(row, &mut self.key);
         let told = told.and_then(|()| self.layout.append_copied(row, &mut self.columns.values.data));
@@ -143,9 +159,8 @@ impl Gathered {
         self.key.clear();
         let told = self.layout.append_key(update.new, update.old.as_ref(), &mut self.key);
         let start = self.columns.values.data.len();
-        let replaced = told.and_then(|()| {
-            self.layout.append_replaced_key(update, &self.key, &mut self.columns.values.data)
-        });
+        let replaced = told
+            .and_then(|()| self.layout.append_replaced_key(update, &self.key, &mut self.columns.values.data));
         let mut records = 0;
         match replaced {
             Err(error) => {
@@ -194,7 +209,12 @@ impl Gathered {
     }
 
     /// A deleted row.
-    pub(super) fn delete(&mut self, place: i64, delete: &Delete<'_>, transaction: &Transaction) -> Result<(), Fault> {
+    pub(super) fn delete(
+        &mut self,
+        place: i64,
+        delete: &Delete<'_>,
+        transaction: &Transaction,
+    ) -> Result<(), Fault> {
         let start = self.columns.values.data.len();
         let told = self.layout.append_old_key(&delete.old, &mut self.columns.values.data);
         let told = told.map(|()| self.end_delete(place, start, transaction));

@@ -184,7 +184,8 @@ impl Positions {
             lsn: lsn.0,
             lsn_text: lsn.to_string(),
         };
-        let cannot = |error| Fault::halt("cannot write a position as JSON", "report this defect").caused_by(error);
+        let cannot =
+            |error| Fault::halt("cannot write a position as JSON", "report this defect").caused_by(error);
         let mut body = serde_json::to_vec(&row).map_err(cannot)?;
         body.push(b'\n');
         let mut load = Load {
@@ -211,7 +212,10 @@ impl Positions {
             Delivered::Released => Err(Fault::retry("writing a position was given up")),
             Delivered::BadRows(rejection) => Err(Fault::halt(
                 format!("StarRocks refused a row of {TABLE}: {}", rejection.message),
-                format!("the table has been changed: drop {}.{TABLE} only if the pipeline may copy all tables anew", self.sink.database),
+                format!(
+                    "the table has been changed: drop {}.{TABLE} only if the pipeline may copy all tables anew",
+                    self.sink.database
+                ),
             )),
         }
     }

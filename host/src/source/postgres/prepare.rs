@@ -81,7 +81,7 @@ async fn looked_at(
                 let mends: Vec<String> = defect.mend.iter().map(ToString::to_string).collect();
                 tracing::warn!(pipeline = %meter.name, "postgres: {}; {}", defect.what, mends.join("; "));
             }
-            let steps = preflight::steps::plan(&facts, source);
+            let steps = preflight::plan(&facts, source);
             if steps.is_empty() {
                 return Ok(facts);
             }
@@ -133,7 +133,14 @@ async fn destined(facts: &Facts, types: &Types, pipeline: &Pipeline) -> Result<V
                 refusals.extend(check_key(&table, &names).err());
                 let destination = u16::try_from(place).unwrap_or(u16::MAX);
                 let warehouse_table = name;
-                followed.push(Followed { table, destination, warehouse_table, warehouse, key, copied_upto: NOT_COPIED });
+                followed.push(Followed {
+                    table,
+                    destination,
+                    warehouse_table,
+                    warehouse,
+                    key,
+                    copied_upto: NOT_COPIED,
+                });
             }
             Err(refused) => refusals.extend(refused),
         }
@@ -179,7 +186,10 @@ async fn columns_there(
     let model = sink.table_model.or(query.table_model(name).await?);
     if model != Some(TableModel::Primary) {
         return Err(Fault::halt(
-            format!("table {}.{name} is no Primary Key table, so it cannot take the updates of {}", sink.database, table.name),
+            format!(
+                "table {}.{name} is no Primary Key table, so it cannot take the updates of {}",
+                sink.database, table.name
+            ),
             "make it anew with a PRIMARY KEY, or let create_tables = true do it",
         ));
     }
@@ -231,7 +241,9 @@ pub(super) async fn add_columns(query: &mut Query, table: &str, statements: &[St
         // One change of a table at a time: another one may still be running.
         while let Err(fault) = query.execute(statement).await {
             if !fault.story().to_ascii_lowercase().contains("schema change") {
-                return Err(fault.halting().with_hint(format!("run it by hand, and start again: {statement}")));
+                return Err(fault
+                    .halting()
+                    .with_hint(format!("run it by hand, and start again: {statement}")));
             }
             backoff.wait().await;
         }

@@ -114,7 +114,10 @@ impl Schema {
         let layout = Layout::of_table(&table, types).keyed_by(&key).map_err(|error| {
             Fault::halt(
                 format!("the key of {} no longer fits StarRocks: {error}", table.name),
-                format!("make table {} anew with the source's key, and copy it again: tidemill resync {}", followed.warehouse_table, table.name),
+                format!(
+                    "make table {} anew with the source's key, and copy it again: tidemill resync {}",
+                    followed.warehouse_table, table.name
+                ),
             )
         })?;
         let destination = followed.destination;
@@ -177,7 +180,8 @@ impl Schema {
         layout: &Layout,
         update: &Update<'_>,
     ) -> Result<Option<Vec<Option<Vec<u8>>>>, Fault> {
-        let columns: Vec<String> = layout.columns().iter().map(|column| quote::identifier(&column.name)).collect();
+        let columns: Vec<String> =
+            layout.columns().iter().map(|column| quote::identifier(&column.name)).collect();
         let key = layout.columns().iter().zip(update.new.columns()).filter(|(column, _)| column.in_key);
         let conditions: Vec<String> = key
             .map(|(column, field)| match field {
@@ -201,6 +205,8 @@ impl Schema {
             tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
         });
-        Ok(row.map(|row| (0..row.len()).map(|place| row.get(place).map(|text| text.as_bytes().to_vec())).collect()))
+        Ok(row.map(|row| {
+            (0..row.len()).map(|place| row.get(place).map(|text| text.as_bytes().to_vec())).collect()
+        }))
     }
 }

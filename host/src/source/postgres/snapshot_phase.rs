@@ -70,7 +70,9 @@ pub(super) fn run(
             let rest = copy_tables(control, exported, &copy, &Remember::Point, positions, spawn_lane)?;
             followed(control, rest, from, true, positions, spawn_lane)
         }
-        Beginning::Resume { from, copy, moved } => followed(control, Some(copy), from, !moved, positions, spawn_lane),
+        Beginning::Resume { from, copy, moved } => {
+            followed(control, Some(copy), from, !moved, positions, spawn_lane)
+        }
         Beginning::Only { copy } => {
             let mut left = copy;
             while !left.is_empty() {
@@ -137,14 +139,16 @@ fn retried<T>(
 impl Control {
     fn new_slot(&mut self, lifetime: Lifetime) -> Result<Exported, Fault> {
         let source = &self.prepared.source;
-        let temporary = format!("{}_copy_{:08x}", &source.slot[..source.slot.len().min(48)], rand::random::<u32>());
+        let temporary =
+            format!("{}_copy_{:08x}", &source.slot[..source.slot.len().min(48)], rand::random::<u32>());
         let slot = match lifetime {
             Lifetime::Permanent => &source.slot,
             Lifetime::Temporary => &temporary,
         };
         let connection = self.connection()?;
         let server = &self.prepared.facts.server;
-        let created = create_slot(&self.prepared.connector, &connection, server, slot, lifetime, SLOT_PATIENCE);
+        let created =
+            create_slot(&self.prepared.connector, &connection, server, slot, lifetime, SLOT_PATIENCE);
         self.parts.runtime.block_on(created)
     }
 }
@@ -178,7 +182,8 @@ fn copy_tables(
         source.snapshot_workers,
         IN_FLIGHT_BYTES,
     );
-    let destined = |name: &TableName| control.prepared.followed.iter().find(|followed| followed.table.name == *name);
+    let destined =
+        |name: &TableName| control.prepared.followed.iter().find(|followed| followed.table.name == *name);
     let mut copies = Vec::new();
     for table in &plan.tables {
         let name = &table.table.name;
@@ -215,7 +220,9 @@ fn copy_tables(
     let first = control.lanes.len();
     for number in 0..control.parts.lanes {
         let lane = spawn_lane(number, PostgresFeed::Copy(CopyFeed::new(Arc::clone(&parts))));
-        control.lanes.push(Some(lane.map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?));
+        control
+            .lanes
+            .push(Some(lane.map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?));
     }
     let watched = Watched { plan, parts, copying: progress, remember, point };
     let copied = watched.until_durable(control, positions);
@@ -259,7 +266,8 @@ impl Watched<'_> {
                 told = Instant::now();
                 self.tell(control);
             }
-            let (done, not): (Vec<usize>, Vec<usize>) = left.into_iter().partition(|table| self.is_durable(control, *table));
+            let (done, not): (Vec<usize>, Vec<usize>) =
+                left.into_iter().partition(|table| self.is_durable(control, *table));
             left = not;
             for table in done {
                 self.remember(control, positions, table)?;

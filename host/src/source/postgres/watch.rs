@@ -8,6 +8,7 @@ use tokio::task::AbortHandle;
 use super::catalog;
 use super::connect::Control as Connection;
 use super::facts::Slot;
+use super::lsn::Lsn;
 use super::prepare::Prepared;
 use super::progress::Progress;
 use crate::fault::Fault;
@@ -65,7 +66,7 @@ pub(super) fn start(
             }
             let Ok(Some(slot)) = catalog::slot(&open, &source.slot).await else { continue };
             connection = Some(open);
-            show(&slot, &meter);
+            show(&slot, newest, &meter);
             meter.lag_seconds.set(lag_seconds(commit_time_us, &slot, newest.0));
             let held = slot.held_wal_bytes.unwrap_or(0);
             too_large = match too_large.take() {
@@ -91,10 +92,11 @@ async fn beat(connection: &Connection) -> Result<(), Fault> {
     sent.map(|_| ()).map_err(|error| connection.fault("send a heartbeat", error))
 }
 
-fn show(slot: &Slot, meter: &PostgresMeter) {
+fn show(slot: &Slot, newest: Lsn, meter: &PostgresMeter) {
     let held = slot.held_wal_bytes.unwrap_or(0);
     meter.slot_held_bytes.set(held);
-    meter.lag_bytes.set(slot.unconfirmed_bytes.unwrap_or(held));
+    let behind = slot.confirmed.map_or(0, |confirmed| newest.0.saturating_sub(confirmed.0));
+    meter.lag_bytes.set(i64::try_from(behind).unwrap_or(i64::MAX));
     meter.slot_safe_bytes.set(slot.safe_wal_bytes.unwrap_or(-1));
     meter.slot_wal_status.set(match slot.wal_status.as_deref() {
         Some("extended") => 1,
