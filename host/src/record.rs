@@ -109,6 +109,11 @@ pub struct Columns {
     pub offsets: Vec<i64>,
     /// Headers.
     pub headers: HeaderColumn,
+    /// Place among the pipeline's destinations of rows that no plugin routes, for sources whose records
+    /// are rows of tables; their keys are then their table's keys. None = the pipeline's own table.
+    pub destination: Option<u16>,
+    /// Records that are updates of some columns only, ascending.
+    pub partial: Vec<u32>,
 }
 
 impl Columns {
@@ -149,6 +154,7 @@ impl Columns {
         self.partitions.clear();
         self.offsets.clear();
         self.headers.clear();
+        self.partial.clear();
     }
 }
 

@@ -357,6 +357,38 @@ pub struct StarRocks {
     pub properties: BTreeMap<String, String>,
 }
 
+impl StarRocks {
+    /// Whether loads by this section and by `other` are the same requests, apart from their table: then
+    /// rows of both may be in one load (delivery.md §1 rule 9). Taken apart, so that a new key has to be
+    /// decided about here.
+    pub fn shapes_loads_as(&self, other: &StarRocks) -> bool {
+        let StarRocks {
+            fe,
+            query: _,
+            database,
+            table: _,
+            tables: _,
+            create_tables: _,
+            user,
+            password,
+            table_model: _,
+            in_flight: _,
+            load_timeout,
+            redirect_hosts,
+            ca,
+            properties,
+        } = self;
+        *fe == other.fe
+            && *database == other.database
+            && *user == other.user
+            && *password == other.password
+            && *load_timeout == other.load_timeout
+            && *redirect_hosts == other.redirect_hosts
+            && *ca == other.ca
+            && *properties == other.properties
+    }
+}
+
 /// Key model of a StarRocks table: what a delete may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TableModel {

@@ -7,13 +7,10 @@ use std::time::Duration;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use crate::batch::stage::{PipelineId, StageHandle};
 use crate::config::model::Kafka;
 use crate::delivery::marker::Marker;
-use crate::delivery::{Alarm, GivingUp, Stop};
 use crate::fault::Fault;
-use crate::ledger::Ledger;
-use crate::meter::PipelineMeter;
+use crate::source::Parts;
 
 pub(crate) mod consumer;
 mod control;
@@ -23,7 +20,7 @@ mod orders;
 mod queue;
 mod start;
 
-pub(crate) use feed::{Gathering, KafkaFeed};
+pub(crate) use feed::KafkaFeed;
 
 /// Events of the client that are looked at for why no broker answers.
 const EVENTS_LOOKED_AT: usize = 32;
@@ -32,32 +29,10 @@ const EVENTS_LOOKED_AT: usize = 32;
 pub(crate) struct Wiring {
     /// `[source.kafka]`.
     pub(crate) kafka: Kafka,
-    /// Number of lanes.
-    pub(crate) lanes: usize,
-    /// What lanes copy.
-    pub(crate) gathering: Gathering,
-    /// The pipeline's ledger.
-    pub(crate) ledger: Ledger,
-    /// The pipeline's counters and health.
-    pub(crate) meter: Arc<PipelineMeter>,
-    /// The batching stage.
-    pub(crate) stage: StageHandle,
-    /// The pipeline's number there.
-    pub(crate) pipeline: PipelineId,
-    /// Tells loads which stays are being given up.
-    pub(crate) giving_up: Arc<GivingUp>,
-    /// What halts the pipeline.
-    pub(crate) alarm: Alarm,
-    /// Asks the pipeline to drain and end.
-    pub(crate) stop: Stop,
-    /// How long the drain may take.
-    pub(crate) shutdown_timeout: Duration,
-    /// Time without progress that counts as a stall.
-    pub(crate) stall_after: Duration,
     /// Knows which topics were read before.
     pub(crate) marker: Marker,
-    /// Begin of all labels of this life: goes into the claim.
-    pub(crate) label_stem: String,
+    /// What every source gets.
+    pub(crate) parts: Parts,
 }
 
 /// Checks that the brokers answer and the topics are there; returns the number of partitions.
@@ -153,7 +128,6 @@ where
 {
     let reader = Arc::new(consumer::connect(&wiring.kafka)?);
     let partitions = ask_topics(&reader, &wiring.kafka)?;
-    let lanes = wiring.lanes.min(partitions).max(1);
-    let control = control::Control::start(Wiring { lanes, ..wiring }, reader, spawn_lane)?;
-    control.run()
+    let lanes = wiring.parts.lanes.min(partitions).max(1);
+    control::Control::start(wiring, lanes, reader, spawn_lane)?.run()
 }

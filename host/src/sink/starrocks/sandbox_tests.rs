@@ -290,14 +290,15 @@ async fn a_large_body_arrives_whole() {
     let segment = Bytes::from(row.repeat(1_000));
     let segments = vec![segment; 250];
     let destination = Destination {
-        pipeline: "orders".into(),
         cluster: Arc::new(settings(&sandbox)),
         table: "orders".into(),
         model: TableModel::Duplicate,
+        key: Vec::new(),
     };
     let mut load = Load {
         destination: Arc::new(destination),
         label: "j-1".into(),
+        columns: None,
         bytes: segments.iter().map(|segment| segment.len() as u64).sum(),
         segments,
         rows: 250_000,

@@ -39,14 +39,15 @@ pub(super) fn load(cluster: StarRocks) -> Load {
         Bytes::from_static(b"{\"id\":3,\"name\":null}\n"),
     ];
     let destination = Destination {
-        pipeline: "orders".into(),
         table: cluster.table.clone().unwrap_or_default(),
         cluster: Arc::new(cluster),
         model: TableModel::Duplicate,
+        key: Vec::new(),
     };
     Load {
         destination: Arc::new(destination),
         label: "orders-0-7".into(),
+        columns: None,
         bytes: segments.iter().map(|segment| segment.len() as u64).sum(),
         segments,
         rows: 3,
