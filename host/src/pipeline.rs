@@ -25,7 +25,7 @@ use crate::plugin::{Engine, Plugin, Wants};
 use crate::rows::{Target, Targets};
 use crate::sink::Destination;
 use crate::sink::starrocks::query;
-use crate::source::{Feed, Gathering, Parts, kafka};
+use crate::source::{Feed, Gathering, Parts, http, kafka};
 
 /// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
 const SHARE_CHUNK_BYTES: u64 = 6 << 20;
@@ -265,7 +265,10 @@ fn wire(
             let wiring = kafka::Wiring { kafka: kafka.clone(), marker, parts };
             kafka::run(wiring, |number, feed| lanes.spawn(number, feed))
         }
-        Source::Postgres(_) | Source::Http(_) => Err(Fault::halt(
+        Source::Http(settings) => {
+            http::run(settings.clone(), parts, |number, feed| lanes.spawn(number, feed))
+        }
+        Source::Postgres(_) => Err(Fault::halt(
             format!("the source `{}` is not wired yet", pipeline.source.name()),
             "use [source.kafka] until it is",
         )),

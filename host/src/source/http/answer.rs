@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::auth::Denied;
 use super::coding::Undone;
 use super::records::{Malformed, Unfit};
-use crate::ledger::{Ended, Refused};
+use crate::ledger::{Refused, Tally};
 
 /// After how many seconds a client should come back.
 const RETRY_AFTER_S: u64 = 1;
@@ -193,7 +193,11 @@ impl Answer {
     /// 500
     pub(super) fn defect() -> Answer {
         let error = "a defect of tidemill: the request's task has ended";
-        Answer::complaint(StatusCode::INTERNAL_SERVER_ERROR, error, "see its log for the panic, and report it")
+        Answer::complaint(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            error,
+            "see its log for the panic, and report it",
+        )
     }
 
     /// 400, 413 or 503 for a body that holds no usable records.
@@ -228,19 +232,19 @@ impl Answer {
 
     /// What became of `accepted` records: 200 if each is durable, or kept as a dead letter, or was left out
     /// by a plugin; 422 if some were refused and there is nowhere to keep them.
-    pub(super) fn of_outcome(accepted: u64, ended: &Ended) -> Answer {
-        if ended.lost {
+    pub(super) fn of_outcome(accepted: u64, tally: &Tally) -> Answer {
+        if tally.lost {
             return Answer::ended_under_way();
         }
-        let refused = ended.refused.len() as u64;
-        let (loaded, dead_lettered) = (ended.rows_loaded, ended.dead_lettered);
+        let refused = tally.refused.len() as u64;
+        let (loaded, dead_lettered) = (tally.rows_loaded, tally.dead_lettered);
         // A plugin that makes several rows of a record leaves no way to tell; then nothing is said.
         let dropped = accepted.saturating_sub(loaded.saturating_add(dead_lettered).saturating_add(refused));
         let counts = Counts { accepted, loaded, dead_lettered, dropped };
-        if ended.refused.is_empty() {
+        if tally.refused.is_empty() {
             return Answer::json(StatusCode::OK, &counts);
         }
-        let named = ended.refused.iter().take(REFUSED_NAMED_MAX).map(RefusedRecord::of).collect();
+        let named = tally.refused.iter().take(REFUSED_NAMED_MAX).map(RefusedRecord::of).collect();
         let complaint = Complaint {
             error: &format!("{refused} of {accepted} records were refused"),
             hint: Some("the others are loaded: mend the ones named here and send only those again"),
@@ -282,38 +286,30 @@ pub(super) type Shared = Arc<Answer>;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::position::{Epoch, Partition, Stay, Watermark};
 
-    fn ended(rows_loaded: u64, dead_lettered: u64, refused: &[i64], lost: bool) -> Ended {
-        let stay = Stay { partition: Partition { source: "a".into(), number: 0 }, epoch: Epoch(1) };
+    fn tally(rows_loaded: u64, dead_lettered: u64, refused: &[i64], lost: bool) -> Tally {
         let refused = refused.iter().map(|offset| Refused {
             offset: *offset,
             code: "type".into(),
             message: "not a number".into(),
         });
-        Ended {
-            watermark: Watermark { stay, upto: 0 },
-            rows_loaded,
-            dead_lettered,
-            refused: refused.collect(),
-            lost,
-        }
+        Tally { rows_loaded, dead_lettered, refused: refused.collect(), lost }
     }
 
     #[test]
     fn a_success_says_what_became_of_each_record() {
-        let check = |accepted, ended: &Ended, expected: &str| {
-            let answer = Answer::of_outcome(accepted, ended);
+        let check = |accepted, tally: &Tally, expected: &str| {
+            let answer = Answer::of_outcome(accepted, tally);
             assert_eq!((answer.status, answer.text()), (StatusCode::OK, expected));
         };
-        check(3, &ended(3, 0, &[], false), r#"{"accepted":3,"loaded":3,"dead_lettered":0}"#);
-        check(3, &ended(1, 1, &[], false), r#"{"accepted":3,"loaded":1,"dead_lettered":1,"dropped":1}"#);
-        check(1, &ended(7, 0, &[], false), r#"{"accepted":1,"loaded":7,"dead_lettered":0}"#);
+        check(3, &tally(3, 0, &[], false), r#"{"accepted":3,"loaded":3,"dead_lettered":0}"#);
+        check(3, &tally(1, 1, &[], false), r#"{"accepted":3,"loaded":1,"dead_lettered":1,"dropped":1}"#);
+        check(1, &tally(7, 0, &[], false), r#"{"accepted":1,"loaded":7,"dead_lettered":0}"#);
     }
 
     #[test]
     fn refused_records_are_named() {
-        let answer = Answer::of_outcome(3, &ended(2, 0, &[1], false));
+        let answer = Answer::of_outcome(3, &tally(2, 0, &[1], false));
         assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
         let said: serde_json::Value = serde_json::from_str(answer.text()).expect("JSON");
         assert_eq!(said["error"], "1 of 3 records were refused");
@@ -324,7 +320,7 @@ mod tests {
 
     #[test]
     fn what_was_lost_is_never_a_success() {
-        let answer = Answer::of_outcome(1, &ended(1, 0, &[], true));
+        let answer = Answer::of_outcome(1, &tally(1, 0, &[], true));
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
         let response = answer.response();
         assert_eq!(response.headers()[CONNECTION], "close");

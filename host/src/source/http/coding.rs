@@ -216,7 +216,11 @@ mod tests {
             let whole = packed(coding, &body);
             for length in (1..whole.len()).step_by(97).chain([whole.len() - 1]) {
                 let said = unpack(coding, &whole[..length]);
-                assert!(matches!(said, Err(Undone::Broken(_))), "{coding:?} {length}: {:?}", said.map(|b| b.len()));
+                assert!(
+                    matches!(said, Err(Undone::Broken(_))),
+                    "{coding:?} {length}: {:?}",
+                    said.map(|b| b.len())
+                );
             }
         }
     }

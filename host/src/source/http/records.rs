@@ -91,9 +91,9 @@ pub(super) fn read(
 }
 
 const UTF8: &str = "JSON is UTF-8";
-const LINES: &str =
-    "several objects are an array, or NDJSON with `Content-Type: application/x-ndjson`";
-const LINE: &str = "NDJSON has one object a line; an object of several lines is `Content-Type: application/json`";
+const LINES: &str = "several objects are an array, or NDJSON with `Content-Type: application/x-ndjson`";
+const LINE: &str =
+    "NDJSON has one object a line; an object of several lines is `Content-Type: application/json`";
 
 fn malformed(body: &[u8], at: usize, what: impl Into<String>, hint: Option<&'static str>) -> Unfit {
     let before = body.get(..at).unwrap_or(body);

@@ -36,7 +36,11 @@ const ALL: [Format; 3] = [Format::Json, Format::Lines, Format::Guess];
 #[test]
 fn an_object_is_a_record_in_every_format() {
     for format in ALL {
-        check(format, r#" {"a": 1.50, "a": "x\n", "b": {"c": []}} "#, &[r#"{"a": 1.50, "a": "x\n", "b": {"c": []}}"#]);
+        check(
+            format,
+            r#" {"a": 1.50, "a": "x\n", "b": {"c": []}} "#,
+            &[r#"{"a": 1.50, "a": "x\n", "b": {"c": []}}"#],
+        );
         check(format, "\u{feff}{\"a\":\"é\"}\r\n", &["{\"a\":\"é\"}"]);
     }
 }
@@ -68,13 +72,21 @@ fn a_mistake_has_its_line_and_byte_in_the_body() {
     refused(Format::Lines, b"{}\n{\"a\":\"\xff\"}", 2, 9, "a byte that is not UTF-8");
     for format in ALL {
         refused(format, "", 1, 0, "the body is empty");
-        refused(format, "{\"a\":\"b\nc\"}".replace('\n', "\u{1}"), 1, 7, "control character (\\u0000-\\u001F) found while parsing a string");
+        refused(
+            format,
+            "{\"a\":\"b\nc\"}".replace('\n', "\u{1}"),
+            1,
+            7,
+            "control character (\\u0000-\\u001F) found while parsing a string",
+        );
     }
 }
 
 #[test]
 fn a_body_that_is_cut_short_is_refused_at_its_end() {
-    for (format, body) in [(Format::Json, "[{\"a\":1},{\"b\""), (Format::Lines, "{}\n{\"a\":1"), (Format::Guess, "{\"a\":")] {
+    for (format, body) in
+        [(Format::Json, "[{\"a\":1},{\"b\""), (Format::Lines, "{}\n{\"a\":1"), (Format::Guess, "{\"a\":")]
+    {
         match values(body.as_bytes(), format).expect_err("cut short") {
             Unfit::Malformed(said) => {
                 assert!(said.what.starts_with("EOF while parsing"), "{said:?}");
@@ -115,7 +127,10 @@ fn there_are_limits_of_records_and_of_room() {
 fn chunks_are_cut_and_records_numbered_through() {
     let body = "{\"number\":12345}\n".repeat(CHUNK_RECORDS_MAX * 2 + 5);
     let chunks = read(body.as_bytes(), Format::Lines, &common(u64::MAX), &mut |_| true).expect("valid");
-    assert_eq!(chunks.iter().map(Columns::len).collect::<Vec<_>>(), [CHUNK_RECORDS_MAX, CHUNK_RECORDS_MAX, 5]);
+    assert_eq!(
+        chunks.iter().map(Columns::len).collect::<Vec<_>>(),
+        [CHUNK_RECORDS_MAX, CHUNK_RECORDS_MAX, 5]
+    );
     let offsets: Vec<i64> = chunks.iter().flat_map(|chunk| chunk.offsets.clone()).collect();
     assert_eq!(offsets, (0..CHUNK_RECORDS_MAX as i64 * 2 + 5).collect::<Vec<_>>());
     let large = format!("{{\"a\":\"{}\"}}\n", "x".repeat(CHUNK_BYTES_MAX)).repeat(3);
@@ -125,7 +140,8 @@ fn chunks_are_cut_and_records_numbered_through() {
 
 #[test]
 fn columns_that_are_wanted_are_filled() {
-    let gathering = Gathering { keys: true, headers: true, timestamps: true, partitions: true, line_feeds: true };
+    let gathering =
+        Gathering { keys: true, headers: true, timestamps: true, partitions: true, line_feeds: true };
     let headers = vec![(b"x-trace".to_vec(), b"42".to_vec())];
     let common = Common { gathering, headers, ..common(10) };
     let chunks = read(b"[{\"a\":1},{\"b\":\n2}]", Format::Json, &common, &mut |_| true).expect("valid");
