@@ -25,7 +25,7 @@ use crate::plugin::{Engine, Plugin, Wants};
 use crate::rows::{Target, Targets};
 use crate::sink::Destination;
 use crate::sink::starrocks::query;
-use crate::source::{Feed, Gathering, Parts, kafka, postgres};
+use crate::source::{Feed, Gathering, Parts, http, kafka, postgres};
 
 /// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
 const SHARE_CHUNK_BYTES: u64 = 6 << 20;
@@ -230,13 +230,9 @@ fn wire(
     });
 
     // The shared stage, and what carries its batches away.
-    let shapes = destinations.names().iter().zip(&models).map(|(table, model)| {
-        Arc::new(Destination {
-            cluster: Arc::clone(&sink),
-            table: table.clone(),
-            model: *model,
-            key: Vec::new(),
-        })
+    let shapes = (0..).zip(destinations.names().iter().zip(&models)).map(|(place, (table, model))| {
+        let (cluster, key) = (Arc::clone(&sink), destinations.key(place));
+        Arc::new(Destination { cluster, table: table.clone(), model: *model, key })
     });
     shared.stage.register(
         id,
@@ -292,10 +288,9 @@ fn wire(
             let wiring = postgres::Wiring { prepared, sink, parts };
             postgres::run(wiring, &|number, feed| lanes.spawn(number, feed))
         }
-        Source::Http(_) => Err(Fault::halt(
-            format!("the source `{}` is not wired yet", pipeline.source.name()),
-            "use [source.kafka] until it is",
-        )),
+        Source::Http(settings) => {
+            http::run(settings.clone(), parts, |number, feed| lanes.spawn(number, feed))
+        }
     }
 }
 

@@ -247,9 +247,8 @@ mod tests {
         let mut own = load(file);
         let model = TableModel::Primary;
         let whole = &own.destination;
-        let (pipeline, cluster, table) =
-            (whole.pipeline.clone(), Arc::clone(&whole.cluster), whole.table.clone());
-        own.destination = Arc::new(Destination { pipeline, cluster, table, model });
+        let (cluster, table) = (Arc::clone(&whole.cluster), whole.table.clone());
+        own.destination = Arc::new(Destination { cluster, table, model, key: Vec::new() });
         own.columns = Some(["id".to_owned(), "text".to_owned()].into());
         check(&own, [Some("`id`,`text`,__op"), Some("true"), Some("column"), None]);
     }

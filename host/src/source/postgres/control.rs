@@ -68,15 +68,6 @@ pub(crate) fn run(wiring: Wiring, spawn_lane: &SpawnLane<'_>) -> Result<(), Faul
     control.end(ended)
 }
 
-/// Whether the pipeline goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Going {
-    /// It does.
-    On,
-    /// It was asked to end, or everything is done.
-    Ends,
-}
-
 /// The running stream.
 struct Streaming {
     pipe: Pipe,

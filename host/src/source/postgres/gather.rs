@@ -91,10 +91,6 @@ impl Gathered {
         self.sets = ColumnSets::new();
     }
 
-    pub(super) fn stay(&self) -> &Stay {
-        &self.stay
-    }
-
     pub(super) fn bytes(&self) -> usize {
         self.columns.bytes()
     }
