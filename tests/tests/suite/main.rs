@@ -9,6 +9,7 @@ mod load;
 mod memory;
 mod plugins;
 mod postgres;
+mod postgres_storm;
 mod records;
 mod rejects;
 mod several;
