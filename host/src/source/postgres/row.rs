@@ -5,6 +5,8 @@ use super::pgoutput::{Field, Old, Tuple, Update};
 use super::value::{Noted, ValueError, append_json};
 
 mod column_sets;
+#[cfg(test)]
+mod every_type;
 mod layout;
 #[cfg(test)]
 mod tests;
