@@ -110,7 +110,8 @@ impl Layout {
         out: &mut Vec<u8>,
     ) -> Result<(), RowError> {
         self.check_length(new.len())?;
-        self.append_object(self.filled(new, old)?, |column| column.in_key, |_| {}, out).map(|_| ())
+        let fields = self.filled(new, old)?.take(self.key_end());
+        self.append_object(fields, |column| column.in_key, |_| {}, out).map(|_| ())
     }
 
     /// Appends the key of a row of the snapshot.
@@ -119,7 +120,7 @@ impl Layout {
     /// See [`RowError`].
     pub fn append_copied_key(&self, row: &CopyRow<'_>, out: &mut Vec<u8>) -> Result<(), RowError> {
         self.check_length(row.len())?;
-        let fields = row.fields().map(|field| field.map_or(Field::Null, Field::Text));
+        let fields = row.fields().map(|field| field.map_or(Field::Null, Field::Text)).take(self.key_end());
         self.append_object(fields, |column| column.in_key, |_| {}, out).map(|_| ())
     }
 
