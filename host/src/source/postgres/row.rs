@@ -146,6 +146,9 @@ impl Layout {
     /// Appends the key that `update` took away from its row, if it is another than `new_key`, which
     /// [`append_key`](Self::append_key) gave. If so, the old key's row has to be deleted first.
     ///
+    /// If the new row is a partial one besides, the values that it lacks are in the old key's row, which is
+    /// about to go: they have to come from the same batch or from the source itself.
+    ///
     /// # Errors
     /// See [`RowError`].
     pub fn append_replaced_key(
