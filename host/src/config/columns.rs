@@ -36,10 +36,6 @@ pub(super) fn check(
             problem.expected("Primary Key tables, the only ones whose rows StarRocks can update in part")
         });
     }
-    if partial_update == Some(false) && table.has("partial_update_mode") {
-        let what = "`partial_update_mode` without `partial_update = true`";
-        table.note_at("partial_update_mode", what, |problem| problem.expected("both or neither"));
-    }
     let mapping =
         properties.and_then(|properties| MAPPINGS.iter().find(|name| properties.contains_key(**name)));
     if let Some(mapping) = mapping.filter(|_| !columns.is_empty()) {

@@ -13,6 +13,7 @@ use super::model::{
     BatchLimits, DeadLetters, Kafka, KafkaSecurity, Pipeline, Sasl, Secret, Source as ModelSource, StarRocks,
     TableModel, Tls, Transform,
 };
+use super::pattern;
 use super::problem::Problem;
 use super::sections::{self, ROOT};
 use super::source::Source;
@@ -226,7 +227,8 @@ fn read_starrocks(table: &Table<'_>, root: &Table<'_>) -> Option<StarRocks> {
         properties: properties?,
         format: format?,
         columns: columns?,
-        partial_update: if partial_update? { Some(mode?) } else { None },
+        partial_update: partial_update?,
+        partial_update_mode: mode?,
         compression: compression?,
     })
 }
@@ -302,7 +304,7 @@ fn read_dead_letters(table: &Table<'_>, source_topics: &[String]) -> Option<Dead
     }
     if let Some(kafka) = kafka {
         let (topic, brokers) = (kafka.get(&TOPIC), kafka.get(&BROKERS));
-        if topic.as_ref().is_some_and(|topic| source_topics.contains(topic)) {
+        if topic.as_ref().is_some_and(|topic| pattern::is_read(source_topics, topic)) {
             let what = "`topic` is one that the pipeline reads, so a dead letter would come back for ever";
             kafka.note_at("topic", what, |problem| problem.expected("a topic of its own"));
         }

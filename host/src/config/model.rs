@@ -196,7 +196,7 @@ pub struct HttpTls {
 pub struct Kafka {
     /// `host:port` each.
     pub brokers: Vec<String>,
-    /// Topics by name.
+    /// Topics by name, or by a POSIX extended regular expression that begins with `^`.
     pub topics: Vec<String>,
     /// Consumer group; the pipeline's name by default.
     pub group: String,
@@ -340,7 +340,9 @@ pub struct StarRocks {
     /// Columns that rows bring, for all tables; empty = all that a row names.
     pub columns: Vec<String>,
     /// Whether only `columns` are updated, with the others as they were.
-    pub partial_update: Option<PartialUpdate>,
+    pub partial_update: bool,
+    /// How partial updates are written, also those of a source whose rows bring columns of their own.
+    pub partial_update_mode: PartialUpdate,
     /// How bodies are compressed.
     pub compression: Compression,
 }

@@ -31,6 +31,8 @@ mod transport;
 #[cfg(test)]
 mod bench;
 #[cfg(test)]
+mod formats_tests;
+#[cfg(test)]
 mod sandbox_tests;
 #[cfg(test)]
 mod scripted;

@@ -7,6 +7,7 @@ mod group;
 mod kafka_faults;
 mod load;
 mod memory;
+mod patterns;
 mod plugins;
 mod records;
 mod rejects;

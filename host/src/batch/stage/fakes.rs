@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Done, Outlet};
 use crate::batch::Batch;
-use crate::config::model::{Compression, RowFormat, Secret, StarRocks, TableModel};
+use crate::config::model::{Compression, PartialUpdate, RowFormat, Secret, StarRocks, TableModel};
 use crate::sink::Destination;
 
 /// Shows each batch to the test, which ends the load.
@@ -37,7 +37,8 @@ pub(crate) fn cluster(fe: Vec<String>) -> StarRocks {
         properties: BTreeMap::new(),
         format: RowFormat::Json,
         columns: Vec::new(),
-        partial_update: None,
+        partial_update: false,
+        partial_update_mode: PartialUpdate::Row,
         compression: Compression::None,
     }
 }

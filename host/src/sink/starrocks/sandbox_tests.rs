@@ -301,6 +301,8 @@ async fn a_large_body_arrives_whole() {
         bytes: segments.iter().map(|segment| segment.len() as u64).sum(),
         segments,
         rows: 250_000,
+        columns: None,
+        packed: None,
         body_sent: false,
     };
     durable(&Bench::new().deliver_with(&client(&sandbox), &mut load).await);
