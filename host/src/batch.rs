@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::budget::Permit;
 use crate::config::model::BatchLimits;
+use crate::delivery::owner::Owner;
 use crate::ledger::Ticket;
 use crate::sink::Destination;
 
@@ -19,15 +20,28 @@ pub mod stage;
 /// although a record may give several rows.
 pub const FIRST_ROW: u32 = 1 << 31;
 
+/// Next bit of [`RowIndex::deltas`]: the row lacks columns whose values did not change and which keep
+/// what the table has.
+pub const PARTIAL_ROW: u32 = 1 << 30;
+
+/// The bits of [`RowIndex::deltas`] that are the position.
+pub const POSITION_BITS: u32 = PARTIAL_ROW - 1;
+
 /// Where each row of a segment ends and which record it came from. Shared by the parts of a piece.
 #[derive(Debug)]
 pub struct RowIndex {
     /// End of each row, its line feed included, in the segment as it was made.
     pub ends: Vec<u32>,
-    /// Position of each row's record less `base`, with [`FIRST_ROW`] set on a record's first row.
+    /// Position of each row's record less `base`, with [`FIRST_ROW`] set on a record's first row and
+    /// [`PARTIAL_ROW`] on rows that are updates of some columns.
     pub deltas: Vec<u32>,
+    /// A hash of each row's key, so that a batch can tell which rows replace one another; empty for rows
+    /// whose source does not know their table's key.
+    pub keys: Vec<u64>,
     /// Position of the chunk's first record.
     pub base: i64,
+    /// Topic, `schema.table` or path that the chunk came from, for dead letters.
+    pub source: Arc<str>,
 }
 
 /// Rows of one chunk for one destination: what a lane hands over.
@@ -41,6 +55,7 @@ pub struct Piece {
     pub plugin: Option<Arc<str>>,
     ticket: Ticket,
     permit: Permit,
+    owner: Arc<Owner>,
 }
 
 impl Piece {
@@ -51,10 +66,22 @@ impl Piece {
         plugin: Option<Arc<str>>,
         ticket: Ticket,
         permit: Permit,
+        owner: Arc<Owner>,
     ) -> Self {
         assert!(index.ends.len() == index.deltas.len(), "a row index has one entry a row");
+        assert!(index.keys.is_empty() || index.keys.len() == index.ends.len(), "all rows have keys, or none");
         let rows = 0..index.ends.len();
-        Self { segment, index: Arc::new(index), rows, plugin, ticket, permit }
+        Self { segment, index: Arc::new(index), rows, plugin, ticket, permit, owner }
+    }
+
+    /// The pipeline that the rows are of.
+    pub fn owner(&self) -> &Arc<Owner> {
+        &self.owner
+    }
+
+    /// Topic, `schema.table` or path that the rows came from.
+    pub fn source(&self) -> &Arc<str> {
+        &self.index.source
     }
 
     /// Number of rows.
@@ -95,7 +122,7 @@ impl Piece {
     /// Each row with the position of its record.
     pub fn iter(&self) -> impl Iterator<Item = (i64, &[u8])> {
         self.rows.clone().map(|row| {
-            let delta = self.index.deltas[row] & !FIRST_ROW;
+            let delta = self.index.deltas[row] & POSITION_BITS;
             (
                 self.index.base + i64::from(delta),
                 &self.segment[self.start_of(row)..self.index.ends[row] as usize],
@@ -126,6 +153,7 @@ impl Piece {
             plugin: self.plugin.clone(),
             ticket: self.ticket.hold(),
             permit: self.permit.empty(),
+            owner: Arc::clone(&self.owner),
         };
         self.rows.end = at;
         rest.permit.resize(rest.bytes());
@@ -136,28 +164,73 @@ impl Piece {
     /// The piece without the rows `bad` (places within this piece, ascending); none if nothing is left.
     /// Copies the rows that stay.
     pub fn without(self, bad: &[usize]) -> Option<Piece> {
-        let mut body = Vec::with_capacity(usize::try_from(self.bytes()).unwrap_or_default());
-        let mut index = RowIndex { ends: Vec::new(), deltas: Vec::new(), base: self.index.base };
-        for (place, (_, row)) in self.iter().enumerate() {
-            if bad.binary_search(&place).is_err() {
+        let rest = self.rewritten(|place, _, row, body| {
+            let stays = bad.binary_search(&place).is_err();
+            if stays {
                 body.extend_from_slice(row);
-                index.ends.push(body.len() as u32);
-                index.deltas.push(self.index.deltas[self.rows.start + place]);
             }
-        }
-        let Piece { plugin, ticket, mut permit, .. } = self;
-        if index.ends.is_empty() {
-            let _ = ticket.settle();
+            stays
+        });
+        if rest.is_empty() {
+            let _ = rest.ticket.settle();
             return None;
         }
+        Some(rest)
+    }
+
+    /// The piece with other rows: `write(place, flags, row, body)` appends what a row becomes to `body`, with
+    /// its line feed, and says whether it stays. A piece of which no row stays still holds its ticket.
+    pub fn rewritten(self, mut write: impl FnMut(usize, u32, &[u8], &mut Vec<u8>) -> bool) -> Piece {
+        let mut body = Vec::with_capacity(usize::try_from(self.bytes()).unwrap_or_default());
+        let (base, source) = (self.index.base, Arc::clone(&self.index.source));
+        let mut index = RowIndex { ends: Vec::new(), deltas: Vec::new(), keys: Vec::new(), base, source };
+        for place in 0..self.len() {
+            let flags = self.flags(place);
+            if write(place, flags, self.row(place), &mut body) {
+                index.ends.push(body.len() as u32);
+                index.deltas.push(flags);
+                index.keys.extend(self.key(place));
+            }
+        }
+        let Piece { plugin, ticket, mut permit, owner, .. } = self;
         permit.resize(body.len() as u64);
-        Some(Piece::new(body.into(), index, plugin, ticket, permit))
+        Piece::new(body.into(), index, plugin, ticket, permit, owner)
+    }
+
+    /// The row at `place`, its line feed included.
+    pub fn row(&self, place: usize) -> &[u8] {
+        let row = self.rows.start + place;
+        &self.segment[self.start_of(row)..self.index.ends[row] as usize]
+    }
+
+    /// Position and flags of the row at `place`, as in [`RowIndex::deltas`].
+    pub fn flags(&self, place: usize) -> u32 {
+        self.index.deltas[self.rows.start + place]
+    }
+
+    /// The hash of the key of the row at `place`, if its source knows it.
+    pub fn key(&self, place: usize) -> Option<u64> {
+        self.index.keys.get(self.rows.start + place).copied()
+    }
+
+    /// The same rows once more, under a ticket of their own: rows of one piece can then go two ways.
+    pub fn twin(&self) -> Piece {
+        Piece {
+            segment: self.segment.clone(),
+            index: Arc::clone(&self.index),
+            rows: self.rows.clone(),
+            plugin: self.plugin.clone(),
+            ticket: self.ticket.hold(),
+            permit: self.permit.empty(),
+            owner: Arc::clone(&self.owner),
+        }
     }
 
     /// Takes the piece apart when its rows are durable: settles the ticket and gives the bytes back.
     /// Returns the segment, for its memory.
     pub fn settle(self) -> Bytes {
-        let _ = self.ticket.settle();
+        let rows = self.len() as u64;
+        let _ = self.ticket.settle_loaded(rows);
         self.segment
     }
 
@@ -267,5 +340,7 @@ pub fn decide(fill: &Fill, limits: &BatchLimits) -> Option<Cut> {
     fill.pressure.then_some(Cut::Pressure)
 }
 
+#[cfg(test)]
+pub(crate) mod fakes;
 #[cfg(test)]
 mod tests;

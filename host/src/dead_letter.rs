@@ -11,18 +11,21 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
-use crate::budget::Permit;
+use crate::budget::{Permit, Share};
 use crate::config::model::{DeadLetters, Kafka};
 use crate::delivery::Alarm;
 use crate::fault::Fault;
-use crate::ledger::Ticket;
+use crate::ledger::{Refused, Ticket};
 use crate::meter::PipelineMeter;
 use crate::position::Partition;
 
 mod directory;
 mod notice;
 pub mod text;
+mod tolerance;
 mod topic;
+
+pub use tolerance::Tolerance;
 
 /// Bundles that may wait for the writer; their bytes are charged to the budget.
 const BUNDLES_WAITING_MAX: usize = 64;
@@ -83,17 +86,113 @@ impl DeadLetter {
     }
 }
 
-/// Letters of one chunk or batch, with what they hold.
+/// What was rejected of one span.
 #[derive(Debug)]
-pub struct Bundle {
-    /// The letters.
+pub struct Rejected {
+    /// A letter each.
     pub letters: Vec<DeadLetter>,
-    /// Settled when they are durable: one for each span concerned.
-    pub tickets: Vec<Ticket>,
+    /// Settled when they are durable, or told to the request that they came with.
+    pub ticket: Ticket,
     /// How many records they count as.
     pub records: u64,
+}
+
+impl Rejected {
+    fn bytes(&self) -> u64 {
+        self.letters.iter().map(DeadLetter::bytes).sum()
+    }
+
+    /// Gives them up: their records will be read again.
+    pub fn forget(self) {
+        self.ticket.forget();
+    }
+}
+
+/// Rejects of one chunk or batch on their way to the writer.
+#[derive(Debug)]
+pub struct Bundle {
+    /// Span by span.
+    pub rejected: Vec<Rejected>,
     /// Their bytes.
     pub permit: Permit,
+}
+
+impl Bundle {
+    /// A bundle whose bytes are charged to `share`.
+    pub fn new(rejected: Vec<Rejected>, share: &Share) -> Bundle {
+        let permit = share.overdraft(rejected.iter().map(Rejected::bytes).sum());
+        Bundle { rejected, permit }
+    }
+
+    fn letters(&self) -> impl Iterator<Item = &DeadLetter> {
+        self.rejected.iter().flat_map(|one| &one.letters)
+    }
+
+    /// Gives all of it up.
+    pub fn forget(self) {
+        self.rejected.into_iter().for_each(Rejected::forget);
+    }
+}
+
+/// What becomes of records and rows that cannot be loaded.
+#[derive(Debug, Clone)]
+pub enum Rejects {
+    /// There is nowhere to put them: the first one halts the pipeline.
+    Halt,
+    /// They are kept; more of them than is tolerated halt the pipeline.
+    Keep(DeadLetterBox, Option<Arc<Tolerance>>),
+    /// Each is told to the request that it came with and concerns nobody else.
+    Answer,
+}
+
+impl Rejects {
+    /// Settles what needs no writer and returns what does.
+    ///
+    /// # Errors
+    /// If the pipeline has to halt; what was rejected is then given up, to be read again.
+    pub fn sort(&self, rejected: Vec<Rejected>, meter: &PipelineMeter) -> Result<Vec<Rejected>, Fault> {
+        let refused = match self {
+            Rejects::Halt => rejected.iter().flat_map(|one| &one.letters).next().map(nowhere_to_put),
+            Rejects::Keep(_, None) => None,
+            Rejects::Keep(_, Some(tolerance)) => {
+                let records = rejected.iter().map(|one| one.records).sum();
+                let last = rejected.iter().flat_map(|one| &one.letters).next_back();
+                let read = meter.records_read.get();
+                last.and_then(|last| tolerance.refuse(read, records, last).err())
+            }
+            Rejects::Answer => {
+                for Rejected { letters, ticket, records } in rejected {
+                    meter.leave(&meter.records_refused, records);
+                    let told = letters.into_iter().map(|letter| Refused {
+                        offset: letter.offset,
+                        code: letter.code,
+                        message: letter.message,
+                    });
+                    let _ = ticket.settle_refused(told);
+                }
+                return Ok(Vec::new());
+            }
+        };
+        match refused {
+            None => Ok(rejected),
+            Some(fault) => {
+                rejected.into_iter().for_each(Rejected::forget);
+                Err(fault)
+            }
+        }
+    }
+}
+
+/// The fault of a pipeline that has nowhere to put a reject.
+fn nowhere_to_put(first: &DeadLetter) -> Fault {
+    let plugin = first.plugin.as_ref().map_or_else(String::new, |plugin| format!(" by plugin `{plugin}`"));
+    Fault::halt(
+        format!(
+            "a record was rejected{plugin}: {} offset {}: {}: {}",
+            first.partition, first.offset, first.code, first.message
+        ),
+        "mend the record or the plugin, or add [dead_letters] to the pipeline file to set such records aside",
+    )
 }
 
 /// The way to the writer; cheap to clone.
@@ -129,7 +228,7 @@ impl DeadLetterBox {
     /// If the directory cannot be written or the topic's brokers refuse the settings.
     pub fn open(
         settings: &DeadLetters,
-        source: &Kafka,
+        source: Option<&Kafka>,
         runtime: &Handle,
         meter: &Arc<PipelineMeter>,
         alarm: &Alarm,
@@ -193,19 +292,17 @@ fn write(mut store: Store, mut bundles: mpsc::Receiver<Bundle>, meter: &Pipeline
         while let Ok(next) = bundles.try_recv() {
             group.push(next);
         }
-        let kept = store.keep(&mut group.iter().flat_map(|bundle| &bundle.letters));
+        let kept = store.keep(&mut group.iter().flat_map(Bundle::letters));
         if let Err(fault) = kept {
             alarm.raise(fault);
             // Nothing was acknowledged: the records are read again after the mend.
-            group.into_iter().flat_map(|bundle| bundle.tickets).for_each(Ticket::forget);
+            group.into_iter().for_each(Bundle::forget);
             break;
         }
-        notice.kept(&meter.name, group.iter().flat_map(|bundle| &bundle.letters));
-        for bundle in group {
-            meter.leave(&meter.records_dead_lettered, bundle.records);
-            for ticket in bundle.tickets {
-                let _ = ticket.settle();
-            }
+        notice.kept(&meter.name, group.iter().flat_map(Bundle::letters));
+        for Rejected { ticket, records, .. } in group.into_iter().flat_map(|bundle| bundle.rejected) {
+            meter.leave(&meter.records_dead_lettered, records);
+            let _ = ticket.settle_kept(records);
         }
     }
     notice.end(&meter.name);

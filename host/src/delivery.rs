@@ -8,8 +8,12 @@ use tokio::sync::watch;
 use crate::fault::Fault;
 use crate::position::Stay;
 
+pub mod carriers;
 pub mod carry;
+mod fold;
+mod isolation;
 pub mod marker;
+pub mod owner;
 
 /// Asks a pipeline to drain and end. Cheap to clone; asked once, for good.
 #[derive(Debug, Clone, Default)]
@@ -63,7 +67,7 @@ pub struct GivingUp {
 #[derive(Debug, Default)]
 struct GivingUpState {
     stays: Vec<Stay>,
-    loads: Vec<(u64, Vec<Stay>, watch::Sender<bool>)>,
+    loads: Vec<(u64, Vec<Stay>, Arc<watch::Sender<bool>>)>,
     next: u64,
 }
 
@@ -94,15 +98,16 @@ impl GivingUp {
         self.lock().stays.contains(stay)
     }
 
-    /// A load with rows of `stays` is on its way; the receiver turns true when one is given up.
-    fn carrying(self: &Arc<Self>, stays: Vec<Stay>) -> (Carrying, watch::Receiver<bool>) {
+    /// A load with rows of `stays` is on its way; `told` turns true when one is given up.
+    fn carrying(self: &Arc<Self>, stays: Vec<Stay>, told: &Arc<watch::Sender<bool>>) -> Carrying {
         let mut state = self.lock();
-        let given_up = stays.iter().any(|stay| state.stays.contains(stay));
-        let (told, hears) = watch::channel(given_up);
+        if stays.iter().any(|stay| state.stays.contains(stay)) {
+            told.send_replace(true);
+        }
         state.next += 1;
         let id = state.next;
-        state.loads.push((id, stays, told));
-        (Carrying { giving_up: Arc::clone(self), id }, hears)
+        state.loads.push((id, stays, Arc::clone(told)));
+        Carrying { giving_up: Arc::clone(self), id }
     }
 }
 
@@ -130,12 +135,14 @@ mod tests {
     #[test]
     fn a_load_hears_that_one_of_its_stays_is_given_up() {
         let giving_up = Arc::new(GivingUp::default());
-        let (_one, concerned) = giving_up.carrying(vec![stay(1), stay(2)]);
-        let (_two, other) = giving_up.carrying(vec![stay(3)]);
+        let tell = || Arc::new(watch::Sender::new(false));
+        let (concerned, other, late) = (tell(), tell(), tell());
+        let _one = giving_up.carrying(vec![stay(1), stay(2)], &concerned);
+        let _two = giving_up.carrying(vec![stay(3)], &other);
         giving_up.give_up(&[stay(2)]);
         assert!(*concerned.borrow());
         assert!(!*other.borrow());
-        let (_three, late) = giving_up.carrying(vec![stay(2)]);
+        let _three = giving_up.carrying(vec![stay(2)], &late);
         assert!(*late.borrow());
         giving_up.done(&[stay(2)]);
         assert!(!giving_up.concerns(&stay(2)));

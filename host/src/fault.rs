@@ -65,8 +65,23 @@ impl Fault {
         self
     }
 
+    /// The same for another pipeline; causes become part of the text.
+    #[must_use]
+    pub fn retold(&self) -> Self {
+        Self { kind: self.kind, what: self.causes(), hint: self.hint.clone(), source: None }
+    }
+
     /// The whole story on one line: what, causes, and the hint.
     pub fn story(&self) -> String {
+        let mut text = self.causes();
+        if let Some(hint) = &self.hint {
+            text.push_str("; ");
+            text.push_str(hint);
+        }
+        text
+    }
+
+    fn causes(&self) -> String {
         let mut text = self.what.clone();
         let mut cause = self.source();
         while let Some(error) = cause {
@@ -77,10 +92,6 @@ impl Fault {
                 text.push_str(&said);
             }
             cause = error.source();
-        }
-        if let Some(hint) = &self.hint {
-            text.push_str("; ");
-            text.push_str(hint);
         }
         text
     }

@@ -9,15 +9,15 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::batch::Piece;
-use crate::batch::stage::{PipelineId, StageHandle, TableIndex};
-use crate::budget::{Permit, Share};
-use crate::buffers::Buffers;
+use crate::batch::stage::{StageHandle, TableIndex};
+use crate::budget::Permit;
 use crate::chain::{Chain, Transformed};
-use crate::dead_letter::{Bundle, DeadLetter, DeadLetterBox, Stage};
+use crate::dead_letter::{Bundle, DeadLetter, Rejected, Rejects, Stage};
+use crate::delivery::owner::Owner;
 use crate::fault::{Fault, FaultKind};
 use crate::ledger::{Ledger, Ticket};
-use crate::meter::{PipelineMeter, Waiting};
-use crate::position::Span;
+use crate::meter::Waiting;
+use crate::position::{Partition, Span};
 use crate::record::{Columns, MARK_KEY, MARK_VALUE, RecordReject};
 use crate::retry::{Backoff, Pace};
 use crate::rows::{self, Built, Segment, Targets};
@@ -29,24 +29,16 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// What a lane shares with its pipeline.
 #[derive(Clone)]
 pub struct LaneParts {
-    /// The pipeline's number at the stage.
-    pub pipeline: PipelineId,
     /// Where rows go.
     pub stage: StageHandle,
     /// Which spans are open.
     pub ledger: Ledger,
-    /// Bytes in flight.
-    pub share: Share,
+    /// The pipeline, as its rows know it: counters, rejects, bytes in flight, bodies' memory.
+    pub owner: Arc<Owner>,
     /// Destinations as rows see them.
     pub targets: Targets,
     /// Values already end with a line feed each.
     pub line_feeds: bool,
-    /// Where rejects go; none = the first one halts.
-    pub dead_letters: Option<DeadLetterBox>,
-    /// Counters.
-    pub meter: Arc<PipelineMeter>,
-    /// Bodies' memory.
-    pub buffers: Buffers,
 }
 
 /// A lane at work.
@@ -76,25 +68,28 @@ impl<F: Feed> Lane<F> {
             match self.feed.next(&mut chunk)? {
                 Fed::Ended => return Ok(()),
                 Fed::Idle => {}
-                Fed::Chunk(span) => self.carry(&mut chunk, &span)?,
+                Fed::Chunk(span) => {
+                    if let Some(permit) = self.charge(chunk.bytes() as u64, &span) {
+                        self.carry(&mut chunk, &span, permit)?;
+                    }
+                }
+                Fed::Charged(span, permit) => self.carry(&mut chunk, &span, permit)?,
             }
         }
     }
 
     /// One chunk, from the feed to the stage.
-    fn carry(&mut self, chunk: &mut Columns, span: &Span) -> Result<(), Fault> {
-        let bytes = chunk.bytes() as u64;
-        let Some(permit) = self.charge(bytes, span) else { return Ok(()) };
+    fn carry(&mut self, chunk: &mut Columns, span: &Span, permit: Permit) -> Result<(), Fault> {
         let Some(ticket) = self.parts.ledger.open(span) else { return Ok(()) };
         let records = chunk.len() as u64;
         let line_feeds = if self.parts.line_feeds { records } else { 0 };
-        self.parts.meter.read(records, (chunk.data_bytes() as u64).saturating_sub(line_feeds));
+        self.parts.owner.meter.read(records, (chunk.data_bytes() as u64).saturating_sub(line_feeds));
         let Some(mut transformed) = self.transform(chunk, span)? else {
             self.give_up(records, ticket);
             return Ok(());
         };
         if self.spare.capacity() == 0 {
-            self.spare = self.parts.buffers.take();
+            self.spare = self.parts.owner.buffers.take();
         }
         let mut built =
             rows::build(chunk, &mut transformed, &self.parts.targets, self.parts.line_feeds, &mut self.spare);
@@ -104,7 +99,7 @@ impl<F: Feed> Lane<F> {
             return Ok(());
         }
         let dropped = records.saturating_sub(built.kept + built.refused);
-        self.parts.meter.leave(&self.parts.meter.records_dropped, dropped);
+        self.parts.owner.meter.leave(&self.parts.owner.meter.records_dropped, dropped);
         self.hand_over(built.segments, &ticket, permit)?;
         let _ = ticket.settle();
         Ok(())
@@ -112,12 +107,12 @@ impl<F: Feed> Lane<F> {
 
     /// Waits for the budget; none if the partition is given up meanwhile.
     fn charge(&mut self, bytes: u64, span: &Span) -> Option<Permit> {
-        if let Some(permit) = self.parts.share.try_acquire(bytes) {
+        if let Some(permit) = self.parts.owner.share.try_acquire(bytes) {
             return Some(permit);
         }
         loop {
             self.parts.stage.nudge();
-            if let Some(permit) = self.parts.share.acquire(bytes, PATIENCE) {
+            if let Some(permit) = self.parts.owner.share.acquire(bytes, PATIENCE) {
                 return Some(permit);
             }
             if !self.feed.owns(&span.stay) {
@@ -143,7 +138,7 @@ impl<F: Feed> Lane<F> {
             }
             if waiting.is_none() {
                 tracing::warn!("{}; trying again", fault.story());
-                waiting = Some(Waiting::begin(&self.parts.meter, fault.story()));
+                waiting = Some(Waiting::begin(&self.parts.owner.meter, fault.story()));
             }
             let pause = backoff.next_pause(rand::random());
             let until = std::time::Instant::now() + pause;
@@ -158,7 +153,7 @@ impl<F: Feed> Lane<F> {
 
     /// The records of an open span are not used: their partition is being given up, or the lane ends.
     fn give_up(&self, records: u64, ticket: Ticket) {
-        self.parts.meter.leave(&self.parts.meter.records_given_up, records);
+        self.parts.owner.meter.leave(&self.parts.owner.meter.records_given_up, records);
         ticket.forget();
     }
 
@@ -192,12 +187,14 @@ impl<F: Feed> Lane<F> {
         if letters.is_empty() {
             return Ok(true);
         }
-        let Some(letter_box) = &self.parts.dead_letters else { return Err(no_dead_letters(&letters)) };
-        let permit = self.parts.share.overdraft(letters.iter().map(DeadLetter::bytes).sum());
-        let mut bundle = Bundle { letters, tickets: vec![ticket.hold()], records, permit };
+        let owner = &self.parts.owner;
+        let rejected = vec![Rejected { letters, ticket: ticket.hold(), records }];
+        let rejected = owner.rejects.sort(rejected, &owner.meter)?;
+        let Rejects::Keep(letter_box, _) = &owner.rejects else { return Ok(true) };
+        let mut bundle = Bundle::new(rejected, &owner.share);
         while let Some(back) = letter_box.post(bundle, PATIENCE)? {
             if !self.feed.owns(&span.stay) {
-                back.tickets.into_iter().for_each(Ticket::forget);
+                back.forget();
                 return Ok(false);
             }
             bundle = back;
@@ -212,29 +209,17 @@ impl<F: Feed> Lane<F> {
         let pieces: Vec<(TableIndex, Piece)> = segments
             .into_iter()
             .map(|segment| {
-                let charged = self.parts.share.overdraft(segment.body.len() as u64);
+                let charged = self.parts.owner.share.overdraft(segment.body.len() as u64);
                 let body = Bytes::from(segment.body);
-                let piece = Piece::new(body, segment.index, self.plugin.clone(), ticket.hold(), charged);
+                let (plugin, owner) = (self.plugin.clone(), Arc::clone(&self.parts.owner));
+                let piece = Piece::new(body, segment.index, plugin, ticket.hold(), charged, owner);
                 (segment.table, piece)
             })
             .collect();
         // The chunk's own bytes are free again; its rows are charged for themselves.
         drop(permit);
-        self.parts.stage.hand_over(self.parts.pipeline, pieces)
+        self.parts.stage.hand_over(self.parts.owner.pipeline, pieces)
     }
-}
-
-/// The fault of a pipeline that has nowhere to put a reject.
-pub(crate) fn no_dead_letters(letters: &[DeadLetter]) -> Fault {
-    let Some(first) = letters.first() else { return Fault::retry("rejected nothing") };
-    let plugin = first.plugin.as_ref().map_or_else(String::new, |plugin| format!(" by plugin `{plugin}`"));
-    Fault::halt(
-        format!(
-            "a record was rejected{plugin}: {} offset {}: {}: {}",
-            first.partition, first.offset, first.code, first.message
-        ),
-        "mend the record or the plugin, or add [dead_letters] to the pipeline file to set such records aside",
-    )
 }
 
 fn letter(
@@ -255,7 +240,10 @@ fn letter(
         plugin,
         code: reject.code,
         message: reject.message,
-        partition: span.stay.partition.clone(),
+        partition: Partition {
+            source: chunk.source.clone().unwrap_or_else(|| Arc::clone(&span.stay.partition.source)),
+            number: span.stay.partition.number,
+        },
         offset: chunk.offsets.get(input).copied().unwrap_or(span.after),
         timestamp_us: chunk.timestamps.get(input).copied().unwrap_or(0),
         key: (mark & MARK_KEY != 0).then(|| chunk.keys.get(input).to_vec()),

@@ -8,6 +8,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 use crate::position::{Span, Stay, Watermark};
 
 /// A pipeline's ledger: a handle that lanes, stage and control share. Locked once a chunk.
@@ -35,6 +37,43 @@ struct Track {
     safe_upto: i64,
     /// What the last [`Ledger::progress`] told.
     told_upto: i64,
+    /// What became of the stay's rows, for whoever waits for it.
+    tally: Tally,
+    /// Told whenever nobody holds a ticket of the stay any more.
+    watch: Option<Arc<Notify>>,
+}
+
+/// What became of the rows and records of a stay.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Rows that are durable in StarRocks.
+    pub rows_loaded: u64,
+    /// Records that are kept as dead letters.
+    pub dead_lettered: u64,
+    /// Records that were refused and are to be told of, in the order in which they were refused.
+    pub refused: Vec<Refused>,
+    /// A piece was given up: its rows were not loaded, as far as is known.
+    pub lost: bool,
+}
+
+/// A refused record of a stay that answers for its records itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// Position of the record.
+    pub offset: i64,
+    /// Short reason for machines.
+    pub code: String,
+    /// The reason for people.
+    pub message: String,
+}
+
+/// A stay that has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// How far it is safe.
+    pub watermark: Watermark,
+    /// What became of its rows.
+    pub tally: Tally,
 }
 
 #[derive(Debug)]
@@ -63,6 +102,18 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Track {
+    fn is_quiet(&self) -> bool {
+        self.spans.iter().all(|span| span.holds == 0)
+    }
+
+    fn tell_if_quiet(&self) {
+        if let Some(watch) = self.watch.as_ref().filter(|_| self.is_quiet()) {
+            watch.notify_one();
+        }
+    }
+}
+
 impl Ledger {
     /// An empty ledger.
     pub fn new() -> Self {
@@ -71,12 +122,23 @@ impl Ledger {
 
     /// Begins a stay whose first span starts behind `after`.
     pub fn begin(&self, stay: Stay, after: i64) {
+        self.begin_stay(stay, after, None);
+    }
+
+    /// Begins a stay like [`Ledger::begin`]; `watch` is told whenever nobody holds a ticket of it.
+    pub fn begin_watched(&self, stay: Stay, after: i64, watch: Arc<Notify>) {
+        self.begin_stay(stay, after, Some(watch));
+    }
+
+    fn begin_stay(&self, stay: Stay, after: i64, watch: Option<Arc<Notify>>) {
         let track = Track {
             spans: VecDeque::new(),
             first: 0,
             opened_upto: after,
             safe_upto: after,
             told_upto: after,
+            tally: Tally::default(),
+            watch,
         };
         lock(&self.state).stays.insert(stay, track);
     }
@@ -123,11 +185,19 @@ impl Ledger {
         Some(Watermark { stay: stay.clone(), upto: track.safe_upto })
     }
 
+    /// How far a source whose order spans all its stays is safe: up to `place`, of which all records were
+    /// opened before, or to where the first unsettled span begins. Places are counted over all stays.
+    pub fn safe_before(&self, place: i64) -> i64 {
+        let state = lock(&self.state);
+        let open = state.stays.values().filter(|track| !track.spans.is_empty());
+        open.map(|track| track.safe_upto).min().map_or(place, |first| first.min(place))
+    }
+
     /// Whether nobody holds a ticket of the stay: what is safe by now is all that will be. A stay that
     /// has ended is quiet.
     pub fn is_quiet(&self, stay: &Stay) -> bool {
         let state = lock(&self.state);
-        state.stays.get(stay).is_none_or(|track| track.spans.iter().all(|span| span.holds == 0))
+        state.stays.get(stay).is_none_or(Track::is_quiet)
     }
 
     /// Number of spans in all stays of which somebody holds a ticket. Spans that were given up, and those
@@ -138,10 +208,12 @@ impl Ledger {
     }
 
     /// Ends a stay: its open spans are forgotten and their tickets mean nothing any more. Returns the
-    /// last watermark, which may still be committed while the partition is owned.
-    pub fn end(&self, stay: &Stay) -> Option<Watermark> {
+    /// last watermark, which may still be committed while the partition is owned, and what became of the
+    /// stay's rows.
+    pub fn end(&self, stay: &Stay) -> Option<Ended> {
         let track = lock(&self.state).stays.remove(stay)?;
-        Some(Watermark { stay: stay.clone(), upto: track.safe_upto })
+        let watermark = Watermark { stay: stay.clone(), upto: track.safe_upto };
+        Some(Ended { watermark, tally: track.tally })
     }
 
     /// The first span of which a ticket was dropped: the pipeline has to halt.
@@ -161,18 +233,39 @@ impl Ticket {
     }
 
     /// Says that this piece of the span is safe. Returns the stay's watermark if that moved it.
-    pub fn settle(mut self) -> Option<Watermark> {
+    pub fn settle(self) -> Option<Watermark> {
+        self.settle_as(|_tally| {})
+    }
+
+    /// Settles a piece of which `rows` rows are durable.
+    pub fn settle_loaded(self, rows: u64) -> Option<Watermark> {
+        self.settle_as(|tally| tally.rows_loaded += rows)
+    }
+
+    /// Settles a piece of which `records` records are kept as dead letters.
+    pub fn settle_kept(self, records: u64) -> Option<Watermark> {
+        self.settle_as(|tally| tally.dead_lettered += records)
+    }
+
+    /// Settles a piece whose records were refused and are told of by the stay itself.
+    pub fn settle_refused(self, refused: impl Iterator<Item = Refused>) -> Option<Watermark> {
+        self.settle_as(|tally| tally.refused.extend(refused))
+    }
+
+    fn settle_as(mut self, count: impl FnOnce(&mut Tally)) -> Option<Watermark> {
         self.settled = true;
         let mut state = lock(&self.state);
         let span = state.span(&self.stay, self.index)?;
         span.holds -= 1;
         let track = state.stays.get_mut(&self.stay)?;
+        count(&mut track.tally);
         let before = track.safe_upto;
         while track.spans.front().is_some_and(|span| span.holds == 0 && !span.lost) {
             let closed = track.spans.pop_front()?;
             track.first += 1;
             track.safe_upto = closed.upto;
         }
+        track.tell_if_quiet();
         (track.safe_upto > before).then(|| Watermark { stay: self.stay.clone(), upto: track.safe_upto })
     }
 
@@ -181,10 +274,7 @@ impl Ticket {
     pub fn forget(mut self) {
         self.settled = true;
         let mut state = lock(&self.state);
-        if let Some(span) = state.span(&self.stay, self.index) {
-            span.holds -= 1;
-            span.lost = true;
-        }
+        let _ = state.lose(&self.stay, self.index);
     }
 
     /// The stay that the span belongs to.
@@ -210,11 +300,7 @@ impl Drop for Ticket {
             return;
         }
         let mut state = lock(&self.state);
-        let stay = self.stay.clone();
-        if let Some(span) = state.span(&self.stay, self.index) {
-            span.holds -= 1;
-            span.lost = true;
-            let span = Span { stay, after: span.after, upto: span.upto };
+        if let Some(span) = state.lose(&self.stay, self.index) {
             state.poisoned.get_or_insert(span);
         }
     }
@@ -226,6 +312,18 @@ impl State {
         let track = self.stays.get_mut(stay)?;
         let place = index.checked_sub(track.first)?;
         track.spans.get_mut(usize::try_from(place).ok()?)
+    }
+
+    /// A ticket that was not settled: the watermark stays before its span.
+    fn lose(&mut self, stay: &Stay, index: u64) -> Option<Span> {
+        let span = self.span(stay, index)?;
+        span.holds -= 1;
+        span.lost = true;
+        let lost = Span { stay: stay.clone(), after: span.after, upto: span.upto };
+        let track = self.stays.get_mut(stay)?;
+        track.tally.lost = true;
+        track.tell_if_quiet();
+        Some(lost)
     }
 }
 

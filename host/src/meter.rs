@@ -100,6 +100,7 @@ pub struct Meter {
     records_loaded: PerPipeline,
     records_dropped: PerPipeline,
     records_dead_lettered: PerPipeline,
+    records_refused: PerPipeline,
     records_given_up: PerPipeline,
     records_in_flight: PerPipelineGauge,
     commits: PerPipeline,
@@ -151,6 +152,11 @@ impl Meter {
                 &mut r,
                 "records_dead_lettered",
                 "Records kept as dead letters, durably",
+            ),
+            records_refused: family(
+                &mut r,
+                "records_refused",
+                "Records refused to the request they came with",
             ),
             records_given_up: family(
                 &mut r,
@@ -274,6 +280,7 @@ impl Meter {
             records_loaded: of(&self.records_loaded),
             records_dropped: of(&self.records_dropped),
             records_dead_lettered: of(&self.records_dead_lettered),
+            records_refused: of(&self.records_refused),
             records_given_up: of(&self.records_given_up),
             records_in_flight: gauge_of(&self.records_in_flight),
             commits: of(&self.commits),
@@ -345,6 +352,8 @@ pub struct PipelineMeter {
     pub records_loaded: Counter,
     pub records_dropped: Counter,
     pub records_dead_lettered: Counter,
+    /// Records refused to the request that they came with.
+    pub records_refused: Counter,
     pub records_given_up: Counter,
     pub records_in_flight: Gauge,
     pub commits: Counter,

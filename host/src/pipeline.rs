@@ -12,10 +12,11 @@ use crate::budget::{Budget, Share};
 use crate::buffers::Buffers;
 use crate::chain::Chain;
 use crate::config::model::{self, Pipeline, Process, Source, TableModel};
-use crate::dead_letter::DeadLetterBox;
-use crate::delivery::carry::{self, Carrier};
+use crate::dead_letter::{DeadLetterBox, Rejects, Tolerance};
+use crate::delivery::carriers::Carriers;
 use crate::delivery::marker::Marker;
-use crate::delivery::{Alarm, GivingUp, Stop};
+use crate::delivery::owner::Owner;
+use crate::delivery::{Alarm, Stop};
 use crate::fault::{Fault, FaultKind};
 use crate::lane::{Lane, LaneParts};
 use crate::ledger::Ledger;
@@ -23,11 +24,8 @@ use crate::meter::{Meter, PipelineMeter, TableMeter};
 use crate::plugin::{Engine, Plugin, Wants};
 use crate::rows::{Target, Targets};
 use crate::sink::Destination;
-use crate::sink::starrocks::client::Client;
-use crate::sink::starrocks::deliver::{Paces, Witness};
-use crate::sink::starrocks::label::Labels;
 use crate::sink::starrocks::query;
-use crate::source::kafka::{self, Gathering, KafkaFeed};
+use crate::source::{Feed, Gathering, Parts, kafka};
 
 /// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
 const SHARE_CHUNK_BYTES: u64 = 6 << 20;
@@ -47,6 +45,8 @@ pub struct Shared {
     pub runtime: Handle,
     /// All open batches.
     pub stage: StageHandle,
+    /// Who carries them away, a cluster each.
+    pub carriers: Arc<Carriers>,
     /// Bytes in flight.
     pub budget: Budget,
     /// All metrics.
@@ -57,14 +57,14 @@ pub struct Shared {
 
 /// Lanes of a pipeline unless the file says otherwise: as many as cores. A source with fewer
 /// partitions starts fewer.
-pub fn lanes(process: &Process) -> usize {
+pub fn lane_count(process: &Process) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     process.lanes.unwrap_or(cores).clamp(1, LANES_MAX)
 }
 
 /// Most instances of plugins that the pipelines need at a time.
 pub fn plugin_instances(process: &Process, pipelines: &[Arc<Pipeline>]) -> usize {
-    pipelines.iter().map(|pipeline| pipeline.transforms.len() * lanes(process)).sum()
+    pipelines.iter().map(|pipeline| pipeline.transforms.len() * lane_count(process)).sum()
 }
 
 /// Where a pipeline's rows go, by index.
@@ -174,9 +174,7 @@ fn wire(
     stop: &Stop,
     meter: &Arc<PipelineMeter>,
 ) -> Result<(), Fault> {
-    let Source::Kafka(source) = &pipeline.source;
     let sink = Arc::new(pipeline.sink.clone());
-    let name: Arc<str> = pipeline.name.as_str().into();
 
     // Plugins: compiled, or from the cache; each lane starts its own instances.
     let plugins = load_plugins(pipeline, &shared.engine)?;
@@ -185,41 +183,39 @@ fn wire(
     }
 
     // StarRocks: reachable, credentials right, tables known.
-    let client = Client::new(Arc::clone(&sink))?;
-    shared.runtime.block_on(client.ping()).map_err(Fault::halting)?;
+    let carrier = shared.carriers.carrier(&sink, &shared.runtime)?;
+    shared.runtime.block_on(carrier.client().ping()).map_err(Fault::halting)?;
     let destinations = Arc::new(Destinations::of(pipeline, &plugins)?);
     let models = shared.runtime.block_on(table_models(&sink, destinations.names()))?;
 
-    // Dead letters: open before the first record is read.
+    // Rejects: their place is open before the first record is read.
     let alarm = Alarm::default();
-    let dead_letters = match &pipeline.dead_letters {
-        Some(settings) => Some(DeadLetterBox::open(settings, source, &shared.runtime, meter, &alarm)?),
-        None => None,
-    };
+    let rejects = rejects_of(pipeline, &shared.runtime, meter, &alarm)?;
+    let gathering = gathering_of(&plugins, matches!(rejects, Rejects::Keep(..)));
+
+    // What a load has to know of the pipeline whose rows it carries.
+    let share = share_of(pipeline, &shared.budget);
+    let tables = table_meters(pipeline, &destinations, &shared.meter);
+    let _versions = watch_versions(&pipeline.sink, &tables, shared);
+    let owner = Arc::new(Owner {
+        pipeline: id,
+        meter: Arc::clone(meter),
+        tables,
+        giving_up: Arc::default(),
+        alarm: alarm.clone(),
+        rejects,
+        share: share.clone(),
+        buffers: Buffers::default(),
+    });
 
     // The shared stage, and what carries its batches away.
-    let share = share_of(pipeline, &shared.budget);
-    let labels = Labels::new(&pipeline.name);
-    let label_stem = labels.stem().to_owned();
-    let (giving_up, buffers) = (Arc::new(GivingUp::default()), Buffers::default());
-    let tables = table_meters(pipeline, &destinations, &shared.meter);
-    let carrier = Carrier::new(carry::Shared {
-        runtime: shared.runtime.clone(),
-        client,
-        labels,
-        witness: Arc::new(Witness::new()),
-        meter: Arc::clone(meter),
-        tables: tables.clone(),
-        giving_up: Arc::clone(&giving_up),
-        alarm: alarm.clone(),
-        dead_letters: dead_letters.clone(),
-        share: share.clone(),
-        buffers: buffers.clone(),
-        paces: Paces::default(),
-    });
     let shapes = destinations.names().iter().zip(&models).map(|(table, model)| {
-        let (pipeline, cluster) = (Arc::clone(&name), Arc::clone(&sink));
-        Arc::new(Destination { pipeline, cluster, table: table.clone(), model: *model })
+        Arc::new(Destination {
+            cluster: Arc::clone(&sink),
+            table: table.clone(),
+            model: *model,
+            key: Vec::new(),
+        })
     });
     shared.stage.register(
         id,
@@ -228,52 +224,73 @@ fn wire(
             limits: pipeline.batch,
             in_flight: sink.in_flight,
             share: share.clone(),
-            outlet: Arc::new(carrier),
+            outlet: Arc::new(carrier.clone()),
         },
     )?;
 
-    let _versions = watch_versions(&pipeline.sink, &tables, shared);
-
     // Lanes: read → plugins → rows → stage.
     let ledger = Ledger::new();
-    let line_feeds = plugins.is_empty();
-    let gathering = gathering_of(&plugins, dead_letters.is_some());
-    let parts = LaneParts {
-        pipeline: id,
-        stage: shared.stage.clone(),
-        ledger: ledger.clone(),
-        share,
-        targets: destinations.targets(&models, pipeline),
-        line_feeds,
-        dead_letters: dead_letters.clone(),
-        meter: Arc::clone(meter),
-        buffers,
-    };
-    let spawn = |number: usize, feed: KafkaFeed| {
-        let (plugins, destinations) = (plugins.clone(), Arc::clone(&destinations));
-        spawn_lane(number, feed, parts.clone(), plugins, destinations)
+    let lanes = Lanes {
+        parts: LaneParts {
+            stage: shared.stage.clone(),
+            ledger: ledger.clone(),
+            owner: Arc::clone(&owner),
+            targets: destinations.targets(&models, pipeline),
+            line_feeds: gathering.line_feeds,
+        },
+        plugins,
+        destinations,
     };
 
-    // The control thread is this one.
-    kafka::run(
-        kafka::Wiring {
-            kafka: source.clone(),
-            lanes: lanes(&shared.process),
-            gathering,
-            ledger,
-            meter: Arc::clone(meter),
-            stage: shared.stage.clone(),
-            pipeline: id,
-            giving_up,
-            alarm,
-            stop: stop.clone(),
-            shutdown_timeout: shared.process.shutdown_timeout,
-            stall_after: shared.process.stall_after,
-            label_stem,
-            marker: Marker::new(shared.runtime.clone(), sink, &pipeline.name, &source.group),
-        },
-        spawn,
-    )
+    // The source: this thread is its control.
+    let parts = Parts {
+        lanes: lane_count(&shared.process),
+        gathering,
+        ledger,
+        meter: Arc::clone(meter),
+        stage: shared.stage.clone(),
+        pipeline: id,
+        share,
+        runtime: shared.runtime.clone(),
+        giving_up: Arc::clone(&owner.giving_up),
+        alarm,
+        stop: stop.clone(),
+        shutdown_timeout: shared.process.shutdown_timeout,
+        stall_after: shared.process.stall_after,
+        label_stem: carrier.stem(&pipeline.name),
+    };
+    match &pipeline.source {
+        Source::Kafka(kafka) => {
+            let marker = Marker::new(shared.runtime.clone(), sink, &pipeline.name, &kafka.group);
+            let wiring = kafka::Wiring { kafka: kafka.clone(), marker, parts };
+            kafka::run(wiring, |number, feed| lanes.spawn(number, feed))
+        }
+        Source::Postgres(_) | Source::Http(_) => Err(Fault::halt(
+            format!("the source `{}` is not wired yet", pipeline.source.name()),
+            "use [source.kafka] until it is",
+        )),
+    }
+}
+
+/// Where a pipeline's rejects go.
+fn rejects_of(
+    pipeline: &Pipeline,
+    runtime: &Handle,
+    meter: &Arc<PipelineMeter>,
+    alarm: &Alarm,
+) -> Result<Rejects, Fault> {
+    // A refused row of a request concerns nobody but the request.
+    let answers = matches!(pipeline.source, Source::Http(_));
+    let Some(settings) = &pipeline.dead_letters else {
+        return Ok(if answers { Rejects::Answer } else { Rejects::Halt });
+    };
+    let kafka = match &pipeline.source {
+        Source::Kafka(kafka) => Some(kafka),
+        Source::Postgres(_) | Source::Http(_) => None,
+    };
+    let tolerance = pipeline.max_rejects.filter(|_| !answers);
+    let letters = DeadLetterBox::open(settings, kafka, runtime, meter, alarm)?;
+    Ok(Rejects::Keep(letters, tolerance.map(|max| Arc::new(Tolerance::new(max)))))
 }
 
 /// What lanes copy out of messages: what a plugin asks for, and what dead letters keep.
@@ -349,20 +366,29 @@ impl Drop for Watching {
     }
 }
 
-fn spawn_lane(
-    number: usize,
-    feed: KafkaFeed,
+/// Starts a pipeline's lanes.
+struct Lanes {
     parts: LaneParts,
     plugins: Vec<Arc<Plugin>>,
     destinations: Arc<Destinations>,
-) -> std::io::Result<JoinHandle<Result<(), Fault>>> {
-    // Whatever the lane logs says whose it is, also below this crate's own lines.
-    let whose = tracing::error_span!("lane", pipeline = %parts.meter.name, number);
-    std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
-        let _whose = whose.enter();
-        let chain = Chain::start(&plugins, &|plugin| destinations.of_plugin(plugin))?;
-        Lane::new(parts, feed, chain).run()
-    })
+}
+
+impl Lanes {
+    fn spawn<F: Feed + Send + 'static>(
+        &self,
+        number: usize,
+        feed: F,
+    ) -> std::io::Result<JoinHandle<Result<(), Fault>>> {
+        let parts = self.parts.clone();
+        let (plugins, destinations) = (self.plugins.clone(), Arc::clone(&self.destinations));
+        // Whatever the lane logs says whose it is, also below this crate's own lines.
+        let whose = tracing::error_span!("lane", pipeline = %parts.owner.meter.name, number);
+        std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
+            let _whose = whose.enter();
+            let chain = Chain::start(&plugins, &|plugin| destinations.of_plugin(plugin))?;
+            Lane::new(parts, feed, chain).run()
+        })
+    }
 }
 
 /// How often the status line is logged.

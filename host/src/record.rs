@@ -109,6 +109,13 @@ pub struct Columns {
     pub offsets: Vec<i64>,
     /// Headers.
     pub headers: HeaderColumn,
+    /// Place among the pipeline's destinations of rows that no plugin routes, for sources whose records
+    /// are rows of tables; their keys are then their table's keys. None = the pipeline's own table.
+    pub destination: Option<u16>,
+    /// Records that are updates of some columns only, ascending.
+    pub partial: Vec<u32>,
+    /// Records that the source itself could not make a row of, ascending; they have no value.
+    pub refused: Vec<RecordReject>,
 }
 
 impl Columns {
@@ -149,6 +156,8 @@ impl Columns {
         self.partitions.clear();
         self.offsets.clear();
         self.headers.clear();
+        self.partial.clear();
+        self.refused.clear();
     }
 }
 

@@ -1,8 +1,11 @@
 //! Rows of a chunk → one NDJSON segment a destination: the last copy before the request body, and
 //! often not even that. Pure: no I/O, no clock.
 
+use std::hash::{DefaultHasher, Hasher as _};
+use std::sync::Arc;
+
 use crate::batch::stage::TableIndex;
-use crate::batch::{FIRST_ROW, RowIndex};
+use crate::batch::{FIRST_ROW, PARTIAL_ROW, POSITION_BITS, RowIndex};
 use crate::chain::Transformed;
 use crate::config::model::TableModel;
 use crate::record::{Columns, MARK_DELETE, MARK_VALUE, RecordReject};
@@ -68,6 +71,7 @@ pub fn build(
         }
         None => row_by_row(chunk, transformed, targets),
     };
+    built.rejects.append(&mut chunk.refused);
     built.count_each_record_once(&chunk.offsets, transformed);
     built
 }
@@ -111,8 +115,8 @@ fn whole_column(
 
 /// The one destination of all rows, if there is one and all are upserts with a value.
 fn lone_table(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> Option<TableIndex> {
-    let table = targets.own?;
-    if transformed.tables.is_some() {
+    let table = own_table(chunk, targets)?;
+    if transformed.tables.is_some() || !chunk.refused.is_empty() {
         return None;
     }
     let marks = transformed.marks.as_ref().unwrap_or(&chunk.marks);
@@ -165,14 +169,37 @@ fn index_of(chunk: &Columns, transformed: &Transformed) -> RowIndex {
         last = input;
         delta(chunk, input, base) | first
     });
-    RowIndex { ends: Vec::new(), deltas: deltas.collect(), base }
+    let (deltas, keys) =
+        (deltas.collect(), (0..rows).filter_map(|row| key_of(chunk, transformed.input(row))));
+    RowIndex { ends: Vec::new(), deltas, keys: keys.collect(), base, source: source_of(chunk) }
 }
 
-/// Position less `base`; a spread of over two thousand million (compacted topics) is cut off, which
+/// Where rows go that no plugin routes.
+fn own_table(chunk: &Columns, targets: &Targets) -> Option<TableIndex> {
+    chunk.destination.or(targets.own)
+}
+
+/// A hash of the row's key, of records that have their table's keys.
+fn key_of(chunk: &Columns, input: usize) -> Option<u64> {
+    let known = chunk.destination.is_some() && chunk.keys.len() == chunk.len();
+    known.then(|| {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(chunk.keys.get(input));
+        hasher.finish()
+    })
+}
+
+fn source_of(chunk: &Columns) -> Arc<str> {
+    chunk.source.clone().unwrap_or_default()
+}
+
+/// Position less `base`; a spread of over a thousand million (compacted topics) is cut off, which
 /// only makes the position in a dead letter of stage `load` too small.
 fn delta(chunk: &Columns, input: usize, base: i64) -> u32 {
     let spread = chunk.offsets[input].saturating_sub(base);
-    u32::try_from(spread).unwrap_or(FIRST_ROW - 1).min(FIRST_ROW - 1)
+    let place = u32::try_from(spread).unwrap_or(POSITION_BITS).min(POSITION_BITS);
+    let partial = !chunk.partial.is_empty() && chunk.partial.binary_search(&(input as u32)).is_ok();
+    if partial { place | PARTIAL_ROW } else { place }
 }
 
 fn row_by_row(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> Built {
@@ -180,13 +207,18 @@ fn row_by_row(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> 
     let rows = transformed.inputs.as_ref().map_or(chunk.len(), Vec::len);
     let mut built = Built::default();
     let mut places: Vec<Option<usize>> = vec![None; targets.tables.len()];
+    let own = own_table(chunk, targets);
     let deletes = any_deletes(chunk, transformed, targets, rows);
     let (mut last_kept, mut last_refused) = (usize::MAX, usize::MAX);
     for row in 0..rows {
         let input = transformed.input(row);
+        if chunk.refused.binary_search_by_key(&input, |reject| reject.input as usize).is_ok() {
+            // Whatever a plugin made of it: there was nothing to make it of.
+            continue;
+        }
         let mark = transformed.marks.as_ref().map_or_else(|| chunk.marks[input], |marks| marks[row]);
         let value = transformed.values.as_ref().map_or_else(|| chunk.values.get(input), |own| own.get(row));
-        let routed = transformed.tables.as_ref().and_then(|tables| tables[row]).or(targets.own);
+        let routed = transformed.tables.as_ref().and_then(|tables| tables[row]).or(own);
         let checked = check_row(value, mark, routed, targets);
         let (table, value) = match checked {
             Ok(row) => row,
@@ -200,7 +232,8 @@ fn row_by_row(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> 
             }
         };
         let place = *places[usize::from(table)].get_or_insert_with(|| {
-            let index = RowIndex { ends: Vec::new(), deltas: Vec::new(), base };
+            let source = source_of(chunk);
+            let index = RowIndex { ends: Vec::new(), deltas: Vec::new(), keys: Vec::new(), base, source };
             built.segments.push(Segment { table, body: Vec::new(), index });
             built.segments.len() - 1
         });
@@ -218,6 +251,7 @@ fn row_by_row(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> 
         }
         last_kept = input;
         segment.index.deltas.push(delta(chunk, input, base) | first);
+        segment.index.keys.extend(key_of(chunk, input));
     }
     built
 }
@@ -237,7 +271,7 @@ impl Built {
         }
         for segment in &mut self.segments {
             for delta in &mut segment.index.deltas {
-                let offset = segment.index.base + i64::from(*delta & !FIRST_ROW);
+                let offset = segment.index.base + i64::from(*delta & POSITION_BITS);
                 if *delta & FIRST_ROW != 0 && refused.binary_search(&offset).is_ok() {
                     *delta &= !FIRST_ROW;
                     self.kept -= 1;
@@ -250,6 +284,7 @@ impl Built {
 /// For each destination, whether the chunk has a delete for it: then all its rows name their op.
 fn any_deletes(chunk: &Columns, transformed: &Transformed, targets: &Targets, rows: usize) -> Vec<bool> {
     let mut deletes = vec![false; targets.tables.len()];
+    let own = own_table(chunk, targets);
     let marks = transformed.marks.as_ref().unwrap_or(&chunk.marks);
     if marks.iter().all(|mark| mark & MARK_DELETE == 0) {
         return deletes;
@@ -257,7 +292,7 @@ fn any_deletes(chunk: &Columns, transformed: &Transformed, targets: &Targets, ro
     for row in 0..rows {
         let input = transformed.input(row);
         let mark = transformed.marks.as_ref().map_or_else(|| chunk.marks[input], |marks| marks[row]);
-        let table = transformed.tables.as_ref().and_then(|tables| tables[row]).or(targets.own);
+        let table = transformed.tables.as_ref().and_then(|tables| tables[row]).or(own);
         if let Some(table) = table.filter(|_| mark & MARK_DELETE != 0) {
             deletes[usize::from(table)] = true;
         }

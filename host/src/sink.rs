@@ -13,14 +13,21 @@ pub mod starrocks;
 /// (delivery.md §1 rule 9).
 #[derive(Debug)]
 pub struct Destination {
-    /// Name of the pipeline: label prefix, and whose halt concerns the rows.
-    pub pipeline: Arc<str>,
     /// Cluster, database, user, headers.
     pub cluster: Arc<StarRocks>,
     /// Table within `cluster.database`.
     pub table: String,
     /// Its key model.
     pub model: TableModel,
+    /// Columns of the primary key, of tables whose rows know their key; empty for others.
+    pub key: Vec<String>,
+}
+
+impl Destination {
+    /// Whether rows for `other` may be in one load with rows for this one.
+    pub fn takes_the_same_loads(&self, other: &Destination) -> bool {
+        self.table == other.table && self.model == other.model && self.cluster.shapes_loads_as(&other.cluster)
+    }
 }
 
 /// The body and name of one load; immutable once it was sent under its label.

@@ -2,6 +2,7 @@
 
 mod chore;
 mod command;
+mod demo;
 mod plugins;
 mod setup;
 mod suite;
@@ -22,6 +23,9 @@ struct Arguments {
 enum Chore {
     /// Build the plugins and the binary, then run `tidemill demo` with the arguments that follow
     Demo {
+        /// Start PostgreSQL with a busy shop instead, and `tidemill run` on it with the arguments that follow
+        #[arg(long)]
+        postgres: bool,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
@@ -53,7 +57,8 @@ enum Chore {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
-        Chore::Demo { arguments } => chore::demo(&arguments),
+        Chore::Demo { postgres: false, arguments } => chore::demo(&arguments),
+        Chore::Demo { postgres: true, arguments } => demo::postgres(&arguments),
         Chore::Test { filters } => suite::run(&filters),
         Chore::Bench { arguments } => chore::bench(&arguments),
         Chore::Plugins { wasip2: false } => chore::plugins(),

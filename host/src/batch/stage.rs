@@ -3,20 +3,26 @@
 //! Its inbox is one bounded channel: lanes send with `blocking_send`, tokio tasks with `send().await`.
 //! The stage never blocks on anything else, so a full inbox always empties; what it holds is bounded
 //! by the byte budget, because every piece carries its permit.
+//!
+//! Pipelines whose destination is equal in everything that shapes a load share its open batch. Each
+//! piece knows its owner, so that one of them can drain, give rows up or end without the others.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Batch, Cut, Fill, Piece, decide};
+use self::table::{Sent, Table};
+use super::{Batch, Piece};
 use crate::budget::Share;
 use crate::config::model::BatchLimits;
 use crate::fault::Fault;
-use crate::position::{Epoch, Partition, Stay};
+use crate::position::Stay;
 use crate::sink::Destination;
+
+mod table;
 
 /// Chunks that may wait in the inbox: enough to keep all lanes busy while the stage is scheduled.
 const INBOX_MESSAGES: usize = 256;
@@ -35,7 +41,7 @@ pub trait Outlet: Send + Sync {
 
 /// What a pipeline tells the stage about itself.
 pub struct Registration {
-    /// Its destinations; lanes name them by index.
+    /// Its destinations; lanes name them by index. Those that another pipeline has, too, are shared.
     pub destinations: Vec<Arc<Destination>>,
     /// When to cut.
     pub limits: BatchLimits,
@@ -43,14 +49,14 @@ pub struct Registration {
     pub in_flight: usize,
     /// To see whether readers wait.
     pub share: Share,
-    /// Who loads.
+    /// Who loads. Destinations that are equal are loaded by that of the pipeline that came first.
     pub outlet: Arc<dyn Outlet>,
 }
 
 enum Message {
     Register { pipeline: PipelineId, registration: Registration },
     Pieces { pipeline: PipelineId, pieces: Vec<(TableIndex, Piece)> },
-    Finished { pipeline: PipelineId, table: TableIndex },
+    Finished { table: usize },
     Nudge,
     Forget { pipeline: PipelineId, stays: Vec<Stay>, finish: bool, reply: oneshot::Sender<u64> },
     Drain { pipeline: PipelineId },
@@ -67,15 +73,13 @@ pub struct StageHandle {
 #[derive(Debug)]
 pub struct Done {
     inbox: mpsc::Sender<Message>,
-    pipeline: PipelineId,
-    table: TableIndex,
+    table: usize,
 }
 
 impl Done {
     /// The slot is free. A stage that is gone needs no telling.
     pub async fn finish(self) {
-        let message = Message::Finished { pipeline: self.pipeline, table: self.table };
-        let _ = self.inbox.send(message).await;
+        let _ = self.inbox.send(Message::Finished { table: self.table }).await;
     }
 }
 
@@ -94,7 +98,12 @@ impl StageHandle {
     /// If the thread cannot be started.
     pub fn start(runtime: Handle) -> Result<StageHandle, Fault> {
         let (inbox, messages) = mpsc::channel(INBOX_MESSAGES);
-        let stage = Stage { inbox: inbox.downgrade(), pipelines: BTreeMap::new() };
+        let stage = Stage {
+            inbox: inbox.downgrade(),
+            pipelines: BTreeMap::new(),
+            draining: BTreeSet::new(),
+            tables: Vec::new(),
+        };
         std::thread::Builder::new()
             .name("stage".into())
             .spawn(move || stage.run(&runtime, messages))
@@ -160,24 +169,17 @@ struct Stage {
     /// Weak, so that the stage ends when everybody else's handle is gone.
     inbox: mpsc::WeakSender<Message>,
     pipelines: BTreeMap<PipelineId, Pipeline>,
+    /// Pipelines whose rows wait for no limit any more.
+    draining: BTreeSet<PipelineId>,
+    /// Every destination once. Places are for good: loads in flight name them.
+    tables: Vec<Table>,
 }
 
 struct Pipeline {
-    registration: Registration,
-    tables: Vec<Table>,
-    draining: bool,
-    /// The last span of each partition of which rows were sent, by its place in its stay.
-    sent: BTreeMap<Partition, (Epoch, u64)>,
-}
-
-#[derive(Default)]
-struct Table {
-    open: Vec<Piece>,
-    rows: u64,
-    bytes: u64,
-    since: Option<Instant>,
-    ready: VecDeque<Batch>,
-    in_flight: usize,
+    /// Places of its destinations, by the index that its lanes use.
+    tables: Vec<usize>,
+    share: Share,
+    sent: Sent,
 }
 
 impl Stage {
@@ -206,222 +208,118 @@ impl Stage {
 
     fn take(&mut self, message: Message) {
         match message {
-            Message::Register { pipeline, registration } => {
-                let tables = registration.destinations.iter().map(|_| Table::default()).collect();
-                let fresh = Pipeline { registration, tables, draining: false, sent: BTreeMap::new() };
-                self.pipelines.insert(pipeline, fresh);
-            }
-            Message::Pieces { pipeline: id, pieces } => {
-                let now = Instant::now();
-                let Some(pipeline) = self.pipelines.get_mut(&id) else {
-                    pieces.into_iter().for_each(|(_, piece)| piece.forget());
-                    return;
-                };
-                for (table, piece) in pieces {
-                    pipeline.append(table, piece, now);
-                    Self::start_loads(&self.inbox, id, pipeline, table);
+            Message::Register { pipeline, registration } => self.register(pipeline, &registration),
+            Message::Pieces { pipeline, pieces } => self.append(pipeline, pieces),
+            Message::Finished { table } => {
+                if let Some(found) = self.tables.get_mut(table) {
+                    found.finished();
                 }
-            }
-            Message::Finished { pipeline: id, table } => {
-                if let Some(pipeline) = self.pipelines.get_mut(&id) {
-                    if let Some(slot) = pipeline.tables.get_mut(usize::from(table)) {
-                        slot.in_flight = slot.in_flight.saturating_sub(1);
-                    }
-                    Self::start_loads(&self.inbox, id, pipeline, table);
-                }
+                self.start_loads(table);
             }
             Message::Nudge => {}
-            Message::Forget { pipeline: id, stays, finish, reply } => {
-                let mut dropped = 0;
-                if let Some(pipeline) = self.pipelines.get_mut(&id) {
-                    dropped = pipeline.forget(&stays, finish);
-                    for table in 0..pipeline.tables.len() {
-                        Self::start_loads(&self.inbox, id, pipeline, table as TableIndex);
-                    }
-                }
+            Message::Forget { pipeline, stays, finish, reply } => {
                 // Whoever asked may have given up waiting; the rows are dropped all the same.
-                let _ = reply.send(dropped);
+                let _ = reply.send(self.forget(pipeline, &stays, finish));
             }
             Message::Drain { pipeline } => {
-                if let Some(found) = self.pipelines.get_mut(&pipeline) {
-                    found.draining = true;
-                }
+                self.draining.insert(pipeline);
             }
-            Message::Remove { pipeline } => {
-                if let Some(found) = self.pipelines.remove(&pipeline) {
-                    found.tables.into_iter().for_each(Table::forget_all);
-                }
-            }
+            Message::Remove { pipeline } => self.remove(pipeline),
+        }
+    }
+
+    fn register(&mut self, id: PipelineId, registration: &Registration) {
+        let Registration { destinations, limits, in_flight, share, outlet } = registration;
+        let places = destinations.iter().map(|destination| {
+            let fits = |table: &Table| table.is_for(destination, limits, *in_flight);
+            self.tables.iter().position(fits).unwrap_or_else(|| {
+                self.tables.push(Table::new(
+                    Arc::clone(destination),
+                    *limits,
+                    *in_flight,
+                    Arc::clone(outlet),
+                ));
+                self.tables.len() - 1
+            })
+        });
+        let pipeline = Pipeline { tables: places.collect(), share: share.clone(), sent: Sent::default() };
+        self.pipelines.insert(id, pipeline);
+    }
+
+    fn append(&mut self, id: PipelineId, pieces: Vec<(TableIndex, Piece)>) {
+        let now = Instant::now();
+        for (index, piece) in pieces {
+            let Some(pipeline) = self.pipelines.get(&id) else {
+                // It has ended: its records are read again.
+                piece.forget();
+                continue;
+            };
+            let Some(place) = pipeline.tables.get(usize::from(index)).copied() else {
+                // The lanes only know indexes that were registered; dropping poisons the span, and the
+                // pipeline halts instead of losing the rows.
+                drop(piece);
+                continue;
+            };
+            self.tables[place].append(piece, now, &self.draining);
+            self.start_loads(place);
         }
     }
 
     /// When the next batch with a free slot grows too old.
     fn next_deadline(&self) -> Option<Instant> {
-        let due = self.pipelines.values().flat_map(|pipeline| {
-            let linger = pipeline.registration.limits.linger;
-            let in_flight = pipeline.registration.in_flight;
-            let waiting = pipeline.tables.iter().filter(move |table| table.in_flight < in_flight);
-            waiting.filter_map(move |table| table.since.map(|since| since + linger))
-        });
-        due.min()
+        self.tables.iter().filter_map(Table::deadline).min()
     }
 
     fn cut_due(&mut self, now: Instant) {
-        for (id, pipeline) in &mut self.pipelines {
-            let pressed =
-                if pipeline.registration.share.is_waiting() { pipeline.largest_idle() } else { None };
-            for table in 0..pipeline.tables.len() {
-                let pressure = pressed == Some(table);
-                if pipeline.cut(table, now, pressure) {
-                    Self::start_loads(&self.inbox, *id, pipeline, table as TableIndex);
+        let pressed: BTreeSet<usize> =
+            self.pipelines.iter().filter_map(|(id, pipeline)| self.pressed(*id, pipeline)).collect();
+        for place in 0..self.tables.len() {
+            if self.tables[place].cut(now, pressed.contains(&place), &self.draining) {
+                self.start_loads(place);
+            }
+        }
+    }
+
+    /// The table to cut because a reader of the pipeline waits for the budget: the one with most bytes
+    /// among those that hold rows of it and whose load could start at once.
+    fn pressed(&self, id: PipelineId, pipeline: &Pipeline) -> Option<usize> {
+        if !pipeline.share.is_waiting() {
+            return None;
+        }
+        let idle = pipeline.tables.iter().copied();
+        let idle = idle.filter(|place| self.tables[*place].could_relieve(id));
+        idle.max_by_key(|place| self.tables[*place].bytes())
+    }
+
+    fn start_loads(&mut self, place: usize) {
+        while let Some(table) = self.tables.get_mut(place) {
+            let Some(inbox) = self.inbox.upgrade() else { return };
+            let Some(batch) = table.next_load() else { return };
+            for piece in &batch.pieces {
+                if let Some(owner) = self.pipelines.get_mut(&piece.owner().pipeline) {
+                    owner.sent.note(piece);
                 }
             }
+            table.outlet().start(batch, Done { inbox, table: place });
         }
     }
 
-    fn start_loads(
-        inbox: &mpsc::WeakSender<Message>,
-        id: PipelineId,
-        pipeline: &mut Pipeline,
-        table: TableIndex,
-    ) {
-        let Pipeline { registration, tables, sent, .. } = pipeline;
-        let Some(slot) = tables.get_mut(usize::from(table)) else { return };
-        while slot.in_flight < registration.in_flight {
-            let Some(inbox) = inbox.upgrade() else { return };
-            let Some(batch) = slot.ready.pop_front() else { return };
-            slot.in_flight += 1;
-            batch.pieces.iter().for_each(|piece| note_sent(sent, piece));
-            registration.outlet.start(batch, Done { inbox, pipeline: id, table });
-        }
-    }
-}
-
-impl Pipeline {
-    /// Adds a piece to its table's open batch, and cuts as often as the limits ask for.
-    fn append(&mut self, table: TableIndex, piece: Piece, now: Instant) {
-        let limits = self.registration.limits;
-        let index = usize::from(table);
-        if index >= self.tables.len() {
-            // The lanes only know indexes that were registered; dropping poisons the span, and the
-            // pipeline halts instead of losing the rows.
-            drop(piece);
-            return;
-        }
-        let mut left = Some(piece);
-        while let Some(mut piece) = left {
-            let slot = &mut self.tables[index];
-            let room_bytes = limits.max_bytes.saturating_sub(slot.bytes);
-            if slot.rows > 0 && piece.first_row_bytes() > room_bytes {
-                self.seal(index, Cut::Bytes);
-                left = Some(piece);
-                continue;
-            }
-            left = piece.split(limits.max_rows.saturating_sub(slot.rows), room_bytes);
-            slot.rows += piece.len() as u64;
-            slot.bytes += piece.bytes();
-            slot.since.get_or_insert(now);
-            slot.open.push(piece);
-            if left.is_some() {
-                let reason = if slot.rows >= limits.max_rows { Cut::Rows } else { Cut::Bytes };
-                self.seal(index, reason);
-            } else {
-                self.cut(index, now, false);
-            }
-        }
-    }
-
-    fn cut(&mut self, table: usize, now: Instant, pressure: bool) -> bool {
-        let slot = &self.tables[table];
-        let fill = Fill {
-            rows: slot.rows,
-            bytes: slot.bytes,
-            age: slot.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
-            slot_free: slot.in_flight + slot.ready.len() < self.registration.in_flight,
-            pressure,
-            draining: self.draining,
-        };
-        let reason = decide(&fill, &self.registration.limits);
-        if let Some(reason) = reason {
-            self.seal(table, reason);
-        }
-        reason.is_some()
-    }
-
-    fn seal(&mut self, table: usize, reason: Cut) {
-        let slot = &mut self.tables[table];
-        let since = slot.since.take().unwrap_or_else(Instant::now);
-        let pieces = std::mem::take(&mut slot.open);
-        (slot.rows, slot.bytes) = (0, 0);
-        let destination = Arc::clone(&self.registration.destinations[table]);
-        slot.ready.push_back(Batch { destination, pieces, reason, since });
-    }
-
-    /// The table with the most bytes among those whose load could start at once.
-    fn largest_idle(&self) -> Option<usize> {
-        let in_flight = self.registration.in_flight;
-        let idle = self.tables.iter().enumerate();
-        let idle =
-            idle.filter(|(_, table)| table.in_flight + table.ready.len() < in_flight && table.rows > 0);
-        idle.max_by_key(|(_, table)| table.bytes).map(|(index, _)| index)
-    }
-
-    /// Drops unsent pieces of `stays` and cuts the batches of those that are to be finished; returns the
-    /// number of records dropped.
-    fn forget(&mut self, stays: &[Stay], finish: bool) -> u64 {
+    fn forget(&mut self, id: PipelineId, stays: &[Stay], finish: bool) -> u64 {
+        let Some(pipeline) = self.pipelines.get(&id) else { return 0 };
+        let places = pipeline.tables.clone();
         let mut dropped = 0;
-        let sent = &self.sent;
-        let given_up = |piece: &Piece| stays.contains(piece.ticket().stay());
-        let is_gone = |piece: &Piece| given_up(piece) && !(finish && is_begun(sent, piece));
-        let mut keep = |pieces: &mut Vec<Piece>| {
-            let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(pieces).into_iter().partition(is_gone);
-            *pieces = kept;
-            for piece in gone {
-                dropped += piece.records();
-                piece.forget();
-            }
-        };
-        let mut unfinished = Vec::new();
-        for (index, table) in self.tables.iter_mut().enumerate() {
-            keep(&mut table.open);
-            if table.open.iter().any(given_up) {
-                unfinished.push(index);
-            }
-            table.ready.iter_mut().for_each(|batch| keep(&mut batch.pieces));
-            table.ready.retain(|batch| !batch.pieces.is_empty());
-            table.rows = table.open.iter().map(|piece| piece.len() as u64).sum();
-            table.bytes = table.open.iter().map(Piece::bytes).sum();
-            if table.rows == 0 {
-                table.since = None;
-            }
+        for place in &places {
+            let sent = &pipeline.sent;
+            dropped += self.tables[*place].forget(id, stays, |piece| finish && sent.is_begun(piece));
         }
-        unfinished.into_iter().for_each(|table| self.seal(table, Cut::Flush));
+        places.into_iter().for_each(|place| self.start_loads(place));
         dropped
     }
-}
 
-fn note_sent(sent: &mut BTreeMap<Partition, (Epoch, u64)>, piece: &Piece) {
-    let Stay { partition, epoch } = piece.ticket().stay();
-    let this = (*epoch, piece.ticket().place());
-    match sent.get_mut(partition) {
-        Some(last) => *last = this.max(*last),
-        None => {
-            sent.insert(partition.clone(), this);
-        }
-    }
-}
-
-/// Whether rows of the piece's span, or of a later one of its stay, were sent.
-fn is_begun(sent: &BTreeMap<Partition, (Epoch, u64)>, piece: &Piece) -> bool {
-    let Stay { partition, epoch } = piece.ticket().stay();
-    let last = sent.get(partition).filter(|(of, _)| of == epoch);
-    last.is_some_and(|(_, place)| piece.ticket().place() <= *place)
-}
-
-impl Table {
-    fn forget_all(self) {
-        let ready = self.ready.into_iter().flat_map(|batch| batch.pieces);
-        self.open.into_iter().chain(ready).for_each(Piece::forget);
+    fn remove(&mut self, id: PipelineId) {
+        self.draining.remove(&id);
+        let Some(pipeline) = self.pipelines.remove(&id) else { return };
+        pipeline.tables.into_iter().for_each(|place| self.tables[place].forget_all_of(id));
     }
 }
 

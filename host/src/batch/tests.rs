@@ -1,7 +1,9 @@
 use proptest::prelude::*;
 
+use super::stage::fakes::owner;
 use super::*;
 use crate::budget::{Budget, Share};
+use crate::dead_letter::Rejects;
 use crate::ledger::Ledger;
 use crate::position::{Epoch, Partition, Span, Stay};
 
@@ -38,7 +40,8 @@ fn piece(rows: &[&str], ledger: &Ledger, share: &Share) -> Piece {
     ledger.begin(stay.clone(), 99);
     let ticket = ledger.open(&Span { stay, after: 99, upto: 200 }).unwrap();
     let mut text = Vec::new();
-    let mut index = RowIndex { ends: Vec::new(), deltas: Vec::new(), base: 100 };
+    let mut index =
+        RowIndex { ends: Vec::new(), deltas: Vec::new(), keys: Vec::new(), base: 100, source: "t".into() };
     for (place, row) in rows.iter().enumerate() {
         text.extend_from_slice(row.as_bytes());
         text.push(b'\n');
@@ -46,7 +49,8 @@ fn piece(rows: &[&str], ledger: &Ledger, share: &Share) -> Piece {
         index.deltas.push(place as u32 | FIRST_ROW);
     }
     let permit = share.overdraft(text.len() as u64);
-    Piece::new(text.into(), index, None, ticket, permit)
+    let owner = owner(0, share, Rejects::Halt);
+    Piece::new(text.into(), index, None, ticket, permit, Arc::new(owner))
 }
 
 proptest! {

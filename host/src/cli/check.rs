@@ -77,10 +77,11 @@ fn offline(pipeline: &Pipeline, shared: &Shared, faults: &mut Vec<Fault>) -> Vec
 }
 
 async fn online(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>) {
-    let Source::Kafka(source) = &pipeline.source;
-    if let Err(fault) = kafka::check(source) {
-        faults.push(fault);
-    }
+    let source = match &pipeline.source {
+        Source::Kafka(source) => kafka::check(source).map(drop),
+        Source::Postgres(_) | Source::Http(_) => Ok(()),
+    };
+    faults.extend(source.err());
     let client = Client::new(std::sync::Arc::new(pipeline.sink.clone()));
     let reached = match client {
         Ok(client) => client.ping().await,
@@ -116,7 +117,11 @@ async fn check_tables(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<F
 }
 
 fn summary(pipeline: &Pipeline, tables: &[String]) -> String {
-    let Source::Kafka(source) = &pipeline.source;
+    let source = match &pipeline.source {
+        Source::Kafka(source) => source.topics.join(", "),
+        Source::Postgres(source) => format!("{}: {}", source.database, source.tables.join(", ")),
+        Source::Http(source) => source.listen.to_string(),
+    };
     let batch = &pipeline.batch;
     let plugins: Vec<String> = pipeline.transforms.iter().map(|transform| stem(&transform.plugin)).collect();
     let plugins = match plugins.as_slice() {
@@ -129,8 +134,8 @@ fn summary(pipeline: &Pipeline, tables: &[String]) -> String {
         several => format!("{{{}}}", several.join(", ")),
     };
     format!(
-        "kafka {} → {plugins} → {}.{tables}, batches of {} rows, {}, {}",
-        source.topics.join(", "),
+        "{} {source} → {plugins} → {}.{tables}, batches of {} rows, {}, {}",
+        pipeline.source.name(),
         pipeline.sink.database,
         batch.max_rows,
         // As it would be written: 64 MiB, not 64.0 MiB.

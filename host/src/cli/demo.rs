@@ -160,8 +160,10 @@ impl Demo {
     fn kafka_of(&self, stands: &Stands, plugin: &Path) -> Result<Kafka, Fault> {
         let plan = plan_of(&self.pipeline_text(stands, plugin, "orders", "orders", None))?;
         let pipeline = plan.pipelines.first().ok_or_else(|| Fault::retry("no pipeline in the file"))?;
-        let Source::Kafka(kafka) = &pipeline.source;
-        Ok(kafka.clone())
+        match &pipeline.source {
+            Source::Kafka(kafka) => Ok(kafka.clone()),
+            Source::Postgres(_) | Source::Http(_) => Err(Fault::retry("the demo's file has another source")),
+        }
     }
 
     fn pipeline_text(

@@ -19,7 +19,19 @@ pub(super) fn print(plan: &Plan, records: usize) -> Result<u8, Fault> {
         let plugins = load_plugins(pipeline, &shared.engine)?;
         let destinations = Destinations::of(pipeline, &plugins)?;
         let mut chain = Chain::start(&plugins, &|plugin| destinations.of_plugin(plugin))?;
-        let Source::Kafka(source) = &pipeline.source;
+        let source = match &pipeline.source {
+            Source::Kafka(source) => source,
+            Source::Postgres(_) | Source::Http(_) => {
+                return Err(Fault::halt(
+                    format!(
+                        "{}: a dry run needs a source that can be read without a trace, which {} is not",
+                        pipeline.file.display(),
+                        pipeline.source.name()
+                    ),
+                    "take the same file with [source.kafka], or run it against a sandbox: `tidemill sandbox`",
+                ));
+            }
+        };
         // Without a connection to StarRocks the model is the file's; deletes are shown either way.
         let model = pipeline.sink.table_model.unwrap_or(TableModel::Primary);
         let models = vec![model; destinations.names().len()];

@@ -91,6 +91,7 @@ pub(super) fn start(plan: &Plan) -> Result<(Runtime, Shared), Fault> {
         process: plan.process.clone(),
         runtime: runtime.handle().clone(),
         stage: StageHandle::start(runtime.handle().clone())?,
+        carriers: Arc::default(),
         budget: Budget::new(plan.process.budget_bytes),
         meter: Arc::new(Meter::new()),
         engine: Engine::new(instances, memory, &plan.process.cache_dir)?,

@@ -81,6 +81,31 @@ pub(super) fn redirect_host(text: &str) -> Result<String, Refusal> {
     Ok(text.to_ascii_lowercase())
 }
 
+/// A host alone, or the directory of a Unix socket.
+pub(super) fn host(text: &str) -> Result<String, Refusal> {
+    let text = text.trim();
+    if text.contains("://") || text.contains('@') {
+        // `postgres://user:password@host/database`
+        return Err(Refusal::Hushed(
+            "it is an address in one piece; its parts are keys of their own".to_owned(),
+        ));
+    }
+    if text.starts_with('/') {
+        let bad = text.chars().find(|c| c.is_control());
+        return bad.map_or(Ok(text.to_owned()), |bad| {
+            Refusal::because(format!("{bad:?} cannot be part of a path"))
+        });
+    }
+    if text.parse::<std::net::Ipv6Addr>().is_ok() {
+        return Ok(text.to_owned());
+    }
+    if text.contains(':') {
+        return Refusal::because("the port has a key of its own, `port`");
+    }
+    check_host(text)?;
+    Ok(text.to_ascii_lowercase())
+}
+
 fn split(text: &str) -> Result<(String, u16), Refusal> {
     if text.contains('@') {
         return Err(Refusal::Hushed(CREDENTIALS.to_owned()));
@@ -154,6 +179,16 @@ mod tests {
         assert!(said(frontend("http://root:hunter2@localhost:8030")).starts_with("(hushed)"));
         assert!(said(query("root@localhost:9030")).starts_with("(hushed)"));
         assert!(said(host_port("root@localhost:9030")).starts_with("(hushed)"));
+    }
+
+    #[test]
+    fn a_lone_host_is_a_name_an_address_or_a_directory() {
+        assert_eq!(said(host("DB1.example.com")), "db1.example.com");
+        assert_eq!(said(host("::1")), "::1");
+        assert_eq!(said(host("/run/postgresql")), "/run/postgresql");
+        assert_eq!(said(host("db1:5432")), "the port has a key of its own, `port`");
+        assert!(said(host("postgres://u:hunter2@db1/shop")).starts_with("(hushed)"));
+        assert_eq!(said(host("")), "the host is missing");
     }
 
     #[test]

@@ -9,42 +9,41 @@ use super::table::{Table, home_of, quote};
 /// One of the two, with what it may have within.
 struct Choice {
     outer: &'static Section,
-    inner: &'static Section,
-    /// Kinds that will come: their names are answered, not guessed at.
-    to_come: &'static [&'static str],
-    /// The keys that `inner` needs, for messages.
-    needs: &'static str,
+    /// The kinds, each with the keys that it needs, for messages.
+    kinds: &'static [(&'static Section, &'static str)],
 }
 
-/// `[source.kafka]`; what is wrong with `[source]` is noted.
+static SOURCE: Choice = Choice {
+    outer: &sections::SOURCE,
+    kinds: &[
+        (&sections::kafka::SECTION, " with `brokers` and `topics`"),
+        (&sections::postgres::SECTION, " with `host`, `database`, `user` and `tables`"),
+        (&sections::http::SECTION, ""),
+    ],
+};
+
+static SINK: Choice = Choice {
+    outer: &sections::SINK,
+    kinds: &[(&sections::starrocks::SECTION, " with `fe`, `database`, `table` and `user`")],
+};
+
+/// `[source.kafka]` or another one; what is wrong with `[source]` is noted.
 pub(super) fn source<'a>(root: &Table<'a>) -> Option<Table<'a>> {
-    let choice = Choice {
-        outer: &sections::SOURCE,
-        inner: &sections::kafka::SECTION,
-        to_come: &["postgres", "http"],
-        needs: "`brokers` and `topics`",
-    };
-    choice.open(root)
+    SOURCE.open(root)
 }
 
 /// `[sink.starrocks]`; what is wrong with `[sink]` is noted.
 pub(super) fn sink<'a>(root: &Table<'a>) -> Option<Table<'a>> {
-    let choice = Choice {
-        outer: &sections::SINK,
-        inner: &sections::starrocks::SECTION,
-        to_come: &[],
-        needs: "`fe`, `database`, `table` and `user`",
-    };
-    choice.open(root)
+    SINK.open(root)
 }
 
 impl Choice {
+    /// The first table of a known kind. Further ones are a mistake, and read for mistakes of their own.
     fn open<'a>(&self, root: &Table<'a>) -> Option<Table<'a>> {
         let word = self.outer.name();
         if !root.has(word) {
             if !root.has_misspelt(word) {
-                let problem = Problem::whole(root.source, format!("missing table {}", self.inner.header()));
-                root.source.note_whole(problem.expected(format!("it with {}", self.needs)));
+                root.source.note_whole(self.missing(root));
             }
             return None;
         }
@@ -56,15 +55,36 @@ impl Choice {
         }
         self.note_second(&table);
         self.note_unknown(&table);
-        table.table(self.inner)
+        let mut opened: Vec<_> = self.kinds.iter().filter_map(|(section, _)| table.table(section)).collect();
+        opened.sort_by_key(|table| table.span.start);
+        opened.into_iter().next()
+    }
+
+    fn missing(&self, root: &Table<'_>) -> Problem {
+        let problem = |what: String| Problem::whole(root.source, what);
+        match self.kinds {
+            [(only, needs)] => {
+                problem(format!("missing table {}", only.header())).expected(format!("it{needs}"))
+            }
+            _several => problem(format!("missing {}", self.outer.name())).expected(self.wanted()),
+        }
     }
 
     fn wanted(&self) -> String {
-        format!("{} with {}", self.inner.header(), self.needs)
+        let kinds: Vec<_> =
+            self.kinds.iter().map(|(section, needs)| format!("{}{needs}", section.header())).collect();
+        match kinds.as_slice() {
+            [firsts @ .., last] if !firsts.is_empty() => format!("{}, or {last}", firsts.join(", ")),
+            few => few.concat(),
+        }
+    }
+
+    fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.kinds.iter().map(|(section, _)| section.name())
     }
 
     fn is_kind(&self, name: &str) -> bool {
-        name == self.inner.name() || self.to_come.contains(&name)
+        self.names().any(|known| known == name)
     }
 
     fn note_second(&self, table: &Table<'_>) {
@@ -82,20 +102,15 @@ impl Choice {
 
     fn note_unknown(&self, table: &Table<'_>) {
         let word = self.outer.name();
-        for (name, span) in table.written().filter(|(name, _)| *name != self.inner.name()) {
+        for (name, span) in table.written().filter(|(name, _)| !self.is_kind(name)) {
             let problem =
                 |what: String| Problem::at(table.source, span.clone(), what).expected(self.wanted());
-            let problem = if self.is_kind(name) {
-                problem(format!("the {word} {} is not in this version", quote(name)))
-            } else if table.holds_table(name) {
-                problem(format!("unknown {word} {}", quote(name))).meant(nearest(name, [self.inner.name()]))
+            let problem = if table.holds_table(name) {
+                problem(format!("unknown {word} {}", quote(name))).meant(nearest(name, self.names()))
             } else {
                 let problem =
                     problem(format!("unknown key {} {}", quote(name), self.outer.inside())).of_unknown_key();
-                match self.inner.key(name) {
-                    Some(_) => problem.hint(format!("`{name}` belongs into {}", self.inner.header())),
-                    None => problem.maybe_hint(home_of(name, self.outer)),
-                }
+                problem.maybe_hint(home_of(name, self.outer))
             };
             table.source.note(&span, problem);
         }

@@ -25,11 +25,6 @@ pub(super) fn check(
             table.note_at(key, what, |problem| problem.expected("columns = [\"id\", \"amount\"] or such"));
         }
     }
-    let twice = columns.iter().enumerate().find(|(at, name)| columns[..*at].contains(name));
-    if let Some((_, name)) = twice {
-        let what = format!("`columns` names {name:?} twice");
-        table.note_at("columns", what, |problem| problem.expected("each column once"));
-    }
     if let Some(model) = model.filter(|model| partial && *model != TableModel::Primary) {
         let what = format!("`partial_update` of tables of the {} model", model.name());
         table.note_at("partial_update", what, |problem| {

@@ -10,14 +10,17 @@ use toml::de::DeTable;
 use super::choice;
 use super::columns;
 use super::model::{
-    BatchLimits, DeadLetters, Kafka, KafkaSecurity, Pipeline, Sasl, Secret, Source as ModelSource, StarRocks,
-    TableModel, Tls, Transform,
+    BatchLimits, DeadLetters, Kafka, KafkaSecurity, MaxRejects, Pipeline, Sasl, Secret,
+    Source as ModelSource, StarRocks, TableModel, Tls, Transform,
 };
 use super::pattern;
 use super::problem::Problem;
 use super::sections::{self, ROOT};
 use super::source::Source;
 use super::table::{Table, quote};
+
+mod http;
+mod postgres;
 
 /// What one file says. A part that has a mistake is none; the mistake is noted in the source.
 pub(super) struct Draft {
@@ -29,8 +32,9 @@ pub(super) struct Draft {
     pub(super) name: Range<usize>,
     /// Where the batch limits stand; without them, where the table stands.
     pub(super) batch: Range<usize>,
-    /// Where the topics stand.
-    pub(super) topics: Range<usize>,
+    /// Where that stands which only one pipeline can read: the topics, the slot or the address; without it,
+    /// where the source stands.
+    pub(super) reads: Range<usize>,
 }
 
 /// Reads a file's root table and hands it to `read`; none if the text is not TOML.
@@ -71,7 +75,7 @@ impl Draft {
         let name = heading.as_ref().and_then(|table| table.get(&sections::pipeline::NAME));
         let delivery = heading.as_ref().and_then(|table| table.get(&sections::pipeline::DELIVERY));
         let source_table = choice::source(root);
-        let kafka = source_table.as_ref().and_then(|table| read_kafka(table, name.as_deref()));
+        let source = source_table.as_ref().and_then(|table| read_source(table, name.as_deref()));
         let transforms: Vec<_> =
             root.tables(&sections::transform::SECTION).iter().map(read_transform).collect();
         let batch_table = root.table(&sections::batch::SECTION);
@@ -79,22 +83,26 @@ impl Draft {
             batch_table.as_ref().unwrap_or(&Table::absent(root.source, &sections::batch::SECTION)),
         );
         let sink_table = choice::sink(root);
-        let sink = sink_table.as_ref().and_then(|table| read_starrocks(table, root));
+        let kind = source_table.as_ref().map(|table| table.section.name());
+        let sink = sink_table.as_ref().and_then(|table| read_starrocks(table, root, kind));
         let dead_letters = root.table(&sections::dead_letters::SECTION);
-        let topics = kafka.as_ref().map(|kafka| kafka.topics.as_slice()).unwrap_or_default();
-        let dead_letters = dead_letters.map(|table| read_dead_letters(&table, topics));
+        let dead_letters = dead_letters.map(|table| read_dead_letters(&table, source.as_ref()));
         let assemble = || {
             Some(Pipeline {
                 name: name?,
                 file: root.source.path.clone(),
                 delivery: delivery?,
-                source: ModelSource::Kafka(kafka?),
+                source: source?,
                 transforms: transforms.into_iter().collect::<Option<Vec<_>>>()?,
                 batch: batch?,
                 sink: sink?,
+                max_rejects: match &dead_letters {
+                    None => None,
+                    Some(read) => read.as_ref()?.1,
+                },
                 dead_letters: match dead_letters {
                     None => None,
-                    Some(read) => Some(read?),
+                    Some(read) => Some(read?.0),
                 },
             })
         };
@@ -102,7 +110,7 @@ impl Draft {
         Self {
             name: heading.as_ref().map_or(0..0, |table| table.span_of("name")),
             batch: batch_table.map(|table| table.span).or(of_table).unwrap_or(0..0),
-            topics: source_table.map_or(0..0, |table| table.span_of("topics")),
+            reads: source_table.map_or(0..0, |table| table.span_of(only_once(table.section.name()))),
             process: root.has("process").then(|| root.span_of("process")),
             pipeline: assemble(),
         }
@@ -117,6 +125,23 @@ fn heading<'a>(root: &Table<'a>) -> Option<Table<'a>> {
         root.source.note_whole(problem.expected("it with `name`"));
     }
     root.table(section)
+}
+
+/// The key of a source of which two pipelines cannot have the same value.
+fn only_once(kind: &str) -> &'static str {
+    match kind {
+        "postgres" => "slot",
+        "http" => "listen",
+        _kafka => "topics",
+    }
+}
+
+fn read_source(table: &Table<'_>, name: Option<&str>) -> Option<ModelSource> {
+    match table.section.name() {
+        "postgres" => postgres::read(table, name).map(ModelSource::Postgres),
+        "http" => http::read(table).map(ModelSource::Http),
+        _kafka => read_kafka(table, name).map(ModelSource::Kafka),
+    }
 }
 
 fn read_kafka(table: &Table<'_>, name: Option<&str>) -> Option<Kafka> {
@@ -145,13 +170,18 @@ fn read_kafka(table: &Table<'_>, name: Option<&str>) -> Option<Kafka> {
 
 fn read_tls(table: &Table<'_>) -> Tls {
     use sections::kafka::{CA, CERTIFICATE, KEY};
+    check_pair(table);
+    Tls { ca: table.get(&CA), certificate: table.get(&CERTIFICATE), key: table.get(&KEY) }
+}
+
+/// A certificate is nothing without its key, nor the key without it.
+fn check_pair(table: &Table<'_>) {
     for (has, lacks) in [("certificate", "key"), ("key", "certificate")] {
         if table.has(has) && !table.has(lacks) {
-            let what = format!("`{has}` without `{lacks}` in [source.kafka.tls]");
+            let what = format!("`{has}` without `{lacks}` {}", table.section.inside());
             table.note_at(has, what, |problem| problem.expected("both or neither"));
         }
     }
-    Tls { ca: table.get(&CA), certificate: table.get(&CERTIFICATE), key: table.get(&KEY) }
 }
 
 fn read_sasl(table: &Table<'_>) -> Option<Sasl> {
@@ -194,7 +224,7 @@ fn read_batch(table: &Table<'_>) -> Option<BatchLimits> {
     Some(BatchLimits { max_rows: max_rows?, max_bytes: max_bytes?, linger: linger? })
 }
 
-fn read_starrocks(table: &Table<'_>, root: &Table<'_>) -> Option<StarRocks> {
+fn read_starrocks(table: &Table<'_>, root: &Table<'_>, source: Option<&str>) -> Option<StarRocks> {
     use sections::starrocks as keys;
     let (fe, query, database) = (table.get(&keys::FE), table.get(&keys::QUERY), table.get(&keys::DATABASE));
     let (own_table, tables) = (table.get(&keys::TABLE), table.get(&keys::TABLES));
@@ -203,7 +233,15 @@ fn read_starrocks(table: &Table<'_>, root: &Table<'_>) -> Option<StarRocks> {
     let (in_flight, load_timeout) = (table.get(&keys::IN_FLIGHT), table.get(&keys::LOAD_TIMEOUT));
     let (redirect_hosts, ca) = (table.get(&keys::REDIRECT_HOSTS), table.get(&keys::CA));
     let (format, properties) = (table.get(&keys::FORMAT), table.get(&keys::PROPERTIES));
-    check_tables(table, root);
+    let create_tables = table.get(&keys::CREATE_TABLES);
+    let own_table = match source {
+        Some("postgres") => own_table.or_else(|| Some(postgres::TABLE.to_owned())),
+        _other => {
+            check_postgres_only(table, own_table.as_deref(), create_tables);
+            check_tables(table, root);
+            own_table
+        }
+    };
     check_order(table, in_flight, model);
     check_whole_seconds(table, load_timeout);
     check_ca(table, fe.as_deref());
@@ -217,6 +255,7 @@ fn read_starrocks(table: &Table<'_>, root: &Table<'_>) -> Option<StarRocks> {
         database: database?,
         table: own_table,
         tables: tables?,
+        create_tables: create_tables?,
         user: user?,
         password: password?,
         table_model: model,
@@ -231,6 +270,22 @@ fn read_starrocks(table: &Table<'_>, root: &Table<'_>) -> Option<StarRocks> {
         partial_update_mode: mode?,
         compression: compression?,
     })
+}
+
+/// Only a source table has a name and a schema that a table in StarRocks can be made of.
+fn check_postgres_only(table: &Table<'_>, own_table: Option<&str>, create_tables: Option<bool>) {
+    if own_table.is_some_and(|name| name.contains('{')) {
+        let what = "`table` has placeholders, which only [source.postgres] can fill";
+        table.note_at("table", what, |problem| {
+            problem.expected("a table's name; a plugin can route rows to several")
+        });
+    }
+    if create_tables == Some(true) {
+        let what = "`create_tables` is set, but only [source.postgres] knows what the tables would be";
+        table.note_at("create_tables", what, |problem| {
+            problem.hint("`tidemill run` says the statement that would fit the first rows")
+        });
+    }
 }
 
 fn check_tables(table: &Table<'_>, root: &Table<'_>) {
@@ -292,23 +347,46 @@ fn check_deletes(table: &Table<'_>, jsonpaths: &str) {
     }
 }
 
-fn read_dead_letters(table: &Table<'_>, source_topics: &[String]) -> Option<DeadLetters> {
-    use sections::dead_letters::{BROKERS, DIRECTORY, KAFKA, TOPIC};
+/// Where letters go, and how many there may be.
+fn read_dead_letters(
+    table: &Table<'_>,
+    source: Option<&ModelSource>,
+) -> Option<(DeadLetters, Option<MaxRejects>)> {
+    use sections::dead_letters::{DIRECTORY, KAFKA, MAX_REJECTS};
     let expected = |problem: Problem| problem.expected("exactly one of `directory` and `kafka`");
     let (directory, kafka) = (table.get(&DIRECTORY), table.table(&KAFKA));
+    let max_rejects = table.get(&MAX_REJECTS);
     if table.has("directory") == table.has("kafka") {
         let what =
             if table.has("kafka") { "both places for dead letters" } else { "no place for dead letters" };
         table.note_at("", format!("{what} in [dead_letters]"), expected);
         return None;
     }
-    if let Some(kafka) = kafka {
-        let (topic, brokers) = (kafka.get(&TOPIC), kafka.get(&BROKERS));
-        if topic.as_ref().is_some_and(|topic| pattern::is_read(source_topics, topic)) {
-            let what = "`topic` is one that the pipeline reads, so a dead letter would come back for ever";
-            kafka.note_at("topic", what, |problem| problem.expected("a topic of its own"));
-        }
-        return Some(DeadLetters::Kafka { topic: topic?, brokers: brokers.unwrap_or_default() });
+    let place = match kafka {
+        Some(kafka) => read_dead_topic(&kafka, source),
+        None => directory.map(DeadLetters::Directory),
+    };
+    place.zip(max_rejects)
+}
+
+fn read_dead_topic(table: &Table<'_>, source: Option<&ModelSource>) -> Option<DeadLetters> {
+    use sections::dead_letters::{BROKERS, TOPIC};
+    let (topic, brokers) = (table.get(&TOPIC), table.get(&BROKERS));
+    let (topics, other) = match source {
+        Some(ModelSource::Kafka(kafka)) => (kafka.topics.as_slice(), false),
+        Some(ModelSource::Postgres(_) | ModelSource::Http(_)) => (Default::default(), true),
+        None => (Default::default(), false),
+    };
+    if topic.as_ref().is_some_and(|topic| pattern::is_read(topics, topic)) {
+        let what = "`topic` is one that the pipeline reads, so a dead letter would come back for ever";
+        table.note_at("topic", what, |problem| problem.expected("a topic of its own"));
     }
-    directory.map(DeadLetters::Directory)
+    if other && !table.has("brokers") && !table.has_misspelt("brokers") {
+        let what =
+            "missing key `brokers` in [dead_letters.kafka]: there is no [source.kafka] to have them from";
+        table.note_at("brokers", what, |problem| {
+            problem.expected("a line such as brokers = [\"localhost:9092\"]")
+        });
+    }
+    Some(DeadLetters::Kafka { topic: topic?, brokers: brokers.unwrap_or_default() })
 }

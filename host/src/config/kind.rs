@@ -1,16 +1,25 @@
 //! What a key may take: each kind reads a value, says what it expects, and complains with both.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::json;
-use super::model::{Secret, Start};
 use super::nearest::nearest;
 use super::node::{Node, integer};
 use super::units;
 use toml::de::DeValue;
+
+mod hidden;
+mod listen;
+mod rejects;
+mod start;
+
+pub(super) use hidden::{Hidden, HiddenList};
+pub(super) use listen::{Address, Listen};
+pub(super) use rejects::Rejects;
+pub(super) use start::StartAt;
 
 /// What a key takes.
 pub(super) trait Kind {
@@ -90,9 +99,35 @@ impl Kind for Bytes {
     }
 
     fn read(&self, node: &Node<'_>) -> Option<u64> {
-        let bytes = with_unit(node, &self.expected(), units::parse_bytes)?;
-        let fits = (self.min..self.below).contains(&bytes.0);
-        if fits { Some(bytes.0) } else { node.wrong(|problem| problem.expected(self.expected()), bytes.1) }
+        read_bytes(node, &self.expected(), self.min..self.below)
+    }
+}
+
+fn read_bytes(node: &Node<'_>, expected: &str, fits: Range<u64>) -> Option<u64> {
+    let (bytes, what) = with_unit(node, expected, units::parse_bytes)?;
+    if fits.contains(&bytes) { Some(bytes) } else { node.wrong(|problem| problem.expected(expected), what) }
+}
+
+/// The same, or `false` for no limit, which becomes the largest number.
+#[derive(Debug)]
+pub(super) struct BytesOrOff {
+    pub(super) min: u64,
+    pub(super) below: u64,
+}
+
+impl Kind for BytesOrOff {
+    type Value = u64;
+
+    fn expected(&self) -> String {
+        let bytes = Bytes { min: self.min, below: self.below };
+        format!("{}, or false for none", bytes.expected())
+    }
+
+    fn read(&self, node: &Node<'_>) -> Option<u64> {
+        let DeValue::Boolean(false) = node.value else {
+            return read_bytes(node, &self.expected(), self.min..self.below);
+        };
+        Some(u64::MAX)
     }
 }
 
@@ -251,29 +286,6 @@ impl<T: Clone> Kind for OneOf<T> {
     }
 }
 
-/// A text that must never be printed.
-#[derive(Debug)]
-pub(super) struct Hidden;
-
-impl Kind for Hidden {
-    type Value = Secret;
-
-    fn expected(&self) -> String {
-        "{ env = \"NAME\" }, { file = \"path\" } or a string".to_owned()
-    }
-
-    fn read(&self, node: &Node<'_>) -> Option<Secret> {
-        match node.value {
-            DeValue::String(text) => Some(Secret::new(text.to_string())),
-            DeValue::Table(_) => node.words(&self.expected()).map(|words| Secret::new(words.text)),
-            _ => {
-                let what = format!("`{}` is {}", node.name, super::node::type_name(node.value));
-                node.wrong(|problem| problem.expected(self.expected()).hushed(), what)
-            }
-        }
-    }
-}
-
 /// A path, relative to the file; made absolute.
 #[derive(Debug)]
 pub(super) struct FilePath {
@@ -399,120 +411,6 @@ impl Kind for Json {
 
     fn read(&self, node: &Node<'_>) -> Option<String> {
         json::from_toml(node).map(|value| value.to_string())
-    }
-}
-
-/// Where to start a partition that has no committed offset.
-#[derive(Debug)]
-pub(super) struct StartAt;
-
-/// A time before this one in milliseconds was surely meant in seconds: it is in March 1973.
-const PLAUSIBLE_TIMESTAMP_MS_MIN: i64 = 100_000_000_000;
-
-impl Kind for StartAt {
-    type Value = Start;
-
-    fn expected(&self) -> String {
-        "\"earliest\", \"latest\" or { timestamp = \"2026-01-01T00:00:00Z\" }".to_owned()
-    }
-
-    fn read(&self, node: &Node<'_>) -> Option<Start> {
-        let table = node.value.as_table().filter(|_| node.named_elsewhere().is_none());
-        if let Some(table) = table {
-            let only =
-                table.iter().next().filter(|(key, _)| table.len() == 1 && key.get_ref() == "timestamp");
-            let Some((_, value)) = only else {
-                return self.wrong(node, "is a table without `timestamp` alone");
-            };
-            let inner =
-                Node { name: "timestamp", value: value.get_ref(), span: value.span(), source: node.source };
-            return self.timestamp(&inner).map(Start::TimestampMs);
-        }
-        let words = node.words(&self.expected())?;
-        match words.text.as_str() {
-            "earliest" => Some(Start::Earliest),
-            "latest" => Some(Start::Latest),
-            other => {
-                let meant = nearest(other, ["earliest", "latest"]).map(|word| format!("{word:?}"));
-                let what = format!("`{}` is {}", node.name, words.shown);
-                node.wrong(|problem| problem.expected(self.expected()).meant(meant), what)
-            }
-        }
-    }
-}
-
-impl StartAt {
-    fn wrong<T>(&self, node: &Node<'_>, what: &str) -> Option<T> {
-        node.wrong(|problem| problem.expected(self.expected()), format!("`{}` {what}", node.name))
-    }
-
-    fn timestamp(&self, node: &Node<'_>) -> Option<i64> {
-        let expected = "a time with its zone such as \"2026-01-01T00:00:00Z\", or milliseconds since 1970";
-        let complain = |what: String| node.wrong(|problem| problem.expected(expected), what);
-        let time = match node.value {
-            DeValue::Integer(written) => {
-                let number =
-                    integer(written).and_then(|number| i64::try_from(number).ok()).filter(|ms| *ms >= 0);
-                return match number {
-                    None => complain(format!("`timestamp` is {}", short(written.as_str()))),
-                    Some(ms) if ms > 0 && ms < PLAUSIBLE_TIMESTAMP_MS_MIN => {
-                        let what =
-                            format!("`timestamp` is {ms}, which is before 1974 when read as milliseconds");
-                        node.wrong(|problem| problem.meant(Some(format!("{ms}000"))), what)
-                    }
-                    Some(ms) => Some(ms),
-                };
-            }
-            DeValue::Datetime(time) => *time,
-            _ => {
-                let words = node.words(expected)?;
-                match words.text.trim().parse() {
-                    Ok(time) => time,
-                    Err(_) => return complain(format!("`timestamp` is {}", words.shown)),
-                }
-            }
-        };
-        units::epoch_ms(&time).or_else(|| {
-            let lacks = match (time.date, time.time, time.offset) {
-                (None, _, _) => "has no date",
-                (_, None, _) => "has no time of day",
-                (_, _, None) => "has no zone",
-                (Some(_), Some(_), Some(_)) => "is before 1970",
-            };
-            complain(format!("`timestamp` is {time}, which {lacks}"))
-        })
-    }
-}
-
-/// Where the admin endpoint listens; `false` = nowhere.
-#[derive(Debug)]
-pub(super) struct Listen;
-
-impl Kind for Listen {
-    type Value = Option<SocketAddr>;
-
-    fn expected(&self) -> String {
-        "an address such as \"127.0.0.1:9464\", or false for none".to_owned()
-    }
-
-    fn read(&self, node: &Node<'_>) -> Option<Option<SocketAddr>> {
-        if let DeValue::Boolean(false) = node.value {
-            return Some(None);
-        }
-        let words = node.words(&self.expected())?;
-        let text = words.text.trim();
-        if text == "false" {
-            return Some(None);
-        }
-        let local = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
-        let local = local.map(|port| SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
-        match local.or_else(|| text.parse().ok()) {
-            Some(address) => Some(Some(address)),
-            None => node.wrong(
-                |problem| problem.expected(self.expected()),
-                format!("`{}` is {}", node.name, words.shown),
-            ),
-        }
     }
 }
 

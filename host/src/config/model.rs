@@ -53,6 +53,8 @@ pub struct Pipeline {
     pub sink: StarRocks,
     /// Where rejects go; none = the first reject halts.
     pub dead_letters: Option<DeadLetters>,
+    /// Past how many rejects the pipeline halts; none = never. Without `dead_letters` it means nothing.
+    pub max_rejects: Option<MaxRejects>,
 }
 
 /// `[pipeline] delivery`.
@@ -67,6 +69,21 @@ pub enum Delivery {
 pub enum Source {
     /// `[source.kafka]`
     Kafka(Kafka),
+    /// `[source.postgres]`
+    Postgres(Postgres),
+    /// `[source.http]`
+    Http(Http),
+}
+
+impl Source {
+    /// What the file calls it: `kafka`, `postgres`, `http`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Source::Kafka(_) => "kafka",
+            Source::Postgres(_) => "postgres",
+            Source::Http(_) => "http",
+        }
+    }
 }
 
 /// `[source.postgres]`.
@@ -98,7 +115,7 @@ pub struct Postgres {
     pub snapshot_workers: usize,
     /// What a TRUNCATE of a source table does.
     pub truncate: Truncate,
-    /// Slot size in bytes past which `/ready` turns red.
+    /// Slot size in bytes past which `/ready` turns red; `u64::MAX` = never.
     pub max_slot_wal_bytes: u64,
     /// How often a heartbeat message is sent through the slot of an idle database.
     pub heartbeat: Duration,
@@ -315,10 +332,13 @@ pub struct StarRocks {
     pub query: Option<String>,
     /// Database.
     pub database: String,
-    /// The pipeline's own table; none = every row is routed by a plugin.
+    /// The pipeline's own table; none = every row is routed by a plugin. With a Postgres source, where it is
+    /// never none, `{schema}` and `{table}` in it stand for the names of the source table.
     pub table: Option<String>,
     /// Tables that plugins may route to, besides `table`; empty = whatever the plugin declares.
     pub tables: Vec<String>,
+    /// Missing tables are made from the source's schema; only with a Postgres source.
+    pub create_tables: bool,
     /// User.
     pub user: String,
     /// Password; a fresh StarRocks has none.
@@ -394,6 +414,48 @@ pub enum Compression {
     Zstd,
 }
 
+impl StarRocks {
+    /// Whether loads by this section and by `other` are the same requests, apart from their table: then
+    /// rows of both may be in one load (delivery.md §1 rule 9). Taken apart, so that a new key has to be
+    /// decided about here.
+    pub fn shapes_loads_as(&self, other: &StarRocks) -> bool {
+        let StarRocks {
+            fe,
+            query: _,
+            database,
+            table: _,
+            tables: _,
+            create_tables: _,
+            user,
+            password,
+            table_model: _,
+            in_flight: _,
+            load_timeout,
+            redirect_hosts,
+            ca,
+            properties,
+            format,
+            columns,
+            partial_update,
+            partial_update_mode,
+            compression,
+        } = self;
+        *fe == other.fe
+            && *database == other.database
+            && *user == other.user
+            && *password == other.password
+            && *load_timeout == other.load_timeout
+            && *redirect_hosts == other.redirect_hosts
+            && *ca == other.ca
+            && *properties == other.properties
+            && *format == other.format
+            && *columns == other.columns
+            && *partial_update == other.partial_update
+            && *partial_update_mode == other.partial_update_mode
+            && *compression == other.compression
+    }
+}
+
 /// Key model of a StarRocks table: what a delete may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TableModel {
@@ -431,6 +493,16 @@ pub enum DeadLetters {
         /// Brokers; empty = the source's, with its security.
         brokers: Vec<String>,
     },
+}
+
+/// `[dead_letters] max_rejects`: the pipeline halts when more than `limit` of the last `window` records were
+/// rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MaxRejects {
+    /// Records looked at.
+    pub window: u64,
+    /// Rejects among them that are still fine; less than `window`.
+    pub limit: u64,
 }
 
 /// A value that must never be printed.

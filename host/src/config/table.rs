@@ -8,8 +8,8 @@ use super::kind::Kind;
 use super::nearest::{bare, nearest};
 use super::node::{Node, type_name};
 use super::problem::Problem;
-use super::schema::{AnyKey, Key, Presence, Section};
-use super::sections::{ELSEWHERE, ROOT};
+use super::schema::{Key, Presence, Section};
+use super::sections::{ELSEWHERE, ELSEWHERE_IN, ROOT};
 use super::source::Source;
 
 /// A table that stands in a file, or one that is left out and has only defaults.
@@ -165,13 +165,12 @@ impl<'a> Table<'a> {
         }
         let near = nearest(written, self.section.names());
         let dotted = self.dotted(written);
-        let (shown, hint) = match (near, home_of(written, self.section)) {
-            (Some(_), _) => (written, None),
-            (None, Some(hint)) => (written, Some(hint)),
-            (None, None) => match home_of(&dotted, self.section) {
-                Some(hint) => (dotted.as_str(), Some(hint)),
-                None => (written, None),
-            },
+        // The whole name says more than its first part: `plugin.name` is none of ours, `plugin` is.
+        let names = [dotted.as_str(), written];
+        let hinted = names.into_iter().find_map(|name| Some((name, home_of(name, self.section)?)));
+        let (shown, hint) = match (near, hinted) {
+            (Some(_), _) | (None, None) => (written, None),
+            (None, Some((name, hint))) => (name, Some(hint)),
         };
         let quoted: Vec<String> = self.section.names().map(|name| format!("`{name}`")).collect();
         let what = format!("unknown key {} {}", quote(shown), self.section.inside());
@@ -198,12 +197,27 @@ fn is_list_of_tables(value: &DeValue<'_>) -> bool {
 /// Where a name that is unknown here is at home, or what other tools' name it is.
 pub(super) fn home_of(written: &str, here: &'static Section) -> Option<String> {
     let bare_written = bare(written);
-    let sections = ROOT.all();
-    let homes = sections.iter().filter(|section| section.path != here.path);
-    let mut homes = homes.filter(|section| section.names().any(|name| bare(name) == bare_written));
-    if let Some(home) = homes.next() {
-        let name = home.names().find(|name| bare(name) == bare_written).unwrap_or_default();
-        return Some(format!("`{name}` belongs {}", home.inside().replacen("in ", "into ", 1)));
+    let of_here = ELSEWHERE_IN.iter().find(|(table, name, _)| here.name() == *table && *name == bare_written);
+    if let Some((_, _, ours)) = of_here {
+        return Some(format!("here it is {ours}"));
+    }
+    let homes: Vec<&Section> = ROOT
+        .all()
+        .into_iter()
+        .filter(|home| home.path != here.path && !home.is_other_kind_than(here))
+        .filter(|home| home.names().any(|name| bare(name) == bare_written))
+        .collect();
+    // What is missing between this table and the key is the likelier mistake.
+    let below: Vec<&Section> = homes
+        .iter()
+        .copied()
+        .filter(|home| !here.path.is_empty() && home.path.starts_with(here.path))
+        .collect();
+    let homes = if below.is_empty() { homes } else { below };
+    if let Some(first) = homes.first() {
+        let name = first.names().find(|name| bare(name) == bare_written).unwrap_or_default();
+        let places: Vec<String> = homes.iter().map(|home| home.place()).collect();
+        return Some(format!("`{name}` belongs {}", one_of(&places)));
     }
     let prefixes = ["sink", "starrocks"];
     let trimmed =
@@ -213,9 +227,25 @@ pub(super) fn home_of(written: &str, here: &'static Section) -> Option<String> {
     known.map(|(_, ours)| format!("here it is {ours}"))
 }
 
+/// `a, b or c`.
+fn one_of(words: &[String]) -> String {
+    match words {
+        [firsts @ .., last] if !firsts.is_empty() => format!("{} or {last}", firsts.join(", ")),
+        few => few.concat(),
+    }
+}
+
 impl Section {
-    /// The key of this name.
-    pub(super) fn key(&self, name: &str) -> Option<&'static (dyn AnyKey + Sync)> {
-        self.keys.iter().find(|key| key.name() == name).copied()
+    /// Whether both are kinds of source, or tables of kinds, but of different ones: a file has only one.
+    fn is_other_kind_than(&self, here: &Section) -> bool {
+        match (self.path, here.path) {
+            ([ours, kind, ..], [theirs, other, ..]) => ours == theirs && kind != other,
+            _without_a_kind => false,
+        }
+    }
+
+    /// `into [batch]`, or `at the top of the file`.
+    fn place(&self) -> String {
+        if self.path.is_empty() { self.inside() } else { format!("into {}", self.header()) }
     }
 }

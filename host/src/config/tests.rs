@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::model::{DeadLetters, Delivery, Isolation, Plan, Source, Start, TableModel, Wasi};
 use super::{Overrides, Problems, load_texts};
 
+mod sources;
+
 /// The smallest file that is valid.
 const SMALLEST: &str = r#"[pipeline]
 name = "orders"
@@ -70,7 +72,7 @@ fn the_smallest_file_has_the_documented_defaults() {
     assert_eq!(plan.process.stall_after, Duration::from_secs(60));
     let [pipeline] = plan.pipelines.as_slice() else { panic!("one pipeline") };
     assert_eq!(pipeline.delivery, Delivery::AtLeastOnce);
-    let Source::Kafka(kafka) = &pipeline.source;
+    let Source::Kafka(kafka) = &pipeline.source else { panic!("kafka") };
     assert_eq!((kafka.group.as_str(), kafka.start), ("orders", Start::Earliest));
     assert_eq!(kafka.isolation, Isolation::ReadCommitted);
     assert_eq!((kafka.commit_interval, kafka.fetch_queue_bytes), (Duration::from_secs(1), 8 << 20));
@@ -126,7 +128,7 @@ directory = "dead"
     let plan = read(text).unwrap_or_else(|problems| panic!("{problems}"));
     assert_eq!((plan.process.budget_bytes, plan.process.lanes, plan.process.admin), (1 << 30, Some(3), None));
     let [pipeline] = plan.pipelines.as_slice() else { panic!("one pipeline") };
-    let Source::Kafka(kafka) = &pipeline.source;
+    let Source::Kafka(kafka) = &pipeline.source else { panic!("kafka") };
     assert_eq!(kafka.brokers, ["kafka.example.com:9092"]);
     assert_eq!(kafka.start, Start::TimestampMs(1_767_225_600_000));
     assert_eq!(kafka.properties.get("session.timeout.ms").map(String::as_str), Some("45000"));
@@ -270,9 +272,9 @@ fn a_duplicate_key_does_not_hide_other_mistakes() {
     let expected = [
         "13:1: `user` stands here twice",
         "14:1: unknown key `lode_timeout` in [sink.starrocks]; expected one of `fe`, `query`, `database`, `table`, \
-         `tables`, `user`, `password`, `table_model`, `in_flight`, `load_timeout`, `redirect_hosts`, `ca`, `format`, \
-         `properties`, `columns`, `partial_update`, `partial_update_mode`, `compression`; did you mean \
-         `load_timeout`?",
+         `tables`, `create_tables`, `user`, `password`, `table_model`, `in_flight`, `load_timeout`, `redirect_hosts`, \
+         `ca`, `format`, `properties`, `columns`, `partial_update`, `partial_update_mode`, `compression`; did you \
+         mean `load_timeout`?",
     ];
     check(&text, &expected);
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::draft::Draft;
-use super::model::{Kafka, Pipeline, Source as ModelSource, StarRocks};
+use super::model::{Kafka, Pipeline, Postgres, Source as ModelSource, StarRocks};
 use super::pattern::{self, Pattern};
 use super::problem::Problem;
 use super::source::Source;
@@ -28,7 +28,7 @@ pub(super) fn check(files: &[Read]) {
                 continue;
             }
             check_batches((earlier_source, earlier, theirs), (source, draft, ours));
-            check_groups((earlier_source, earlier, theirs), (source, draft, ours));
+            check_reads((earlier_source, earlier, theirs), (source, draft, ours));
         }
     }
 }
@@ -56,22 +56,46 @@ fn check_batches(earlier: (&Source, &Draft, &Pipeline), later: (&Source, &Draft,
 fn shared_table<'a>(theirs: &StarRocks, ours: &'a StarRocks) -> Option<&'a str> {
     let same_cluster =
         ours.fe.iter().any(|address| theirs.fe.contains(address)) && ours.database == theirs.database;
-    let named = |sink: &'a StarRocks| sink.table.iter().chain(&sink.tables);
+    let named =
+        |sink: &'a StarRocks| sink.table.iter().chain(&sink.tables).filter(|name| !name.contains('{'));
     let mut shared =
         named(ours).filter(|table| theirs.table.iter().chain(&theirs.tables).any(|other| other == *table));
     shared.next().filter(|_| same_cluster).map(String::as_str)
 }
 
-/// Two pipelines in one group would each get a part of the partitions.
-fn check_groups(earlier: (&Source, &Draft, &Pipeline), later: (&Source, &Draft, &Pipeline)) {
-    let (ModelSource::Kafka(theirs), ModelSource::Kafka(ours)) = (&earlier.2.source, &later.2.source);
-    let Some(topic) = shared_topic(theirs, ours) else { return };
-    let what = format!(
-        "two pipelines read {topic:?} as one group {:?}, so each would get only a part of it; the other one: {}",
-        ours.group,
-        place(earlier.0, &earlier.1.topics)
-    );
-    note(later.0, &later.1.topics, what, "a group of its own");
+/// Two pipelines that read the same thing would each get a part of it, or nothing.
+fn check_reads(earlier: (&Source, &Draft, &Pipeline), later: (&Source, &Draft, &Pipeline)) {
+    let (what, expected) = match (&earlier.2.source, &later.2.source) {
+        (ModelSource::Kafka(theirs), ModelSource::Kafka(ours)) => {
+            let Some(topic) = shared_topic(theirs, ours) else { return };
+            let what = format!(
+                "two pipelines read {topic:?} as one group {:?}, so each would get only a part of it",
+                ours.group
+            );
+            (what, "a group of its own")
+        }
+        (ModelSource::Postgres(theirs), ModelSource::Postgres(ours)) => {
+            let server = |source: &Postgres| (source.host.clone(), source.port);
+            // A slot's name is unique on its server, whatever database it reads.
+            if theirs.slot != ours.slot || server(theirs) != server(ours) {
+                return;
+            }
+            (format!("two pipelines read the replication slot {:?}", ours.slot), "a slot of its own")
+        }
+        (ModelSource::Http(theirs), ModelSource::Http(ours)) => {
+            // Port 0 is whatever is free.
+            if theirs.listen != ours.listen || ours.listen.port() == 0 {
+                return;
+            }
+            (format!("two pipelines listen on {}", ours.listen), "an address of its own")
+        }
+        (
+            ModelSource::Kafka(_) | ModelSource::Postgres(_) | ModelSource::Http(_),
+            ModelSource::Kafka(_) | ModelSource::Postgres(_) | ModelSource::Http(_),
+        ) => return,
+    };
+    let what = format!("{what}; the other one: {}", place(earlier.0, &earlier.1.reads));
+    note(later.0, &later.1.reads, what, expected);
 }
 
 /// A topic that both may read as one group: of two patterns nobody can say that they have none in common.

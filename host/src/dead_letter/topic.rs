@@ -58,16 +58,25 @@ impl Topic {
     pub(super) fn open(
         topic: &str,
         brokers: &[String],
-        source: &Kafka,
+        source: Option<&Kafka>,
         meter: &Arc<PipelineMeter>,
     ) -> Result<Topic, Fault> {
         let mut config = ClientConfig::new();
-        if brokers.is_empty() {
-            // The source's cluster, with its security.
-            secure(&mut config, &source.security);
-            config.set("bootstrap.servers", source.brokers.join(","));
-        } else {
-            config.set("bootstrap.servers", brokers.join(","));
+        match (brokers, source) {
+            ([], Some(source)) => {
+                // The source's cluster, with its security.
+                secure(&mut config, &source.security);
+                config.set("bootstrap.servers", source.brokers.join(","));
+            }
+            ([], None) => {
+                return Err(Fault::halt(
+                    "[dead_letters.kafka] names no brokers, and the source is not Kafka",
+                    "add `brokers` to [dead_letters.kafka]",
+                ));
+            }
+            (brokers, _) => {
+                config.set("bootstrap.servers", brokers.join(","));
+            }
         }
         config.set("client.id", "tidemill-dead-letters");
         config.set("acks", "all");

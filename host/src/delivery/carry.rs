@@ -1,33 +1,31 @@
 //! Carries a batch from the stage to its outcome: one label for life, tickets settled when durable.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::{Alarm, GivingUp};
-use crate::batch::stage::{Done, Outlet};
+use super::fold::{Group, fold};
+use super::isolation::{ISOLATING_LOADS_MAX, Part, Parts};
+use super::owner::Owner;
+use crate::batch::stage::{Done, Outlet, PipelineId};
 use crate::batch::{Batch, Piece};
-use crate::budget::Share;
-use crate::buffers::Buffers;
-use crate::dead_letter::{Bundle, DeadLetter, DeadLetterBox, Stage};
+use crate::dead_letter::{Bundle, DeadLetter, Rejected, Rejects, Stage};
 use crate::fault::Fault;
-use crate::lane::no_dead_letters;
-use crate::ledger::Ticket;
-use crate::meter::{PipelineMeter, TableMeter, Waiting};
-use crate::position::Stay;
+use crate::meter::Waiting;
+use crate::position::{Partition, Stay};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces, Witness, deliver};
 use crate::sink::starrocks::label::Labels;
-use crate::sink::{Load, Receipt, Rejection};
+use crate::sink::{Destination, Load, Receipt, Rejection};
 
-/// A pipeline's carrier: starts a task a batch.
+/// The carrier of a cluster: starts a task a batch. Cheap to clone.
 #[derive(Clone)]
 pub struct Carrier(Arc<Shared>);
 
-/// What all loads of a pipeline share.
+/// What all loads into a cluster share.
 pub struct Shared {
     /// Where tasks run.
     pub runtime: Handle,
@@ -37,20 +35,6 @@ pub struct Shared {
     pub labels: Labels,
     /// The newest settled label.
     pub witness: Arc<Witness>,
-    /// Counters and health.
-    pub meter: Arc<PipelineMeter>,
-    /// Counters of each table.
-    pub tables: BTreeMap<String, TableMeter>,
-    /// Stays being given up.
-    pub giving_up: Arc<GivingUp>,
-    /// What halts the pipeline.
-    pub alarm: Alarm,
-    /// Where bad rows go.
-    pub dead_letters: Option<DeadLetterBox>,
-    /// For dead letters' bytes.
-    pub share: Share,
-    /// Bodies' memory.
-    pub buffers: Buffers,
     /// How long to wait for what.
     pub paces: Paces,
 }
@@ -60,12 +44,24 @@ impl Carrier {
     pub fn new(shared: Shared) -> Carrier {
         Carrier(Arc::new(shared))
     }
+
+    /// Begin of all labels with rows of `pipeline`, as far as it carries them alone.
+    pub fn stem(&self, pipeline: &str) -> String {
+        self.0.labels.stem(pipeline)
+    }
+
+    /// The cluster.
+    pub fn client(&self) -> &Client {
+        &self.0.client
+    }
 }
 
 impl Outlet for Carrier {
     fn start(&self, batch: Batch, done: Done) {
         let shared = Arc::clone(&self.0);
-        shared.meter.cut(batch.reason);
+        if let Some(first) = batch.pieces.first() {
+            first.owner().meter.cut(batch.reason);
+        }
         self.0.runtime.spawn(async move {
             shared.carry(batch).await;
             done.finish().await;
@@ -73,92 +69,149 @@ impl Outlet for Carrier {
     }
 }
 
-/// Tells health and counters how a load fares.
+/// Tells the health and counters of all pipelines concerned how a load fares.
 struct Watching {
-    meter: Arc<PipelineMeter>,
-    waiting: std::sync::Mutex<Option<Waiting>>,
+    owners: Vec<Arc<Owner>>,
+    waiting: Mutex<Vec<Waiting>>,
 }
 
 impl Watching {
-    fn set(&self, waiting: Option<Waiting>) {
-        *self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = waiting;
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Waiting>> {
+        // A list that is filled or emptied in one go: a panic elsewhere leaves it usable.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Observer for Watching {
     fn attempting(&self, _label: &str, number: u32) {
-        if number > 1 {
-            self.meter.load_retries.inc();
+        if let Some(first) = self.owners.first().filter(|_| number > 1) {
+            first.meter.load_retries.inc();
         }
     }
 
     fn waiting(&self, label: &str, _since: Instant, why: &Fault) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        waiting.get_or_insert_with(|| Waiting::begin(&self.meter, format!("load {label}: {}", why.story())));
+        let mut waiting = self.lock();
+        if waiting.is_empty() {
+            let what = format!("load {label}: {}", why.story());
+            waiting.extend(self.owners.iter().map(|owner| Waiting::begin(&owner.meter, what.clone())));
+        }
     }
 
     fn resumed(&self, _label: &str, _waited: Duration) {
-        self.set(None);
+        self.lock().clear();
     }
 
     fn possible_duplicate(&self, _label: &str) {
-        self.meter.possible_duplicates.inc();
+        for owner in &self.owners {
+            owner.meter.possible_duplicates.inc();
+        }
     }
 }
 
+/// The pipelines that have rows in `pieces`, in the order of their first row.
+fn owners_of(pieces: &[Piece]) -> Vec<Arc<Owner>> {
+    let mut owners: Vec<Arc<Owner>> = Vec::new();
+    for piece in pieces {
+        if !owners.iter().any(|owner| owner.pipeline == piece.owner().pipeline) {
+            owners.push(Arc::clone(piece.owner()));
+        }
+    }
+    owners
+}
+
 impl Shared {
-    async fn carry(&self, mut batch: Batch) {
-        let began = Instant::now();
-        loop {
-            // A stay may have ended before its rows were sent: its next owner reads them again.
-            self.drop_rows(&mut batch, Ticket::has_ended);
-            if batch.pieces.is_empty() {
-                return;
+    /// Loads the batch: for a table that upserts, first folded to what its keys come to.
+    async fn carry(&self, batch: Batch) {
+        let Batch { destination, mut pieces, .. } = batch;
+        // A stay may have ended before its rows were sent: its next owner reads them again. They go before
+        // rows are folded, so that none of the others hides behind them.
+        drop_rows(&mut pieces, |piece| piece.ticket().has_ended());
+        let key = Arc::clone(&destination);
+        // Hashing half a million keys is nothing for a thread of the runtime.
+        let folded = self.runtime.spawn_blocking(move || fold(pieces, &key.key)).await;
+        let groups = folded.unwrap_or_else(|panic| {
+            // The pieces went with it: their spans are poisoned, and their pipelines halt.
+            tracing::error!(%panic, "folding a batch panicked");
+            Vec::new()
+        });
+        let (mut halted, mut stopped) = (Vec::new(), false);
+        for Group { columns, pieces } in groups {
+            if stopped {
+                pieces.into_iter().for_each(Piece::forget);
+                continue;
             }
+            stopped = self.carry_group(&destination, columns, pieces, &mut halted).await.is_err();
+        }
+    }
+
+    /// Loads rows of one set of columns: as a whole, and in parts if StarRocks refuses some of them. An
+    /// error says that all pipelines with rows of the batch were halted.
+    async fn carry_group(
+        &self,
+        destination: &Arc<Destination>,
+        columns: Option<Arc<[String]>>,
+        pieces: Vec<Piece>,
+        halted: &mut Vec<PipelineId>,
+    ) -> Result<(), Halted> {
+        let mut parts = Parts::whole(pieces);
+        let mut loads = 0;
+        while let Some(mut part) = parts.next() {
+            if part.rows() == 0 {
+                // Spans whose rows were all replaced by others, or dropped.
+                part.pieces.into_iter().for_each(|piece| drop(piece.settle()));
+                continue;
+            }
+            drop_rows(&mut part.pieces, |piece| {
+                piece.ticket().has_ended() || halted.contains(&piece.owner().pipeline)
+            });
+            let Some(first) = part.pieces.first() else { continue };
             // Nothing was committed under an earlier label, and the bytes are others now: a new one.
-            let mut load = self.load_of(&batch);
-            match self.deliver(&mut load, &batch).await {
-                Delivered::Durable(receipt) => {
-                    return match missing_rows(&load.label, load.rows, &receipt) {
-                        None => self.settle(batch, &load, &receipt, began.elapsed()),
-                        Some(fault) => self.halt(fault, batch),
-                    };
+            let label = self.labels.next(&first.owner().meter.name);
+            let mut load = load_of(destination, label, columns.clone(), &part.pieces);
+            let began = Instant::now();
+            match self.deliver(&mut load, &part.pieces).await {
+                Delivered::Durable(receipt) => match missing_rows(&load.label, load.rows, &receipt) {
+                    None => {
+                        settle(part.pieces, &load, &receipt, began.elapsed());
+                        parts.loaded();
+                    }
+                    Some(fault) => {
+                        return Err(halt(&fault, part.pieces.into_iter().chain(parts.into_pieces())));
+                    }
+                },
+                Delivered::Halt(fault) => {
+                    return Err(halt(&fault, part.pieces.into_iter().chain(parts.into_pieces())));
                 }
-                Delivered::Halt(fault) => return self.halt(fault, batch),
                 Delivered::Released => {
-                    self.drop_rows(&mut batch, |ticket| self.giving_up.concerns(ticket.stay()));
+                    drop_rows(&mut part.pieces, |piece| {
+                        piece.owner().giving_up.concerns(piece.ticket().stay())
+                    });
+                    parts.refused(part.pieces, true);
                 }
                 Delivered::BadRows(rejection) => {
-                    match self.set_bad_rows_aside(&mut batch, &rejection).await {
-                        Ok(()) => {}
-                        Err(fault) => return self.halt(fault, batch),
-                    }
+                    loads += 1;
+                    let tired = loads >= ISOLATING_LOADS_MAX;
+                    self.set_bad_rows_aside(part, &rejection, &mut parts, halted, tired).await;
                 }
             }
         }
+        Ok(())
     }
 
-    fn load_of(&self, batch: &Batch) -> Load {
-        Load {
-            destination: Arc::clone(&batch.destination),
-            label: self.labels.next(),
-            segments: batch.pieces.iter().map(Piece::body).collect(),
-            bytes: batch.bytes(),
-            rows: batch.rows(),
-            columns: None,
-            packed: None,
-            body_sent: false,
-        }
-    }
-
-    async fn deliver(&self, load: &mut Load, batch: &Batch) -> Delivered {
-        let mut stays: Vec<Stay> = batch.pieces.iter().map(|piece| piece.ticket().stay().clone()).collect();
-        stays.sort_unstable();
-        stays.dedup();
-        let (_carrying, stop): (_, watch::Receiver<bool>) = self.giving_up.carrying(stays);
-        let watching = Watching { meter: Arc::clone(&self.meter), waiting: std::sync::Mutex::new(None) };
+    async fn deliver(&self, load: &mut Load, pieces: &[Piece]) -> Delivered {
+        let owners = owners_of(pieces);
+        let (told, stop) = watch::channel(false);
+        let told = Arc::new(told);
+        let carrying = owners.iter().map(|owner| {
+            let own = pieces.iter().filter(|piece| piece.owner().pipeline == owner.pipeline);
+            let mut stays: Vec<Stay> = own.map(|piece| piece.ticket().stay().clone()).collect();
+            stays.sort_unstable();
+            stays.dedup();
+            owner.giving_up.carrying(stays, &told)
+        });
+        let _carrying: Vec<_> = carrying.collect();
         let context = DeliverContext {
-            observer: Arc::new(watching),
+            observer: Arc::new(Watching { owners, waiting: Mutex::default() }),
             witness: Arc::clone(&self.witness),
             stop,
             paces: self.paces,
@@ -166,122 +219,193 @@ impl Shared {
         deliver(&self.client, load, &context).await
     }
 
-    fn settle(&self, batch: Batch, load: &Load, receipt: &Receipt, took: Duration) {
-        let table = &batch.destination.table;
+    /// StarRocks refused the part for its rows: sets aside those that can be told, and says what is
+    /// tried next with the others. `tired` = no more halving.
+    async fn set_bad_rows_aside(
+        &self,
+        part: Part,
+        rejection: &Rejection,
+        parts: &mut Parts,
+        halted: &mut Vec<PipelineId>,
+        tired: bool,
+    ) {
+        let alone = part.rows() == 1;
+        let mut bad = Vec::with_capacity(part.pieces.len());
+        for piece in part.pieces {
+            // A megabyte of JSON at a time: long enough to be kept off the runtime.
+            let checked = self.runtime.spawn_blocking(move || {
+                let bad = bad_syntax(&piece);
+                (piece, bad)
+            });
+            match checked.await {
+                Ok(checked) => bad.push(checked),
+                // The piece went with the panic: its span is poisoned, and its pipeline halts.
+                Err(panic) => tracing::error!(%panic, "checking the rows that StarRocks refused panicked"),
+            }
+        }
+        if bad.iter().all(|(_, rows)| rows.is_empty()) && (alone || tired) {
+            for (piece, rows) in &mut bad {
+                let why = refusal(rejection);
+                rows.extend((0..piece.len()).map(|row| BadRow { row, code: "refused", why: why.clone() }));
+            }
+        }
+        let found = bad.iter().any(|(_, rows)| !rows.is_empty());
+        let mut rest = Vec::with_capacity(bad.len());
+        let mut rejected: BTreeMap<PipelineId, (Arc<Owner>, Vec<Rejected>)> = BTreeMap::new();
+        for (piece, rows) in bad {
+            if rows.is_empty() {
+                rest.push(piece);
+                continue;
+            }
+            let owner = Arc::clone(piece.owner());
+            let (kept, aside) = take_out(piece, &rows);
+            rest.extend(kept);
+            rejected.entry(owner.pipeline).or_insert_with(|| (owner, Vec::new())).1.push(aside);
+        }
+        for (owner, rejected) in rejected.into_values() {
+            if let Err(fault) = reject(&owner, rejected).await {
+                halted.push(owner.pipeline);
+                owner.alarm.raise(fault);
+            }
+        }
+        parts.refused(rest, found);
+    }
+}
+
+/// Hands rejects to their pipeline.
+async fn reject(owner: &Owner, rejected: Vec<Rejected>) -> Result<(), Fault> {
+    let rejected = owner.rejects.sort(rejected, &owner.meter)?;
+    match &owner.rejects {
+        Rejects::Keep(letters, _) => letters.post_async(Bundle::new(rejected, &owner.share)).await,
+        Rejects::Halt | Rejects::Answer => Ok(()),
+    }
+}
+
+fn load_of(
+    destination: &Arc<Destination>,
+    label: String,
+    columns: Option<Arc<[String]>>,
+    pieces: &[Piece],
+) -> Load {
+    Load {
+        destination: Arc::clone(destination),
+        label,
+        columns,
+        packed: None,
+        segments: pieces.iter().map(Piece::body).collect(),
+        bytes: pieces.iter().map(Piece::bytes).sum(),
+        rows: pieces.iter().map(|piece| piece.len() as u64).sum(),
+        body_sent: false,
+    }
+}
+
+/// The rows are durable: counts them and closes their spans.
+fn settle(pieces: Vec<Piece>, load: &Load, receipt: &Receipt, took: Duration) {
+    let table = &load.destination.table;
+    for (place, owner) in owners_of(&pieces).iter().enumerate() {
+        let own = || pieces.iter().filter(|piece| piece.owner().pipeline == owner.pipeline);
+        let meter = &owner.meter;
         if receipt.loaded_rows.is_some_and(|loaded| loaded != load.rows) {
-            self.meter.row_count_mismatches.inc();
+            meter.row_count_mismatches.inc();
             tracing::error!(
-                pipeline = %self.meter.name, table, label = %load.label, sent = load.rows,
+                pipeline = %meter.name, table, label = %load.label, sent = load.rows,
                 loaded = receipt.loaded_rows, "StarRocks counted more rows than were sent: a value that holds \
                 several JSON documents is the likely reason"
             );
         }
-        if let Some(counters) = self.tables.get(table) {
-            counters.loads.inc();
-            counters.rows_loaded.inc_by(load.rows);
-            counters.bytes_loaded.inc_by(load.bytes);
-            counters.load_seconds.observe(took.as_secs_f64());
+        if let Some(counters) = owner.tables.get(table) {
+            // One version, however many pipelines share it.
+            if place == 0 {
+                counters.loads.inc();
+                counters.load_seconds.observe(took.as_secs_f64());
+            }
+            counters.rows_loaded.inc_by(own().map(|piece| piece.len() as u64).sum());
+            counters.bytes_loaded.inc_by(own().map(Piece::bytes).sum());
         }
         tracing::debug!(
-            pipeline = %self.meter.name, table, label = %load.label, rows = load.rows, bytes = load.bytes,
+            pipeline = %meter.name, table, label = %load.label, rows = load.rows, bytes = load.bytes,
             visible = receipt.visible, "loaded"
         );
-        self.meter.leave(&self.meter.records_loaded, batch.records());
-        for piece in batch.pieces {
-            // The last piece of a segment gives its memory back.
-            if let Ok(memory) = piece.settle().try_into_mut() {
-                self.buffers.give(Vec::from(memory));
-            }
-        }
+        meter.leave(&meter.records_loaded, own().map(Piece::records).sum());
     }
-
-    fn halt(&self, fault: Fault, batch: Batch) {
-        self.alarm.raise(fault);
-        batch.pieces.into_iter().for_each(Piece::forget);
-    }
-
-    /// Drops the rows of which `gone` says that they are another process's to load.
-    fn drop_rows(&self, batch: &mut Batch, gone: impl Fn(&Ticket) -> bool) {
-        let pieces = std::mem::take(&mut batch.pieces);
-        let (dropped, kept): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|piece| gone(piece.ticket()));
-        batch.pieces = kept;
-        for piece in dropped {
-            self.meter.leave(&self.meter.records_given_up, piece.records());
-            piece.forget();
-        }
-    }
-
-    /// StarRocks refused the batch for its rows: checks the syntax of each, makes dead letters of the
-    /// bad ones, and leaves the others in the batch.
-    async fn set_bad_rows_aside(&self, batch: &mut Batch, rejection: &Rejection) -> Result<(), Fault> {
-        let mut letters = Vec::new();
-        let mut tickets = Vec::new();
-        let mut records = 0;
-        let mut kept = Vec::with_capacity(batch.pieces.len());
-        for piece in std::mem::take(&mut batch.pieces) {
-            // A megabyte of JSON at a time: long enough to be kept off the runtime.
-            let checked = self.runtime.spawn_blocking(move || {
-                let bad = bad_rows(&piece);
-                (piece, bad)
-            });
-            let (piece, bad) = checked.await.map_err(|error| {
-                Fault::halt("checking the rows that StarRocks refused panicked", "report this defect")
-                    .caused_by(error)
-            })?;
-            if bad.is_empty() {
-                kept.push(piece);
-                continue;
-            }
-            tickets.push(piece.ticket().hold());
-            records += piece.records();
-            letters.extend(bad.iter().map(|(row, why)| self.letter(&piece, *row, why)));
-            let rest = piece.without(&bad.iter().map(|(row, _)| *row).collect::<Vec<_>>());
-            records -= rest.as_ref().map_or(0, Piece::records);
-            kept.extend(rest);
-        }
-        batch.pieces = kept;
-        if letters.is_empty() {
-            return Err(refused_for_data(rejection));
-        }
-        let Some(letter_box) = &self.dead_letters else {
-            tickets.into_iter().for_each(Ticket::forget);
-            return Err(no_dead_letters(&letters));
-        };
-        let permit = self.share.overdraft(letters.iter().map(DeadLetter::bytes).sum());
-        letter_box.post_async(Bundle { letters, tickets, records, permit }).await
-    }
-
-    fn letter(&self, piece: &Piece, row: usize, why: &str) -> DeadLetter {
-        let (offset, bytes) = piece.iter().nth(row).unwrap_or((0, &[]));
-        DeadLetter {
-            stage: Stage::Load,
-            plugin: piece.plugin.clone(),
-            code: "syntax".into(),
-            message: why.to_owned(),
-            partition: piece.ticket().stay().partition.clone(),
-            offset,
-            timestamp_us: 0,
-            key: None,
-            value: Some(bytes.strip_suffix(b"\n").unwrap_or(bytes).to_vec()),
-            headers: Vec::new(),
+    for piece in pieces {
+        let buffers = piece.owner().buffers.clone();
+        // The last piece of a segment gives its memory back.
+        if let Ok(memory) = piece.settle().try_into_mut() {
+            buffers.give(Vec::from(memory));
         }
     }
 }
 
+/// All pipelines with rows of the batch were halted.
+struct Halted;
+
+/// Nothing of `pieces` counts as loaded, and a person is needed: all pipelines concerned halt.
+fn halt(fault: &Fault, pieces: impl Iterator<Item = Piece>) -> Halted {
+    let pieces: Vec<Piece> = pieces.collect();
+    owners_of(&pieces).iter().for_each(|owner| owner.alarm.raise(fault.retold()));
+    pieces.into_iter().for_each(Piece::forget);
+    Halted
+}
+
+/// Drops the rows of which `gone` says that they are another process's to load, or read again.
+fn drop_rows(pieces: &mut Vec<Piece>, gone: impl Fn(&Piece) -> bool) {
+    let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(pieces).into_iter().partition(gone);
+    *pieces = kept;
+    for piece in dropped {
+        let meter = &piece.owner().meter;
+        meter.leave(&meter.records_given_up, piece.records());
+        piece.forget();
+    }
+}
+
+/// A row that cannot be loaded.
+struct BadRow {
+    /// Its place in its piece.
+    row: usize,
+    code: &'static str,
+    why: String,
+}
+
+/// The piece without its bad rows, and what was taken out.
+fn take_out(piece: Piece, rows: &[BadRow]) -> (Option<Piece>, Rejected) {
+    let letters = rows.iter().map(|bad| letter(&piece, bad)).collect();
+    let (ticket, records) = (piece.ticket().hold(), piece.records());
+    let rest = piece.without(&rows.iter().map(|bad| bad.row).collect::<Vec<_>>());
+    let records = records - rest.as_ref().map_or(0, Piece::records);
+    (rest, Rejected { letters, ticket, records })
+}
+
+fn letter(piece: &Piece, bad: &BadRow) -> DeadLetter {
+    let (offset, bytes) = piece.iter().nth(bad.row).unwrap_or((0, &[]));
+    let number = piece.ticket().stay().partition.number;
+    DeadLetter {
+        stage: Stage::Load,
+        plugin: piece.plugin.clone(),
+        code: bad.code.to_owned(),
+        message: bad.why.clone(),
+        partition: Partition { source: Arc::clone(piece.source()), number },
+        offset,
+        timestamp_us: 0,
+        key: None,
+        value: Some(bytes.strip_suffix(b"\n").unwrap_or(bytes).to_vec()),
+        headers: Vec::new(),
+    }
+}
+
 /// The rows that are no JSON objects, with serde_json's reason.
-fn bad_rows(piece: &Piece) -> Vec<(usize, String)> {
+fn bad_syntax(piece: &Piece) -> Vec<BadRow> {
     let rows = piece.iter().enumerate();
     let bad = rows.filter_map(|(row, (_, bytes))| {
         // The line feed behind a row is not the row's, or its end would be told to be on a second line.
         let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
         let parsed: Result<serde::de::IgnoredAny, _> = serde_json::from_slice(bytes);
-        match parsed {
-            Err(error) => Some((row, format!("not JSON: {error}"))),
-            Ok(_) if bytes.trim_ascii_start().first() != Some(&b'{') => {
-                Some((row, "not a JSON object".to_owned()))
-            }
-            Ok(_) => None,
-        }
+        let why = match parsed {
+            Err(error) => format!("not JSON: {error}"),
+            Ok(_) if bytes.trim_ascii_start().first() != Some(&b'{') => "not a JSON object".to_owned(),
+            Ok(_) => return None,
+        };
+        Some(BadRow { row, code: "syntax", why })
     });
     bad.collect()
 }
@@ -296,21 +420,14 @@ fn missing_rows(label: &str, sent: u64, receipt: &Receipt) -> Option<Fault> {
     ))
 }
 
-/// Rows that are JSON and yet refused: isolating them one by one comes later; nothing is lost.
-fn refused_for_data(rejection: &Rejection) -> Fault {
-    let mut what = format!("StarRocks refused rows for their data: {}", rejection.message);
-    if rejection.filtered_rows > 0 {
-        what.push_str(&format!(" ({} rows)", rejection.filtered_rows));
-    }
+/// StarRocks' own reason for a row that it refused alone.
+fn refusal(rejection: &Rejection) -> String {
+    let mut why = rejection.message.clone();
     if let Some(log) = &rejection.error_log {
-        what.push_str("\nits error log says:\n");
-        what.push_str(log.trim_end());
+        why.push_str("; its error log says: ");
+        why.push_str(log.trim());
     }
-    Fault::halt(
-        what,
-        "mend the table (type, length, NOT NULL) or let a plugin mend or reject such records; nothing of the \
-         batch was loaded or committed, it is read again at the next start",
-    )
+    why
 }
 
 #[cfg(test)]

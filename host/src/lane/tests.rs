@@ -3,11 +3,11 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::batch::Batch;
-use crate::batch::stage::fakes::{Shown, destination};
+use crate::batch::stage::fakes::{Shown, destination, owner};
 use crate::batch::stage::{Done, Registration};
 use crate::budget::Budget;
 use crate::config::model::{BatchLimits, TableModel};
-use crate::meter::Meter;
+use crate::dead_letter::DeadLetterBox;
 use crate::position::{Epoch, Partition, Stay};
 use crate::rows::Target;
 
@@ -80,20 +80,17 @@ impl Bench {
         };
         stage.register(0, registration).expect("the stage lives");
         let (fills, letters) = tokio::sync::mpsc::channel(1);
+        let letter_box = DeadLetterBox::to_test(fills.clone(), runtime.handle());
         let parts = LaneParts {
-            pipeline: 0,
             stage,
             ledger: Ledger::new(),
-            share,
+            owner: Arc::new(owner(0, &share, Rejects::Keep(letter_box, None))),
             targets: Targets {
                 tables: vec![Target { model: TableModel::Duplicate }],
                 own: Some(0),
                 row_bytes_max: 1_000,
             },
             line_feeds: true,
-            dead_letters: Some(DeadLetterBox::to_test(fills.clone(), runtime.handle())),
-            meter: Meter::new().pipeline("orders"),
-            buffers: Buffers::default(),
         };
         parts.ledger.begin(stay(), 9);
         Bench { runtime, parts, started, letters, fills }
@@ -105,12 +102,13 @@ impl Bench {
     }
 
     fn bundle(&self, tickets: Vec<Ticket>) -> Bundle {
-        Bundle { letters: Vec::new(), tickets, records: 0, permit: self.parts.share.overdraft(0) }
+        let rejected = tickets.into_iter().map(|ticket| Rejected { letters: Vec::new(), ticket, records: 0 });
+        Bundle::new(rejected.collect(), &self.parts.owner.share)
     }
 
     /// Read, dropped, given up and in flight.
     fn counts(&self) -> [u64; 4] {
-        let meter = &self.parts.meter;
+        let meter = &self.parts.owner.meter;
         let in_flight = u64::try_from(meter.records_in_flight.get()).expect("not below zero");
         [meter.records_read.get(), meter.records_dropped.get(), meter.records_given_up.get(), in_flight]
     }
@@ -125,27 +123,26 @@ fn rejects_become_letters_and_the_others_go_to_the_stage() {
     let mut bench = Bench::new();
     bench.run(script(&[Some("{\"a\":1}"), None, Some(" "), Some("{\"a\":2}")], 1)).expect("nothing halts");
     let bundle = bench.letters.try_recv().expect("letters");
-    let told: Vec<_> = bundle.letters.iter().map(|one| (one.offset, one.code.as_str(), one.stage)).collect();
+    let [Rejected { letters, ticket, records }] = <[_; 1]>::try_from(bundle.rejected).expect("one span");
+    let told: Vec<_> = letters.iter().map(|one| (one.offset, one.code.as_str(), one.stage)).collect();
     assert_eq!(told, [(11, "no_value", Stage::Read), (12, "empty", Stage::Read)]);
-    assert_eq!((&bundle.letters[0].value, &bundle.letters[1].value), (&None, &Some(b" ".to_vec())));
-    assert_eq!(bundle.letters[0].key.as_deref(), Some(&b"key"[..]));
-    assert_eq!(bundle.records, 2);
+    assert_eq!((&letters[0].value, &letters[1].value), (&None, &Some(b" ".to_vec())));
+    assert_eq!(letters[0].key.as_deref(), Some(&b"key"[..]));
+    assert_eq!(records, 2);
     bench.parts.stage.drain(0).expect("the stage lives");
     let (batch, _done) = bench.started.recv_timeout(SOON).expect("a load");
     assert_eq!((batch.rows(), batch.records()), (2, 2));
     assert_eq!(bench.counts(), [4, 0, 0, 4]);
     batch.pieces.into_iter().for_each(|piece| drop(piece.settle()));
     assert_eq!(bench.safe_upto(), 9, "the letters are not durable");
-    for ticket in bundle.tickets {
-        let _ = ticket.settle();
-    }
+    let _ = ticket.settle();
     assert_eq!(bench.safe_upto(), 13);
 }
 
 #[test]
 fn without_dead_letters_the_first_reject_halts() {
     let mut bench = Bench::new();
-    bench.parts.dead_letters = None;
+    bench.parts.owner = Arc::new(owner(0, &bench.parts.owner.share, Rejects::Halt));
     let fault = bench.run(script(&[Some("{}"), None], 1)).expect_err("a reject");
     assert_eq!(fault.kind, FaultKind::Halt);
     assert!(fault.what.contains("t[7] offset 11: no_value"), "{}", fault.what);
@@ -156,13 +153,13 @@ fn without_dead_letters_the_first_reject_halts() {
 #[test]
 fn a_wait_for_the_budget_ends_when_the_partition_is_taken_back() {
     let bench = Bench::new();
-    let all = bench.parts.share.acquire(BUDGET, Duration::ZERO).expect("nothing is charged yet");
+    let all = bench.parts.owner.share.acquire(BUDGET, Duration::ZERO).expect("nothing is charged yet");
     bench.run(script(&[Some("{}")], 3)).expect("nothing halts");
     assert_eq!(bench.counts(), [0; 4]);
     assert_eq!((bench.parts.ledger.open_spans(), bench.parts.ledger.poisoned()), (0, None));
     assert_eq!(bench.parts.ledger.opened_upto(&stay()), Some(9));
     drop(all);
-    assert_eq!(bench.parts.share.used(), 0);
+    assert_eq!(bench.parts.owner.share.used(), 0);
 }
 
 #[test]
@@ -172,7 +169,7 @@ fn a_wait_for_the_dead_letters_ends_when_the_partition_is_taken_back() {
     bench.run(script(&[Some("{}"), None], 2)).expect("nothing halts");
     assert_eq!(bench.counts(), [2, 0, 2, 0]);
     assert_eq!((bench.parts.ledger.open_spans(), bench.parts.ledger.poisoned()), (0, None));
-    assert_eq!((bench.safe_upto(), bench.parts.share.used()), (9, 0));
+    assert_eq!((bench.safe_upto(), bench.parts.owner.share.used()), (9, 0));
     assert!(bench.started.try_recv().is_err());
 }
 
@@ -183,6 +180,6 @@ fn letters_wait_for_a_writer_that_is_behind() {
     let (parts, chain) = (bench.parts.clone(), Chain::start(&[], &|_| Vec::new()).expect("no plugin"));
     let lane = std::thread::spawn(move || Lane::new(parts, script(&[None], u32::MAX), chain).run());
     let mut come = || bench.runtime.block_on(bench.letters.recv()).expect("a bundle");
-    assert_eq!((come().records, come().records), (0, 1));
+    assert_eq!((come().rejected.len(), come().rejected.len()), (0, 1));
     lane.join().expect("no panic").expect("nothing halts");
 }

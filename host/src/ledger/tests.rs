@@ -66,7 +66,7 @@ fn a_panicked_thread_poisons_what_it_carried() {
 #[test]
 fn a_settle_after_the_stay_ended_moves_nothing() {
     let (ledger, mut tickets) = ledger_with(&[(-1, 9)]);
-    assert_eq!(ledger.end(&stay(1)).unwrap().upto, -1);
+    assert_eq!(ledger.end(&stay(1)).unwrap().watermark.upto, -1);
     ledger.begin(stay(2), -1);
     assert_eq!(tickets.remove(0).settle(), None);
     assert_eq!(ledger.progress(), []);
@@ -82,7 +82,7 @@ fn a_forgotten_ticket_stops_the_watermark_but_poisons_nothing() {
     assert_eq!(tickets.remove(0).settle(), None);
     assert!(ledger.is_quiet(&stay(1)));
     assert_eq!(ledger.poisoned(), None);
-    assert_eq!(ledger.end(&stay(1)).unwrap().upto, -1);
+    assert_eq!(ledger.end(&stay(1)).unwrap().watermark.upto, -1);
 }
 
 #[test]

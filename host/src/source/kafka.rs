@@ -8,14 +8,11 @@ use std::time::Duration;
 use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
-use crate::batch::stage::{PipelineId, StageHandle};
 use crate::config::model::Kafka;
 use crate::config::pattern::{self, Pattern};
 use crate::delivery::marker::Marker;
-use crate::delivery::{Alarm, GivingUp, Stop};
 use crate::fault::Fault;
-use crate::ledger::Ledger;
-use crate::meter::PipelineMeter;
+use crate::source::Parts;
 
 pub(crate) mod consumer;
 mod control;
@@ -25,7 +22,7 @@ mod orders;
 mod queue;
 mod start;
 
-pub(crate) use feed::{Gathering, KafkaFeed};
+pub(crate) use feed::KafkaFeed;
 
 /// Events of the client that are looked at for why no broker answers.
 const EVENTS_LOOKED_AT: usize = 32;
@@ -34,32 +31,10 @@ const EVENTS_LOOKED_AT: usize = 32;
 pub(crate) struct Wiring {
     /// `[source.kafka]`.
     pub(crate) kafka: Kafka,
-    /// Number of lanes.
-    pub(crate) lanes: usize,
-    /// What lanes copy.
-    pub(crate) gathering: Gathering,
-    /// The pipeline's ledger.
-    pub(crate) ledger: Ledger,
-    /// The pipeline's counters and health.
-    pub(crate) meter: Arc<PipelineMeter>,
-    /// The batching stage.
-    pub(crate) stage: StageHandle,
-    /// The pipeline's number there.
-    pub(crate) pipeline: PipelineId,
-    /// Tells loads which stays are being given up.
-    pub(crate) giving_up: Arc<GivingUp>,
-    /// What halts the pipeline.
-    pub(crate) alarm: Alarm,
-    /// Asks the pipeline to drain and end.
-    pub(crate) stop: Stop,
-    /// How long the drain may take.
-    pub(crate) shutdown_timeout: Duration,
-    /// Time without progress that counts as a stall.
-    pub(crate) stall_after: Duration,
     /// Knows which topics were read before.
     pub(crate) marker: Marker,
-    /// Begin of all labels of this life: goes into the claim.
-    pub(crate) label_stem: String,
+    /// What every source gets.
+    pub(crate) parts: Parts,
 }
 
 /// Checks that the brokers answer and the topics are there; returns the number of partitions.
@@ -194,11 +169,9 @@ where
     let partitions: usize = topics.values().sum();
     // Topics of a pattern may yet come, so their number limits nothing.
     let lanes = match start::may_grow(&wiring.kafka) {
-        true => wiring.lanes,
-        false => wiring.lanes.min(partitions),
+        true => wiring.parts.lanes,
+        false => wiring.parts.lanes.min(partitions),
     };
     let rule = start::Rule::new(&wiring.kafka, topics.into_keys().collect());
-    let wiring = Wiring { lanes: lanes.max(1), ..wiring };
-    let control = control::Control::start(wiring, rule, reader, spawn_lane)?;
-    control.run()
+    control::Control::start(wiring, lanes.max(1), rule, reader, spawn_lane)?.run()
 }

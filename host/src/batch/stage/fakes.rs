@@ -4,9 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use super::{Done, Outlet};
+use super::{Done, Outlet, PipelineId};
 use crate::batch::Batch;
+use crate::budget::Share;
+use crate::buffers::Buffers;
 use crate::config::model::{Compression, PartialUpdate, RowFormat, Secret, StarRocks, TableModel};
+use crate::dead_letter::Rejects;
+use crate::delivery::Alarm;
+use crate::delivery::owner::Owner;
+use crate::meter::Meter;
 use crate::sink::Destination;
 
 /// Shows each batch to the test, which ends the load.
@@ -27,6 +33,7 @@ pub(crate) fn cluster(fe: Vec<String>) -> StarRocks {
         database: "shop".into(),
         table: None,
         tables: Vec::new(),
+        create_tables: false,
         user: "root".into(),
         password: Secret::default(),
         table_model: None,
@@ -45,6 +52,21 @@ pub(crate) fn cluster(fe: Vec<String>) -> StarRocks {
 
 /// A table of the Duplicate Key model in a cluster that nobody reaches.
 pub(crate) fn destination(table: &str) -> Arc<Destination> {
-    let (pipeline, cluster) = ("orders".into(), Arc::new(cluster(Vec::new())));
-    Arc::new(Destination { pipeline, cluster, table: table.into(), model: TableModel::Duplicate })
+    let cluster = Arc::new(cluster(Vec::new()));
+    Arc::new(Destination { cluster, table: table.into(), model: TableModel::Duplicate, key: Vec::new() })
+}
+
+/// A pipeline that loads `orders` and keeps no rejects.
+pub(crate) fn owner(pipeline: PipelineId, share: &Share, rejects: Rejects) -> Owner {
+    let (meter, name) = (Meter::new(), format!("pipeline-{pipeline}"));
+    Owner {
+        pipeline,
+        tables: BTreeMap::from([("orders".to_owned(), meter.table(&name, "shop.orders"))]),
+        meter: meter.pipeline(&name),
+        giving_up: Arc::default(),
+        alarm: Alarm::default(),
+        rejects,
+        share: share.clone(),
+        buffers: Buffers::default(),
+    }
 }

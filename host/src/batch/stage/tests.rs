@@ -1,11 +1,14 @@
 use std::sync::mpsc;
+use std::time::Duration;
 
-use super::fakes::{Shown, destination};
+use super::fakes::{Shown, destination, owner};
 use super::*;
-use crate::batch::{FIRST_ROW, RowIndex};
+use crate::batch::{Cut, FIRST_ROW, RowIndex};
 use crate::budget::Budget;
+use crate::dead_letter::Rejects;
+use crate::delivery::owner::Owner;
 use crate::ledger::Ledger;
-use crate::position::Span;
+use crate::position::{Epoch, Partition, Span};
 
 /// How long something that has to happen may take.
 const SOON: Duration = Duration::from_secs(20);
@@ -20,6 +23,7 @@ struct Bench {
     started: mpsc::Receiver<(Batch, Done)>,
     ledger: Ledger,
     share: Share,
+    owners: [Arc<Owner>; 2],
 }
 
 fn stay(number: u32) -> Stay {
@@ -27,7 +31,7 @@ fn stay(number: u32) -> Stay {
 }
 
 impl Bench {
-    /// A stage with one pipeline of two tables.
+    /// A stage with two pipelines of the same two tables.
     fn new(max_rows: u64, linger: Duration, in_flight: usize) -> Bench {
         Bench::with_budget(max_rows, linger, in_flight, ROOM)
     }
@@ -38,33 +42,43 @@ impl Bench {
         let stage = StageHandle::start(runtime.handle().clone()).expect("a thread");
         let share = Budget::new(budget).share(budget, 0);
         let (shows, started) = mpsc::channel();
-        let registration = Registration {
-            destinations: vec![destination("orders"), destination("events")],
-            limits: BatchLimits { max_rows, max_bytes: ROOM, linger },
-            in_flight,
-            share: share.clone(),
-            outlet: Arc::new(Shown(shows)),
-        };
-        stage.register(0, registration).expect("the stage lives");
+        let outlet = Arc::new(Shown(shows));
+        for pipeline in [0, 1] {
+            let registration = Registration {
+                destinations: vec![destination("orders"), destination("events")],
+                limits: BatchLimits { max_rows, max_bytes: ROOM, linger },
+                in_flight,
+                share: share.clone(),
+                outlet: outlet.clone(),
+            };
+            stage.register(pipeline, registration).expect("the stage lives");
+        }
+        let owners = [0, 1].map(|pipeline| Arc::new(owner(pipeline, &share, Rejects::Halt)));
         let ledger = Ledger::new();
         (0..3).for_each(|number| ledger.begin(stay(number), -1));
-        Bench { runtime, stage, started, ledger, share }
+        Bench { runtime, stage, started, ledger, share, owners }
     }
 
     /// A span of `rows` records of partition `number`, all of which go to `table`.
     fn hand_over(&mut self, number: u32, table: TableIndex, rows: usize) {
+        self.hand_over_by(0, number, table, rows);
+    }
+
+    fn hand_over_by(&mut self, pipeline: usize, number: u32, table: TableIndex, rows: usize) {
         let after = self.ledger.opened_upto(&stay(number)).expect("the stay has begun");
         let upto = after + rows as i64;
         let ticket = self.ledger.open(&Span { stay: stay(number), after, upto }).expect("the stay has begun");
         let index = RowIndex {
             ends: (1..=rows as u32).map(|row| row * 3).collect(),
             deltas: (0..rows as u32).map(|row| row | FIRST_ROW).collect(),
+            keys: Vec::new(),
             base: after + 1,
+            source: "t".into(),
         };
         let body = b"{}\n".repeat(rows);
         let permit = self.share.overdraft(body.len() as u64);
-        let piece = Piece::new(body.into(), index, None, ticket, permit);
-        self.stage.hand_over(0, vec![(table, piece)]).expect("the stage lives");
+        let piece = Piece::new(body.into(), index, None, ticket, permit, Arc::clone(&self.owners[pipeline]));
+        self.stage.hand_over(pipeline as PipelineId, vec![(table, piece)]).expect("the stage lives");
     }
 
     /// The next batch whose load was started.
@@ -224,4 +238,40 @@ fn rows_of_a_pipeline_that_is_gone_are_given_up() {
     bench.nothing_started();
     assert_eq!((bench.ledger.open_spans(), bench.ledger.poisoned()), (0, None));
     assert_eq!(bench.share.used(), 0);
+}
+
+#[test]
+fn pipelines_into_one_table_share_its_batches_and_part_without_the_other() {
+    let mut bench = Bench::new(4, NEVER, 1);
+    bench.hand_over_by(0, 0, 0, 2);
+    bench.nothing_started();
+    bench.hand_over_by(1, 1, 0, 2);
+    let (batch, done) = bench.next();
+    let owners: Vec<_> = batch.pieces.iter().map(|piece| piece.owner().pipeline).collect();
+    assert_eq!((batch.reason, owners), (Cut::Rows, vec![0, 1]));
+    bench.land((batch, done));
+
+    // One that ends takes only its own rows along, and one that drains waits for nobody.
+    bench.hand_over_by(0, 0, 0, 1);
+    bench.hand_over_by(1, 1, 0, 1);
+    bench.stage.remove(0);
+    bench.stage.drain(1).expect("the stage lives");
+    let (batch, done) = bench.next();
+    let owners: Vec<_> = batch.pieces.iter().map(|piece| piece.owner().pipeline).collect();
+    assert_eq!((batch.reason, owners), (Cut::Flush, vec![1]));
+    bench.land((batch, done));
+    assert_eq!((bench.safe_upto(0), bench.safe_upto(1)), (1, 2));
+}
+
+#[test]
+fn what_one_pipeline_gives_up_is_not_the_others() {
+    let mut bench = Bench::new(100, NEVER, 1);
+    // Both call their partition and its stay by the same name.
+    bench.hand_over_by(0, 0, 0, 1);
+    bench.hand_over_by(1, 0, 0, 1);
+    assert_eq!(bench.stage.forget(1, vec![stay(0)], false).expect("the stage lives"), 1);
+    bench.stage.drain(0).expect("the stage lives");
+    let (batch, done) = bench.next();
+    assert_eq!((batch.rows(), batch.pieces[0].owner().pipeline), (1, 0));
+    bench.land((batch, done));
 }

@@ -1,7 +1,7 @@
 //! `[dead_letters]`
 
 use super::kafka::{self, BROKER, TOPIC_EXPECTED};
-use crate::config::kind::{FilePath, Text, Texts};
+use crate::config::kind::{FilePath, Rejects, Text, Texts};
 use crate::config::schema::{Key, Presence, Section};
 
 pub(in crate::config) static SECTION: Section = Section {
@@ -11,7 +11,7 @@ pub(in crate::config) static SECTION: Section = Section {
     doc: "Where records go that cannot be loaded: original bytes, reason, stage, plugin and position, \
           written durably before their offset is committed. Exactly one of `directory` and `kafka`. \
           Without this table the first such record halts the pipeline.",
-    keys: &[&DIRECTORY],
+    keys: &[&DIRECTORY, &MAX_REJECTS],
     tables: &[&KAFKA],
 };
 
@@ -20,6 +20,15 @@ pub(in crate::config) static DIRECTORY: Key<FilePath> = Key {
     kind: FilePath { expected: "a directory such as \"dead-letters\"", must_exist: false },
     presence: Presence::Optional { example: "\"dead-letters\"", without: "they go to `kafka`" },
     doc: "A directory for NDJSON files; it is made if it is missing.",
+};
+
+pub(in crate::config) static MAX_REJECTS: Key<Rejects> = Key {
+    name: "max_rejects",
+    kind: Rejects { window_max: 1_000_000 },
+    presence: Presence::Default("{ window = 1000, limit = 50 }"),
+    doc: "The pipeline halts when more than `limit` of the last `window` records were rejected, so that a \
+          mistake in a schema or plugin does not empty a whole topic into the dead letters. `false`: it never \
+          halts for that.",
 };
 
 pub(in crate::config) static KAFKA: Section = Section {
@@ -43,7 +52,7 @@ pub(in crate::config) static BROKERS: Key<Texts> = Key {
     kind: Texts { expected: kafka::BROKERS_EXPECTED, each: BROKER, may_be_empty: false },
     presence: Presence::Optional {
         example: "[\"localhost:9092\"]",
-        without: "those of the source, with its TLS and SASL settings",
+        without: "those of [source.kafka], with its TLS and SASL settings",
     },
-    doc: "Brokers, `host:port` each.",
+    doc: "Brokers, `host:port` each. Must be set if the source is another than [source.kafka].",
 };

@@ -22,6 +22,7 @@ pub(in crate::config) static SECTION: Section = Section {
         &DATABASE,
         &TABLE,
         &TABLES,
+        &CREATE_TABLES,
         &USER,
         &PASSWORD,
         &TABLE_MODEL,
@@ -75,9 +76,13 @@ pub(in crate::config) static DATABASE: Key<Text> = Key {
 
 pub(in crate::config) static TABLE: Key<Text> = Key {
     name: "table",
-    kind: Text { expected: TABLE_EXPECTED, parse: identifier },
-    presence: Presence::Usual { example: "\"orders\"", without: "a plugin must route every row" },
-    doc: "The table of rows that no plugin routes elsewhere.",
+    kind: Text { expected: TABLE_EXPECTED, parse: table_or_template },
+    presence: Presence::Usual {
+        example: "\"orders\"",
+        without: "a plugin must route every row; with [source.postgres] it is \"{table}\"",
+    },
+    doc: "The table of rows that no plugin routes elsewhere. With [source.postgres], `{schema}` and `{table}` in it \
+          stand for the names of the source table.",
 };
 
 const TABLE_EXPECTED: &str = "a table's name such as \"orders\"";
@@ -91,6 +96,14 @@ pub(in crate::config) static TABLES: Key<Texts> = Key {
     },
     presence: Presence::Default("[]"),
     doc: "Tables that plugins may route to besides `table`. Empty: all that the plugin declares.",
+};
+
+pub(in crate::config) static CREATE_TABLES: Key<Flag> = Key {
+    name: "create_tables",
+    kind: Flag,
+    presence: Presence::Default("false"),
+    doc: "Makes tables that are missing, as Primary Key tables with the columns of the source table. Only with \
+          [source.postgres]; the user needs CREATE TABLE on the database.",
 };
 
 pub(in crate::config) static USER: Key<Text> = Key {
@@ -180,6 +193,19 @@ pub(in crate::config) static PROPERTIES: Key<Properties> = Key {
     doc: "Any other Stream Load header, such as `jsonpaths`, `merge_condition`, or `columns` with expressions. Those that \
           would break delivery, or that have a key of their own here, are refused with the reason.",
 };
+
+/// A name of StarRocks, or one with placeholders for those of a source table.
+fn table_or_template(text: &str) -> Result<String, Refusal> {
+    let plain = text.replace("{schema}", "").replace("{table}", "");
+    if plain.contains(['{', '}']) {
+        return Refusal::because("there is no placeholder but {schema} and {table}");
+    }
+    // What placeholders stand for is checked when it is known.
+    if !text.is_empty() && plain.is_empty() {
+        return Ok(text.to_owned());
+    }
+    identifier(&plain).map(|_| text.to_owned())
+}
 
 pub(in crate::config) static COLUMNS: Key<Texts> = Key {
     name: "columns",

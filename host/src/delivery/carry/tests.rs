@@ -2,13 +2,13 @@ use tidemill_sandbox::{Fault as Broken, FaultKind as Breakage, Options, Sandbox}
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::batch::stage::fakes::cluster;
+use crate::batch::stage::fakes::{cluster, owner};
 use crate::batch::{Cut, FIRST_ROW, RowIndex};
 use crate::budget::Budget;
 use crate::config::model::TableModel;
+use crate::dead_letter::DeadLetterBox;
 use crate::fault::FaultKind;
 use crate::ledger::Ledger;
-use crate::meter::Meter;
 use crate::position::{Epoch, Partition, Span};
 use crate::retry::Pace;
 use crate::sink::Destination;
@@ -25,6 +25,8 @@ fn stay(number: u32) -> Stay {
 struct Bench {
     sandbox: Sandbox,
     shared: Arc<Shared>,
+    /// The first one keeps rejects, the second one halts at the first.
+    owners: [Arc<Owner>; 2],
     destination: Arc<Destination>,
     ledger: Ledger,
     letters: mpsc::Receiver<Bundle>,
@@ -38,24 +40,19 @@ impl Bench {
         sandbox.execute(table).expect("a table");
         let cluster = Arc::new(cluster(vec![sandbox.fe_url()]));
         let destination = Destination {
-            pipeline: "orders".into(),
             cluster: Arc::clone(&cluster),
             table: "orders".into(),
             model: TableModel::Duplicate,
+            key: Vec::new(),
         };
         let (runtime, (inbox, letters)) = (Handle::current(), mpsc::channel(8));
-        let meter = Meter::new();
+        let share = Budget::new(ROOM).share(ROOM, 0);
+        let rejects = Rejects::Keep(DeadLetterBox::to_test(inbox, &runtime), None);
+        let owners = [owner(0, &share, rejects), owner(1, &share, Rejects::Halt)].map(Arc::new);
         let shared = Shared {
             client: Client::new(cluster).expect("a client"),
-            labels: Labels::new("orders"),
+            labels: Labels::default(),
             witness: Arc::new(Witness::new()),
-            tables: BTreeMap::from([("orders".to_owned(), meter.table("orders", "shop.orders"))]),
-            meter: meter.pipeline("orders"),
-            giving_up: Arc::default(),
-            alarm: Alarm::default(),
-            dead_letters: Some(DeadLetterBox::to_test(inbox, &runtime)),
-            share: Budget::new(ROOM).share(ROOM, 0),
-            buffers: Buffers::default(),
             paces: Paces {
                 overloaded: Pace { base: NEVER, cap: NEVER, ..Pace::OVERLOADED },
                 ..Paces::default()
@@ -63,17 +60,24 @@ impl Bench {
             runtime,
         };
         let ledger = Ledger::new();
-        Bench { sandbox, shared: Arc::new(shared), destination: Arc::new(destination), ledger, letters }
+        let (shared, destination) = (Arc::new(shared), Arc::new(destination));
+        Bench { sandbox, shared, owners, destination, ledger, letters }
     }
 
     /// A span of partition `number`; each row says whether it is its record's first.
     fn piece(&self, number: u32, rows: &[(&str, bool)]) -> Piece {
+        self.piece_of(0, number, rows)
+    }
+
+    fn piece_of(&self, pipeline: usize, number: u32, rows: &[(&str, bool)]) -> Piece {
+        let owner = &self.owners[pipeline];
         let records = rows.iter().filter(|(_, first)| *first).count() as u64;
         self.ledger.begin(stay(number), -1);
         let span = Span { stay: stay(number), after: -1, upto: records as i64 - 1 };
         let ticket = self.ledger.open(&span).expect("the stay has begun");
         let mut body = Vec::new();
-        let mut index = RowIndex { ends: Vec::new(), deltas: Vec::new(), base: 0 };
+        let mut index =
+            RowIndex { ends: Vec::new(), deltas: Vec::new(), keys: Vec::new(), base: 0, source: "t".into() };
         let mut record = 0;
         for (row, first) in rows {
             body.extend_from_slice(row.as_bytes());
@@ -82,9 +86,9 @@ impl Bench {
             record += u32::from(*first);
             index.deltas.push((record - 1) | if *first { FIRST_ROW } else { 0 });
         }
-        self.shared.meter.read(records, 0);
-        let permit = self.shared.share.overdraft(body.len() as u64);
-        Piece::new(body.into(), index, None, ticket, permit)
+        owner.meter.read(records, 0);
+        let permit = owner.share.overdraft(body.len() as u64);
+        Piece::new(body.into(), index, None, ticket, permit, Arc::clone(owner))
     }
 
     fn batch(&self, pieces: Vec<Piece>) -> Batch {
@@ -99,7 +103,7 @@ impl Bench {
 
     /// Loaded, given up and in flight.
     fn counts(&self) -> [u64; 3] {
-        let meter = &self.shared.meter;
+        let meter = &self.owners[0].meter;
         let in_flight = u64::try_from(meter.records_in_flight.get()).expect("not below zero");
         [meter.records_loaded.get(), meter.records_given_up.get(), in_flight]
     }
@@ -117,7 +121,7 @@ async fn rows_of_a_stay_that_has_ended_are_not_sent() {
     assert_eq!(bench.ids(), ["3"]);
     assert_eq!(bench.counts(), [1, 2, 0]);
     assert_eq!(bench.ledger.watermark(&stay(1)).map(|watermark| watermark.upto), Some(0));
-    assert_eq!(bench.shared.share.used(), 0);
+    assert_eq!(bench.owners[0].share.used(), 0);
 }
 
 /// Control is done with a lost partition in the turn in which it hears of it.
@@ -133,15 +137,15 @@ async fn a_load_that_waits_drops_the_rows_of_a_lost_partition() {
         tokio::spawn(async move { shared.carry(batch).await })
     };
     let waits = async {
-        while bench.shared.meter.health.waiting_for().is_none() {
+        while bench.owners[0].meter.health.waiting_for().is_none() {
             tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(SOON, waits).await.expect("the load is refused");
     bench.sandbox.clear_fault(refused);
-    bench.shared.giving_up.give_up(&[stay(0)]);
+    bench.owners[0].giving_up.give_up(&[stay(0)]);
     let _ = bench.ledger.end(&stay(0));
-    bench.shared.giving_up.done(&[stay(0)]);
+    bench.owners[0].giving_up.done(&[stay(0)]);
     tokio::time::timeout(SOON, carried).await.expect("no further wait").expect("no panic");
     assert_eq!(bench.ids(), ["2"]);
     assert_eq!(bench.counts(), [1, 1, 0]);
@@ -157,14 +161,19 @@ async fn bad_rows_become_letters_and_each_record_counts_once() {
     bench.shared.carry(batch).await;
     assert_eq!(bench.ids(), ["1", "2", "3", "4"]);
     let bundle = bench.letters.try_recv().expect("letters");
-    let told: Vec<_> = bundle.letters.iter().map(|one| (one.offset, one.code.as_str())).collect();
+    let told: Vec<_> = bundle
+        .rejected
+        .iter()
+        .flat_map(|one| &one.letters)
+        .map(|one| (one.offset, one.code.as_str()))
+        .collect();
     assert_eq!(told, [(0, "syntax"), (1, "syntax")]);
-    let why = &bundle.letters[0].message;
+    let why = &bundle.rejected[0].letters[0].message;
     assert!(why.ends_with("at line 1 column 6"), "the line feed behind a row is not the row's: {why}");
-    assert_eq!((bundle.records, bench.counts()), (1, [3, 0, 1]));
+    assert_eq!((bundle.rejected[0].records, bench.counts()), (1, [3, 0, 1]));
     assert_eq!(bench.ledger.watermark(&stay(0)).map(|watermark| watermark.upto), Some(-1));
-    for ticket in bundle.tickets {
-        let _ = ticket.settle();
+    for rejected in bundle.rejected {
+        let _ = rejected.ticket.settle();
     }
     assert_eq!(bench.ledger.watermark(&stay(0)).map(|watermark| watermark.upto), Some(2));
 }
@@ -175,7 +184,7 @@ async fn a_halt_moves_no_watermark_and_poisons_nothing() {
     bench.sandbox.execute("DROP TABLE shop.orders").expect("dropped");
     let batch = bench.batch(vec![bench.piece(0, &[("{\"id\":1}", true)])]);
     bench.shared.carry(batch).await;
-    let fault = bench.shared.alarm.take().expect("a fault");
+    let fault = bench.owners[0].alarm.take().expect("a fault");
     assert!(fault.hint.is_some_and(|hint| hint.contains("CREATE TABLE")), "{}", fault.what);
     assert_eq!((bench.ledger.open_spans(), bench.ledger.poisoned()), (0, None));
     assert_eq!(bench.ledger.watermark(&stay(0)).map(|watermark| watermark.upto), Some(-1));
@@ -189,4 +198,38 @@ fn rows_missing_from_a_committed_load_are_not_acknowledged() {
         assert_eq!(fault.is_some(), halts, "{loaded:?}");
         assert!(fault.is_none_or(|fault| fault.kind == FaultKind::Halt && fault.story().contains("l-1")));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_does_not_fit_is_found_and_the_others_are_loaded_once() {
+    let mut bench = Bench::new().await;
+    let long = format!("{{\"id\":77,\"name\":\"{}\"}}", "x".repeat(40));
+    let rows: Vec<String> = (0..100)
+        .map(|id| if id == 77 { long.clone() } else { format!("{{\"id\":{id},\"name\":\"n\"}}") })
+        .collect();
+    let rows: Vec<(&str, bool)> = rows.iter().map(|row| (row.as_str(), true)).collect();
+    bench.shared.carry(bench.batch(vec![bench.piece(0, &rows[..30]), bench.piece(1, &rows[30..])])).await;
+    assert_eq!(bench.ids().len(), 99);
+    let bundle = bench.letters.try_recv().expect("a letter");
+    let letter = &bundle.rejected[0].letters[0];
+    assert_eq!((letter.code.as_str(), letter.value.as_deref()), ("refused", Some(long.as_bytes())));
+    assert_eq!((bundle.rejected[0].records, bench.counts()), (1, [99, 0, 1]));
+    bundle.forget();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pipeline_that_halts_for_a_row_takes_only_its_own_rows_along() {
+    let bench = Bench::new().await;
+    let batch = bench.batch(vec![
+        bench.piece_of(0, 0, &[("{\"id\":1}", true)]),
+        bench.piece_of(1, 1, &[("{\"id\":2}", true), ("{\"id\":", true)]),
+        bench.piece_of(0, 2, &[("{\"id\":3}", true)]),
+    ]);
+    bench.shared.carry(batch).await;
+    assert_eq!(bench.ids(), ["1", "3"]);
+    assert!(!bench.owners[0].alarm.is_raised());
+    let fault = bench.owners[1].alarm.take().expect("a reject without a place for it");
+    assert!(fault.story().contains("add [dead_letters]"), "{}", fault.story());
+    assert_eq!(bench.ledger.watermark(&stay(1)).map(|watermark| watermark.upto), Some(-1));
+    assert_eq!(bench.ledger.watermark(&stay(2)).map(|watermark| watermark.upto), Some(0));
 }

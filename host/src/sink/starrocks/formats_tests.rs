@@ -33,10 +33,10 @@ fn settings(sandbox: &Sandbox) -> StarRocks {
 fn load_of(cluster: StarRocks, label: &str, rows: &[&[u8]]) -> Load {
     let body: Vec<u8> = rows.iter().flat_map(|row| [*row, b"\n"].concat()).collect();
     let destination = Destination {
-        pipeline: "orders".into(),
         table: "orders".into(),
         cluster: Arc::new(cluster),
         model: TableModel::Primary,
+        key: Vec::new(),
     };
     Load {
         destination: Arc::new(destination),

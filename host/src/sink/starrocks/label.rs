@@ -9,35 +9,35 @@ const NONCE_CHARS: usize = 16;
 /// A sequence number in decimal: `u64` has at most 20 digits.
 const SEQUENCE_CHARS_MAX: usize = 20;
 
-/// Makes the labels of one pipeline in one life of the process: `<pipeline>-<nonce>-<seq>`.
+/// Makes the labels of one life of the process for one cluster: `<pipeline>-<nonce>-<seq>`.
 ///
-/// The nonce is random for each start, so no other process and no later life uses a label again.
+/// The nonce is random for each start, so no other process and no later life uses a label again. The
+/// pipeline is that of the load's first row.
 #[derive(Debug)]
 pub struct Labels {
-    stem: String,
+    nonce: u64,
     next: AtomicU64,
 }
 
+impl Default for Labels {
+    fn default() -> Self {
+        Self { nonce: rand::random(), next: AtomicU64::new(0) }
+    }
+}
+
 impl Labels {
-    /// Characters that StarRocks does not take become `_`; a long name is cut.
-    pub fn new(pipeline: &str) -> Self {
-        let name_chars_max = LABEL_CHARS_MAX - NONCE_CHARS - SEQUENCE_CHARS_MAX - 2;
-        let name: String = pipeline
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' })
-            .take(name_chars_max)
-            .collect();
-        Self { stem: format!("{name}-{:016x}", rand::random::<u64>()), next: AtomicU64::new(0) }
-    }
-
     /// A label never given before.
-    pub fn next(&self) -> String {
-        format!("{}-{}", self.stem, self.next.fetch_add(1, Ordering::Relaxed))
+    pub fn next(&self, pipeline: &str) -> String {
+        format!("{}-{}", self.stem(pipeline), self.next.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// What all labels of this life begin with, without the hyphen before the sequence number.
-    pub fn stem(&self) -> &str {
-        &self.stem
+    /// What all labels of this life and of `pipeline` begin with, without the hyphen before the sequence
+    /// number. Characters that StarRocks does not take become `_`; a long name is cut.
+    pub fn stem(&self, pipeline: &str) -> String {
+        let name_chars_max = LABEL_CHARS_MAX - NONCE_CHARS - SEQUENCE_CHARS_MAX - 2;
+        let taken = |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' };
+        let name: String = pipeline.chars().map(taken).take(name_chars_max).collect();
+        format!("{name}-{:016x}", self.nonce)
     }
 }
 
@@ -47,20 +47,20 @@ mod tests {
 
     #[test]
     fn labels_differ_and_are_of_the_allowed_characters_and_length() {
-        let labels = Labels::new(&"größe é/".repeat(40));
+        let (labels, pipeline) = (Labels::default(), "größe é/".repeat(40));
         labels.next.store(u64::MAX - 1, Ordering::Relaxed);
-        let (one, two) = (labels.next(), labels.next());
+        let (one, two) = (labels.next(&pipeline), labels.next(&pipeline));
         assert_ne!(one, two);
         for label in [&one, &two] {
             assert!(label.len() <= LABEL_CHARS_MAX, "{label}");
             assert!(label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'), "{label}");
-            assert!(label.starts_with(labels.stem()));
+            assert!(label.starts_with(&labels.stem(&pipeline)));
         }
     }
 
     #[test]
     fn two_lives_of_one_pipeline_share_no_label() {
-        assert_ne!(Labels::new("orders").next(), Labels::new("orders").next());
-        assert!(Labels::new("orders").next().starts_with("orders-"));
+        assert_ne!(Labels::default().next("orders"), Labels::default().next("orders"));
+        assert!(Labels::default().next("orders").starts_with("orders-"));
     }
 }

@@ -246,11 +246,8 @@ mod tests {
         let partial = [Some("`id`,`order`"), Some("true"), Some("column"), Some("[\"$.x\"]")];
         check(&load(file.clone()), partial);
         let mut own = load(file);
-        let model = TableModel::Primary;
-        let whole = &own.destination;
-        let (pipeline, cluster, table) =
-            (whole.pipeline.clone(), Arc::clone(&whole.cluster), whole.table.clone());
-        own.destination = Arc::new(Destination { pipeline, cluster, table, model });
+        let (cluster, table) = (Arc::clone(&own.destination.cluster), own.destination.table.clone());
+        own.destination = Arc::new(Destination { cluster, table, model: TableModel::Primary, key: Vec::new() });
         own.columns = Some(["id".to_owned(), "text".to_owned()].into());
         check(&own, [Some("`id`,`text`,__op"), Some("true"), Some("column"), None]);
     }

@@ -290,10 +290,10 @@ async fn a_large_body_arrives_whole() {
     let segment = Bytes::from(row.repeat(1_000));
     let segments = vec![segment; 250];
     let destination = Destination {
-        pipeline: "orders".into(),
         cluster: Arc::new(settings(&sandbox)),
         table: "orders".into(),
         model: TableModel::Duplicate,
+        key: Vec::new(),
     };
     let mut load = Load {
         destination: Arc::new(destination),

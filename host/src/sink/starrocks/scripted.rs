@@ -20,6 +20,7 @@ pub(super) fn cluster(fe: &[&str]) -> StarRocks {
         database: "shop".into(),
         table: Some("orders".into()),
         tables: Vec::new(),
+        create_tables: false,
         user: "root".into(),
         password: Secret::new("canary"),
         table_model: None,
@@ -43,14 +44,15 @@ pub(super) fn load(cluster: StarRocks) -> Load {
         Bytes::from_static(b"{\"id\":3,\"name\":null}\n"),
     ];
     let destination = Destination {
-        pipeline: "orders".into(),
         table: cluster.table.clone().unwrap_or_default(),
         cluster: Arc::new(cluster),
         model: TableModel::Duplicate,
+        key: Vec::new(),
     };
     Load {
         destination: Arc::new(destination),
         label: "orders-0-7".into(),
+        columns: None,
         bytes: segments.iter().map(|segment| segment.len() as u64).sum(),
         segments,
         rows: 3,

@@ -18,10 +18,13 @@ use super::orders::{Orders, Start};
 use super::queue::{Commits, Queue, cached_end};
 use super::start::{self, Claim};
 use super::{KafkaFeed, Wiring};
+use crate::config::model::Kafka;
 use crate::config::pattern;
+use crate::delivery::marker::Marker;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::{PipelineMeter, Waiting};
 use crate::position::{Epoch, Partition, Stay, Watermark};
+use crate::source::Parts;
 
 mod ending;
 
@@ -83,7 +86,9 @@ struct Revocation {
 }
 
 pub(super) struct Control {
-    wiring: Wiring,
+    kafka: Kafka,
+    marker: Marker,
+    parts: Parts,
     reader: Arc<Reader>,
     commits: Commits,
     claim: Claim,
@@ -112,6 +117,7 @@ impl Control {
     /// Connects, checks that topics are there, and starts the lanes.
     pub(super) fn start<S>(
         wiring: Wiring,
+        lane_count: usize,
         rule: start::Rule,
         reader: Arc<Reader>,
         spawn_lane: S,
@@ -119,11 +125,12 @@ impl Control {
     where
         S: Fn(usize, KafkaFeed) -> std::io::Result<JoinHandle<Result<(), Fault>>>,
     {
+        let Wiring { kafka, marker, parts } = wiring;
         let mut lanes = Vec::new();
-        for number in 0..wiring.lanes {
+        for number in 0..lane_count {
             let queue = Queue::new(&reader).ok_or_else(|| Fault::retry("cannot make a librdkafka queue"))?;
             let (queue, orders) = (Arc::new(queue), Arc::new(Orders::default()));
-            let feed = KafkaFeed::new(Arc::clone(&queue), Arc::clone(&orders), wiring.gathering);
+            let feed = KafkaFeed::new(Arc::clone(&queue), Arc::clone(&orders), parts.gathering);
             let thread = spawn_lane(number, feed)
                 .map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?;
             let turns = (0, Instant::now());
@@ -131,7 +138,7 @@ impl Control {
         }
         let now = Instant::now();
         Ok(Control {
-            claim: Claim::new(&wiring.label_stem),
+            claim: Claim::new(&parts.label_stem),
             rule,
             commits: Commits::new(&reader)
                 .ok_or_else(|| Fault::retry("cannot make a librdkafka queue for commits"))?,
@@ -150,27 +157,28 @@ impl Control {
             trouble: None,
             waiting_for_group: None,
             poisoned_at: None,
-            wiring,
+            kafka,
+            marker,
+            parts,
         })
     }
 
     /// Reads until it is told to stop or something halts the pipeline, then drains.
     pub(super) fn run(mut self) -> Result<(), Fault> {
-        let topics = pattern::subscription(&self.wiring.kafka.topics);
+        let topics = pattern::subscription(&self.kafka.topics);
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         let subscribed = self.reader.subscribe(&topics);
         let subscribed =
             subscribed.map_err(|error| Fault::retry("cannot subscribe to the topics").caused_by(error));
-        let group = &self.wiring.kafka.group;
-        tracing::info!(pipeline = %self.wiring.meter.name, %group, ?topics, "waiting for the group");
-        self.waiting_for_group =
-            Some(Waiting::begin(&self.wiring.meter, format!("consumer group `{group}`")));
+        let group = &self.kafka.group;
+        tracing::info!(pipeline = %self.parts.meter.name, %group, ?topics, "waiting for the group");
+        self.waiting_for_group = Some(Waiting::begin(&self.parts.meter, format!("consumer group `{group}`")));
         let ended = subscribed.and_then(|()| self.turn_until_stopped());
         self.end(ended)
     }
 
     fn turn_until_stopped(&mut self) -> Result<(), Fault> {
-        while !self.wiring.stop.is_requested() {
+        while !self.parts.stop.is_requested() {
             self.turn()?;
         }
         Ok(())
@@ -241,15 +249,15 @@ impl Control {
             ));
         }
         if self.trouble.is_none() {
-            tracing::warn!(pipeline = %self.wiring.meter.name, "kafka: {text}; waiting and trying again");
-            self.trouble = Some(Waiting::begin(&self.wiring.meter, format!("kafka: {text}")));
+            tracing::warn!(pipeline = %self.parts.meter.name, "kafka: {text}; waiting and trying again");
+            self.trouble = Some(Waiting::begin(&self.parts.meter, format!("kafka: {text}")));
         }
         Ok(())
     }
 
     /// Anything in the pipeline that cannot go on ends it: lanes, loads, dead letters, a lost ticket.
     fn check_halts(&mut self) -> Result<(), Fault> {
-        if let Some(fault) = self.wiring.alarm.take() {
+        if let Some(fault) = self.parts.alarm.take() {
             return Err(fault);
         }
         for lane in &mut self.lanes {
@@ -261,7 +269,7 @@ impl Control {
         }
         // Whoever dropped the ticket is about to say why: its own fault is the better one to tell.
         let poisoned = self
-            .wiring
+            .parts
             .ledger
             .poisoned()
             .filter(|_| self.poisoned_at.get_or_insert_with(Instant::now).elapsed() >= POISON_PATIENCE);
@@ -309,7 +317,7 @@ impl Control {
     fn assign(&mut self, list: &TopicPartitionList) -> Result<(), Fault> {
         let named: Vec<(String, i32)> =
             list.elements().iter().map(|one| (one.topic().to_owned(), one.partition())).collect();
-        let marker = &self.wiring.marker;
+        let marker = &self.marker;
         let gone = |topic: &str| marker.has_read(topic).then(|| marker.offsets_gone(topic));
         let starts = start::find(&self.reader, &named, &mut self.rule, gone)?;
         let claims = starts.iter().filter(|(_, found)| !found.committed);
@@ -332,14 +340,14 @@ impl Control {
         let fresh: Vec<_> = fresh.difference(&self.marked).cloned().collect();
         if !fresh.is_empty() {
             self.marked.extend(fresh.iter().cloned());
-            self.wiring.marker.keep(fresh);
+            self.marker.keep(fresh);
         }
         self.waiting_for_group = None;
         self.trouble = None;
-        self.wiring.meter.rebalances.inc();
-        self.wiring.meter.partitions.set(self.held.len() as i64);
-        self.wiring.meter.health.started();
-        let name = &self.wiring.meter.name;
+        self.parts.meter.rebalances.inc();
+        self.parts.meter.partitions.set(self.held.len() as i64);
+        self.parts.meter.health.started();
+        let name = &self.parts.meter.name;
         tracing::info!(pipeline = %name, added = starts.len(), partitions = self.held.len(), "assigned");
         Ok(())
     }
@@ -351,7 +359,7 @@ impl Control {
             .map_err(|error| Fault::retry("negative partition number").caused_by(error))?;
         let stay = Stay { partition: Partition { source: topic.into(), number }, epoch: Epoch(self.epochs) };
         let after = offset - 1;
-        self.wiring.ledger.begin(stay.clone(), after);
+        self.parts.ledger.begin(stay.clone(), after);
         let least = self.lanes.iter().enumerate().min_by_key(|(_, lane)| lane.orders.len());
         let Some((lane, chosen)) = least else { return Err(Fault::retry("no lane to read with")) };
         chosen.orders.give(Start { stay: stay.clone(), after });
@@ -372,9 +380,9 @@ impl Control {
                 stays.push(held.stay.clone());
             }
         }
-        let name = &self.wiring.meter.name;
+        let name = &self.parts.meter.name;
         tracing::info!(pipeline = %name, partitions = stays.len(), lost, "giving partitions up");
-        self.wiring.giving_up.give_up(&stays);
+        self.parts.giving_up.give_up(&stays);
         self.revoking = Some(Revocation { list, stays, lost, since: Instant::now(), dropped: false });
     }
 
@@ -388,11 +396,11 @@ impl Control {
             }
             // Nobody waits for the rows of partitions that are lost, or that took too long.
             let finish = !revoking.lost && !late;
-            let dropped = self.wiring.stage.forget(self.wiring.pipeline, revoking.stays.clone(), finish)?;
-            self.wiring.meter.leave(&self.wiring.meter.records_given_up, dropped);
+            let dropped = self.parts.stage.forget(self.parts.pipeline, revoking.stays.clone(), finish)?;
+            self.parts.meter.leave(&self.parts.meter.records_given_up, dropped);
             revoking.dropped = true;
         }
-        let quiet = revoking.stays.iter().all(|stay| self.wiring.ledger.is_quiet(stay));
+        let quiet = revoking.stays.iter().all(|stay| self.parts.ledger.is_quiet(stay));
         // A commit that is not answered might be sent again by librdkafka, over the next owner's.
         let unfinished = !quiet || self.committing.is_some();
         if unfinished && !late && !revoking.lost {
@@ -400,7 +408,7 @@ impl Control {
             return Ok(());
         }
         if !quiet {
-            let name = &self.wiring.meter.name;
+            let name = &self.parts.meter.name;
             tracing::warn!(
                 pipeline = %name, lost = revoking.lost, waited_s = revoking.since.elapsed().as_secs(),
                 "partitions given up while batches of them were on their way: their rows may come twice"
@@ -410,8 +418,8 @@ impl Control {
         self.reader
             .incremental_unassign(&revoking.list)
             .map_err(|error| Fault::retry("cannot unassign partitions").caused_by(error))?;
-        self.wiring.meter.rebalances.inc();
-        self.wiring.meter.partitions.set(self.held.len() as i64);
+        self.parts.meter.rebalances.inc();
+        self.parts.meter.partitions.set(self.held.len() as i64);
         Ok(())
     }
 
@@ -420,8 +428,8 @@ impl Control {
         let mut last = BTreeMap::new();
         for stay in &revoking.stays {
             let place = place_of(stay);
-            if let Some(watermark) = self.wiring.ledger.end(stay) {
-                last.insert(place.clone(), watermark.upto);
+            if let Some(ended) = self.parts.ledger.end(stay) {
+                last.insert(place.clone(), ended.watermark.upto);
             }
             self.held.remove(&place);
             self.uncommitted.remove(&place);
@@ -429,15 +437,15 @@ impl Control {
                 committing.remove(&place);
             }
         }
-        self.wiring.giving_up.done(&revoking.stays);
+        self.parts.giving_up.done(&revoking.stays);
         if revoking.lost {
             return;
         }
         match self.commit_now(&last) {
             Ok(()) => {}
             Err(error) => {
-                self.wiring.meter.commit_failures.inc();
-                let name = &self.wiring.meter.name;
+                self.parts.meter.commit_failures.inc();
+                let name = &self.parts.meter.name;
                 tracing::warn!(pipeline = %name, %error, "the last commit of revoked partitions failed");
             }
         }
@@ -459,19 +467,19 @@ impl Control {
             return Ok(());
         }
         self.reader.commit(&self.list_of(watermarks)?, CommitMode::Sync)?;
-        self.wiring.meter.commits.inc();
+        self.parts.meter.commits.inc();
         Ok(())
     }
 
     fn commit_when_due(&mut self) {
-        for Watermark { stay, upto } in self.wiring.ledger.progress() {
-            self.wiring.meter.health.progress();
+        for Watermark { stay, upto } in self.parts.ledger.progress() {
+            self.parts.meter.health.progress();
             let place = place_of(&stay);
             if self.held.get(&place).is_some_and(|held| held.stay == stay) {
                 self.uncommitted.insert(place, upto);
             }
         }
-        if self.committed_at.elapsed() >= self.wiring.kafka.commit_interval {
+        if self.committed_at.elapsed() >= self.kafka.commit_interval {
             self.send_commit();
         }
     }
@@ -495,12 +503,12 @@ impl Control {
         let Some(committing) = self.committing.take() else { return };
         match failed {
             None => {
-                self.wiring.meter.commits.inc();
+                self.parts.meter.commits.inc();
                 self.trouble = None;
             }
             Some(text) => {
-                self.wiring.meter.commit_failures.inc();
-                let name = &self.wiring.meter.name;
+                self.parts.meter.commit_failures.inc();
+                let name = &self.parts.meter.name;
                 tracing::warn!(pipeline = %name, "a commit of offsets failed and will be sent again: {text}");
                 for (place, upto) in committing {
                     let newest = self.uncommitted.entry(place).or_insert(upto);
@@ -516,7 +524,7 @@ impl Control {
         let Ok(positions) = self.reader.position() else { return 0 };
         let lags = positions.elements().into_iter().filter_map(|element| {
             let place = (element.topic().to_owned(), element.partition());
-            let start = self.wiring.ledger.opened_upto(&self.held.get(&place)?.stay)? + 1;
+            let start = self.parts.ledger.opened_upto(&self.held.get(&place)?.stay)? + 1;
             let position = element.offset().to_raw().unwrap_or(-1).max(start);
             let end = cached_end(&self.reader, element.topic(), element.partition())?;
             Some((end - position).max(0))
@@ -530,10 +538,10 @@ impl Control {
         if self.trouble.is_none() || !self.rebalances.is_empty() {
             return;
         }
-        let topic = self.wiring.kafka.topics.iter().find(|topic| !pattern::is_pattern(topic));
+        let topic = self.kafka.topics.iter().find(|topic| !pattern::is_pattern(topic));
         let topic = topic.map(String::as_str);
         if self.reader.fetch_metadata(topic, TROUBLE_ASK).is_ok() {
-            tracing::info!(pipeline = %self.wiring.meter.name, "kafka answers again");
+            tracing::info!(pipeline = %self.parts.meter.name, "kafka answers again");
             self.trouble = None;
         }
     }
@@ -545,15 +553,15 @@ impl Control {
         self.observed_at = Instant::now();
         self.look_for_the_end_of_trouble();
         let lag = self.lag();
-        let meter = &self.wiring.meter;
+        let meter = &self.parts.meter;
         meter.lag.set(lag);
-        if lag == 0 && self.wiring.ledger.open_spans() == 0 {
+        if lag == 0 && self.parts.ledger.open_spans() == 0 {
             meter.health.progress();
         }
-        let stalled = self.is_assigned() && meter.health.since_progress() >= self.wiring.stall_after;
+        let stalled = self.is_assigned() && meter.health.since_progress() >= self.parts.stall_after;
         meter.stalled.set(i64::from(stalled));
         for (number, lane) in self.lanes.iter_mut().enumerate() {
-            lane.look(number, &self.wiring.meter);
+            lane.look(number, &self.parts.meter);
         }
     }
 }

@@ -10,7 +10,7 @@ use super::queue::{MESSAGES_PER_CALL, Message, Messages, Queue};
 use crate::fault::Fault;
 use crate::position::{Span, Stay};
 use crate::record::{Columns, MARK_DELETE, MARK_KEY, MARK_VALUE};
-use crate::source::{Fed, Feed};
+use crate::source::{Fed, Feed, Gathering};
 
 /// Records of a chunk: from about a thousand on, a guest call's fixed cost is lost in the noise.
 const CHUNK_RECORDS_MAX: usize = 2048;
@@ -20,22 +20,6 @@ const CHUNK_BYTES_MAX: usize = 512 << 10;
 const GATHERED_BYTES_MAX: usize = 4 << 20;
 /// How long one read of the queue waits for a full thousand: bounds what a record waits here.
 const READ_WAIT: Duration = Duration::from_millis(20);
-
-/// What is worth copying out of a message.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Gathering {
-    /// Keys are wanted by a plugin, or kept with dead letters.
-    pub(crate) keys: bool,
-    /// Headers, likewise.
-    pub(crate) headers: bool,
-    /// Timestamps, likewise.
-    pub(crate) timestamps: bool,
-    /// Partition numbers are wanted by a plugin. Offsets are always gathered.
-    pub(crate) partitions: bool,
-    /// No plugin looks at the values: end each with a line feed, so that the column can be a
-    /// segment of the request as it is.
-    pub(crate) line_feeds: bool,
-}
 
 /// A lane's queue and what it has gathered from it.
 pub(crate) struct KafkaFeed {

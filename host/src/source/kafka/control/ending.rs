@@ -20,7 +20,7 @@ impl Control {
         let began = Instant::now();
         let ended = ended.and_then(|()| self.drain());
         if ended.is_err() {
-            let left = self.wiring.shutdown_timeout.saturating_sub(began.elapsed());
+            let left = self.parts.shutdown_timeout.saturating_sub(began.elapsed());
             self.wind_up(left.min(HALT_PATIENCE));
         }
         self.close();
@@ -29,9 +29,9 @@ impl Control {
 
     /// Stops reading, lets everything that was read be loaded, commits it.
     fn drain(&mut self) -> Result<(), Fault> {
-        let name = self.wiring.meter.name.clone();
+        let name = self.parts.meter.name.clone();
         tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
-        let deadline = Instant::now() + self.wiring.shutdown_timeout;
+        let deadline = Instant::now() + self.parts.shutdown_timeout;
         self.lanes.iter().for_each(|lane| lane.orders.end());
         let mut flushing = false;
         while Instant::now() < deadline {
@@ -41,18 +41,18 @@ impl Control {
             self.commit_when_due();
             let reading = self.lanes.iter().any(|lane| lane.thread.is_some());
             if !reading && !flushing {
-                self.wiring.stage.drain(self.wiring.pipeline)?;
+                self.parts.stage.drain(self.parts.pipeline)?;
                 flushing = true;
             }
-            if flushing && self.wiring.ledger.open_spans() == 0 && self.revoking.is_none() {
+            if flushing && self.parts.ledger.open_spans() == 0 && self.revoking.is_none() {
                 return self.commit_all().map(|()| tracing::info!(pipeline = %name, "drained"));
             }
         }
-        let open = self.wiring.ledger.open_spans();
+        let open = self.parts.ledger.open_spans();
         Err(Fault::halt(
             format!(
                 "the drain was not done within {:?}: {open} spans are still open",
-                self.wiring.shutdown_timeout
+                self.parts.shutdown_timeout
             ),
             "nothing is lost, their records are read again at the next start; a longer shutdown_timeout lets \
              slow loads end",
@@ -64,23 +64,23 @@ impl Control {
     fn wind_up(&mut self, patience: Duration) {
         let deadline = Instant::now() + patience;
         self.lanes.iter().for_each(|lane| lane.orders.end());
-        self.wiring.stage.remove(self.wiring.pipeline);
+        self.parts.stage.remove(self.parts.pipeline);
         let stays: Vec<Stay> = self.held.values().map(|held| held.stay.clone()).collect();
-        self.wiring.giving_up.give_up(&stays);
-        while Instant::now() < deadline && self.wiring.ledger.open_spans() > 0 {
+        self.parts.giving_up.give_up(&stays);
+        while Instant::now() < deadline && self.parts.ledger.open_spans() > 0 {
             if let Err(fault) = self.poll(POLL_WAIT) {
                 tracing::debug!("while halting: {}", fault.story());
             }
         }
         if let Err(fault) = self.commit_all() {
-            tracing::warn!(pipeline = %self.wiring.meter.name, "{}", fault.story());
+            tracing::warn!(pipeline = %self.parts.meter.name, "{}", fault.story());
         }
     }
 
     /// Commits all watermarks and waits for the answer, but not for ever.
     fn commit_all(&mut self) -> Result<(), Fault> {
         for (place, held) in &self.held {
-            if let Some(watermark) = self.wiring.ledger.watermark(&held.stay) {
+            if let Some(watermark) = self.parts.ledger.watermark(&held.stay) {
                 self.uncommitted.insert(place.clone(), watermark.upto);
             }
         }
@@ -103,13 +103,13 @@ impl Control {
 
     /// Lanes, queues and messages go before the consumer: its destruction waits for them.
     fn close(mut self) {
-        self.wiring.stage.remove(self.wiring.pipeline);
+        self.parts.stage.remove(self.parts.pipeline);
         self.lanes.iter().for_each(|lane| lane.orders.end());
         for lane in &mut self.lanes {
             if let Some(thread) = lane.thread.take()
                 && let Err(fault) = join(thread)
             {
-                tracing::warn!(pipeline = %self.wiring.meter.name, "a lane ended late: {}", fault.story());
+                tracing::warn!(pipeline = %self.parts.meter.name, "a lane ended late: {}", fault.story());
             }
         }
         self.lanes.clear();
