@@ -16,6 +16,11 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::plugin::Stats;
 
+mod postgres;
+
+use postgres::PostgresFamilies;
+pub use postgres::PostgresMeter;
+
 /// Labels of a pipeline's metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PipelineLabels {
@@ -123,6 +128,7 @@ pub struct Meter {
     plugin_traps: Family<PluginLabels, Counter>,
     plugin_replacements: Family<PluginLabels, Counter>,
     plugin_log_dropped: Family<PluginLabels, Counter>,
+    postgres: PostgresFamilies,
     plugins: Mutex<Vec<WatchedPlugin>>,
     pipelines: Mutex<BTreeMap<String, Arc<PipelineMeter>>>,
 }
@@ -222,6 +228,7 @@ impl Meter {
             ),
             plugin_replacements: family(&mut r, "plugin_replacements", "Instances replaced"),
             plugin_log_dropped: family(&mut r, "plugin_log_lines_dropped", "Log lines over the limit"),
+            postgres: PostgresFamilies::register(&mut r),
             plugins: Mutex::default(),
             pipelines: Mutex::default(),
             registry: r,
@@ -292,6 +299,7 @@ impl Meter {
             load_retries: of(&self.load_retries),
             possible_duplicates: of(&self.possible_duplicates),
             row_count_mismatches: of(&self.row_count_mismatches),
+            postgres: self.postgres.clone(),
             batches_cut: self.batches_cut.clone(),
             tables: Mutex::default(),
             health: Health::default(),
@@ -365,6 +373,7 @@ pub struct PipelineMeter {
     pub load_retries: Counter,
     pub possible_duplicates: Counter,
     pub row_count_mismatches: Counter,
+    postgres: PostgresFamilies,
     batches_cut: Family<CutLabels, Counter>,
     tables: Mutex<Vec<TableMeter>>,
     pub health: Health,
@@ -402,6 +411,11 @@ impl PipelineMeter {
     pub fn versions(&self) -> Option<i64> {
         let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         tables.iter().map(|table| table.versions.get()).max().filter(|versions| *versions > 0)
+    }
+
+    /// The counters of its Postgres source.
+    pub fn postgres(&self) -> PostgresMeter {
+        self.postgres.of(&self.name)
     }
 
     /// Counts a cut.

@@ -28,3 +28,4 @@ pub mod tls;
 mod transport;
 pub mod trouble;
 pub mod value;
+pub mod warehouse_table;

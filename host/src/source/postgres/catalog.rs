@@ -212,6 +212,14 @@ impl Reader<'_> {
     }
 }
 
+/// Types by their oids, and those that they are made of.
+///
+/// # Errors
+/// What the server says when it refuses.
+pub async fn types(control: &Control, oids: &[Oid]) -> Result<Vec<TypeRow>, Fault> {
+    Reader { control }.each("read the types", queries::TYPES, &[&oids], type_row).await
+}
+
 /// The open transactions of some processes: who holds a new slot up.
 ///
 /// # Errors

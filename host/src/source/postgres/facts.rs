@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use super::kind::TypeInfo;
 use super::lsn::Lsn;
 use super::table::{Column, Identity, Table, TableName};
 
@@ -263,6 +264,13 @@ pub struct TypeRow {
     pub base_modifier: i32,
     /// What separates elements in an array's text.
     pub delimiter: char,
+}
+
+impl From<TypeRow> for TypeInfo {
+    fn from(row: TypeRow) -> TypeInfo {
+        let TypeRow { oid, name, schema, kind, category, element, base, base_modifier, delimiter } = row;
+        TypeInfo { oid, name, schema, kind, category, element, base, base_modifier, delimiter }
+    }
 }
 
 impl Facts {

@@ -18,7 +18,7 @@ use super::transport::Event;
 use crate::config::model::Truncate as TruncatePolicy;
 use crate::fault::Fault;
 use crate::ledger::Ledger;
-use crate::meter::PipelineMeter;
+use crate::meter::PostgresMeter;
 use crate::position::{Epoch, Partition, Span, Stay};
 use crate::record::Columns;
 use crate::source::{Fed, Feed, Gathering};
@@ -49,7 +49,7 @@ pub(super) struct FeedParts {
     /// What a TRUNCATE does.
     pub(super) truncate: TruncatePolicy,
     /// Counters.
-    pub(super) meter: Arc<PipelineMeter>,
+    pub(super) meter: PostgresMeter,
 }
 
 /// A lane's input: the changes of one slot.
@@ -100,7 +100,7 @@ impl StreamFeed {
     fn hand_on(&mut self, table: usize, into: &mut Columns) -> Span {
         let meter = &self.parts.meter;
         let nulled = std::mem::take(&mut self.tables[table].nulled);
-        meter.source.values_nulled.inc_by(nulled);
+        meter.values_nulled.inc_by(nulled);
         self.tables[table].hand_on(into)
     }
 
@@ -197,7 +197,7 @@ impl StreamFeed {
         let records = match self.tables[table].update(self.place + 1, update, &self.transaction)? {
             Ok(records) => records,
             Err(Incomplete) => {
-                self.parts.meter.source.rows_read_back.inc();
+                self.parts.meter.rows_read_back.inc();
                 let layout = &self.tables[table].layout;
                 let row = self.parts.runtime.block_on(self.parts.schema.read_back(layout, update))?;
                 self.tables[table].update_read_back(

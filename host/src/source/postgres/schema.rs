@@ -12,7 +12,7 @@ use super::pgoutput::{Field, Relation, Update};
 use super::quote;
 use super::row::{Layout, table_of};
 use super::table::{Table, TableName};
-use super::warehouse_table::{Comparison, Difference};
+use super::warehouse_table::{Comparison, Remembered};
 use crate::fault::Fault;
 use crate::sink::starrocks::query::Column as WarehouseColumn;
 
@@ -54,6 +54,11 @@ pub(super) enum Change {
         /// What adds the columns.
         statements: Vec<String>,
     },
+}
+
+/// The fault of a table that no longer fits.
+pub(super) fn unfit(what: &str, hint: &str, side_by_side: &str) -> Fault {
+    Fault::halt(format!("{what}\n{side_by_side}"), hint)
 }
 
 /// All followed tables.
@@ -116,28 +121,29 @@ impl Schema {
             )
         })?;
         let destination = followed.destination;
-        let comparison = Comparison {
+        let before = Remembered::of(&followed.table);
+        let difference = Comparison {
             table: &table,
             types,
             database,
-            warehouse_table: &followed.warehouse_table,
-            columns: &followed.warehouse,
-        };
-        let statements = match comparison.difference() {
-            Difference::None => Vec::new(),
-            Difference::Added(added) => {
-                let fresh = added.iter().map(|added| WarehouseColumn {
-                    name: added.name.clone(),
-                    sql_type: added.sql_type.clone(),
-                    nullable: true,
-                    key: false,
-                });
-                let statements = added.iter().map(|added| added.statement.clone()).collect();
-                followed.warehouse.extend(fresh);
-                if grows { statements } else { Vec::new() }
-            }
-            Difference::Incompatible(fault) => return Err(fault),
-        };
+            name: &followed.warehouse_table,
+            warehouse: &followed.warehouse,
+            before: Some(&before),
+        }
+        .difference();
+        if let Some(first) = difference.incompatible.first() {
+            return Err(unfit(&first.what, &first.hint, &difference.side_by_side));
+        }
+        let mut statements = Vec::new();
+        for added in difference.added {
+            followed.warehouse.push(WarehouseColumn {
+                name: added.column,
+                sql_type: String::new(),
+                nullable: true,
+                key: false,
+            });
+            statements.extend(grows.then_some(added.sql));
+        }
         followed.table = table;
         Ok(if statements.is_empty() {
             Change::Same { layout, destination }
@@ -155,19 +161,13 @@ impl Schema {
 
     /// Asks the catalogue for types.
     async fn learn(&mut self, unknown: BTreeSet<u32>) -> Result<(), Fault> {
-        let mut unknown = unknown;
-        while !unknown.is_empty() {
-            let control = self.control().await?;
-            let found = catalog::types(control, &unknown).await?;
-            let before = unknown.len();
-            let oids: Vec<u32> = found.iter().map(|info| info.oid).collect();
-            found.into_iter().for_each(|info| self.types.add(info));
-            // Elements and bases of those may be unknown, too; what the catalogue does not know stays text.
-            unknown = self.types.unknown(oids.iter().copied());
-            if oids.is_empty() && unknown.len() >= before {
-                break;
-            }
+        if unknown.is_empty() {
+            return Ok(());
         }
+        let oids: Vec<u32> = unknown.into_iter().collect();
+        let found = catalog::types(self.control().await?, &oids).await?;
+        // What the catalogue does not know either stays text.
+        found.into_iter().for_each(|row| self.types.add(row.into()));
         Ok(())
     }
 

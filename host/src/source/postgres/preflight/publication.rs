@@ -1,7 +1,7 @@
 //! The publication: is it there, whole, and of the right tables?
 
-use super::steps::{create_publication, unpublished};
-use super::{Defect, setting, sql};
+use super::steps::{create_publication, is_listed, unpublished};
+use super::{Defect, follows, setting, sql};
 use crate::config::model::{Postgres, Truncate};
 use crate::source::postgres::facts::{Facts, Kind, Publication, Relation};
 use crate::source::postgres::quote::{friendly, friendly_table, identifier, literal};
@@ -126,14 +126,22 @@ fn check_partitions(facts: &Facts, source: &Postgres, publication: &Publication,
     }
 }
 
+/// The statement that adds a table which the publication lacks, if our role may not run it.
+pub(super) fn addition_by_others(facts: &Facts, source: &Postgres, relation: &Relation) -> Option<String> {
+    let publication = facts.publication.as_ref().filter(|_| follows(source))?;
+    let beyond_us = !is_listed(facts, relation) && !may_add(facts, publication, relation);
+    let name = friendly(&source.publication);
+    beyond_us.then(|| format!("ALTER PUBLICATION {name} ADD TABLE {}", friendly_table(&relation.name)))
+}
+
+fn may_add(facts: &Facts, publication: &Publication, relation: &Relation) -> bool {
+    !facts.server.in_recovery && (facts.role.superuser || (publication.owned && relation.owned))
+}
+
 fn check_tables(facts: &Facts, source: &Postgres, publication: &Publication, found: &mut Vec<Defect>) {
     let name = friendly(&source.publication);
-    let may_alter = publication.owned || facts.role.superuser;
     let beyond_us: Vec<&TableName> = unpublished(facts)
-        .filter(|relation| {
-            let may = may_alter && (relation.owned || facts.role.superuser);
-            !may || facts.server.in_recovery
-        })
+        .filter(|relation| !may_add(facts, publication, relation))
         .map(|relation| &relation.name)
         .collect();
     if !beyond_us.is_empty() {

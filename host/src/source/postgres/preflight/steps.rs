@@ -3,7 +3,7 @@
 use super::tables::may_be_published;
 use super::{follows, server};
 use crate::config::model::Postgres;
-use crate::source::postgres::facts::{Facts, Kind, Relation};
+use crate::source::postgres::facts::{Facts, Relation};
 use crate::source::postgres::quote::{friendly, friendly_table, literal};
 use crate::source::postgres::table::TableName;
 
@@ -88,12 +88,14 @@ pub(super) fn create_publication(facts: &Facts, source: &Postgres) -> Option<Ste
 
 /// Tables to be followed that the publication lacks and that may be added.
 pub(super) fn unpublished(facts: &Facts) -> impl Iterator<Item = &Relation> {
-    facts.chosen().filter(|relation| {
-        // Without `via_root` the partitions are listed and not the whole; that is a defect of its own.
-        let listed = facts.published(relation).is_some()
-            || (relation.kind == Kind::Partitioned
-                && facts.heaps(relation).iter().any(|heap| facts.published(heap).is_some()))
-            || facts.ancestors(relation).any(|ancestor| facts.published(ancestor).is_some());
-        !listed && may_be_published(facts, relation)
-    })
+    facts.chosen().filter(|relation| !is_listed(facts, relation) && may_be_published(facts, relation))
+}
+
+/// Whether a table is published, be it by its partitions or by what it is a partition of; if that is not as it has
+/// to be, it is a defect of its own.
+pub(super) fn is_listed(facts: &Facts, relation: &Relation) -> bool {
+    let published = |relation: &Relation| facts.published(relation).is_some();
+    published(relation)
+        || facts.heaps(relation).into_iter().any(published)
+        || facts.ancestors(relation).any(published)
 }

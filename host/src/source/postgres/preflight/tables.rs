@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::publication::addition_by_others;
 use super::{Defect, Mend, copies, setting, sql};
 use crate::config::model::Postgres;
 use crate::source::postgres::facts::{Facts, Kind, Publication, Published, Relation};
@@ -40,18 +41,26 @@ fn leave_out(name: &TableName) -> Mend {
 }
 
 fn check_table(facts: &Facts, source: &Postgres, relation: &Relation, found: &mut Vec<Defect>) {
+    let mut unfit = Vec::new();
     for heap in facts.heaps(relation) {
         if heap.unlogged {
             let statement = format!("ALTER TABLE {} SET LOGGED", friendly_table(&heap.name));
             let what = format!("{} is unlogged: its changes leave no trace in the log", heap.name);
-            found.push(Defect::blocks(what, vec![sql(statement), leave_out(&relation.name)]));
+            unfit.push(Defect::blocks(what, vec![sql(statement), leave_out(&relation.name)]));
         }
         if heap.kind == Kind::Foreign {
             let what = format!("{} is a foreign table: its rows are not followed", heap.name);
             found.push(Defect::warns(what, vec![leave_out(&heap.name)]));
         }
     }
-    found.extend(without_identity(facts, relation));
+    unfit.extend(without_identity(facts, relation));
+    if let Some(Mend::Sql(statement)) = unfit.last_mut().and_then(|last| last.mend.first_mut())
+        && let Some(add) = addition_by_others(facts, source, relation)
+    {
+        // Only now that it is fit: all of the mends together leave nothing to be mended.
+        statement.push_str(&format!("; {add}"));
+    }
+    found.append(&mut unfit);
     found.extend(clashing_columns(facts, relation));
     if copies(source) {
         check_reading(facts, source, relation, found);
