@@ -29,17 +29,27 @@ impl PostgresFamilies {
     pub(super) fn register(registry: &mut Registry) -> PostgresFamilies {
         let mut gauge = |name: &str, help: &str| family_gauge(registry, name, help);
         let lag_bytes = gauge("postgres_lag_bytes", "Bytes of the server's log that are not confirmed yet");
-        let lag_seconds = gauge("postgres_lag_seconds", "Age of the newest transaction read; 0 while there is none newer");
-        let slot_held_bytes = gauge("postgres_slot_held_bytes", "Bytes of log that the server keeps for the slot");
-        let slot_safe_bytes =
-            gauge("postgres_slot_safe_bytes", "Bytes that may still be written until the slot is in danger; -1 without a limit");
-        let slot_wal_status =
-            gauge("postgres_slot_wal_status", "State of the slot: 0 reserved, 1 extended, 2 unreserved, 3 lost");
+        let lag_seconds =
+            gauge("postgres_lag_seconds", "Age of the newest transaction read; 0 while there is none newer");
+        let slot_held_bytes =
+            gauge("postgres_slot_held_bytes", "Bytes of log that the server keeps for the slot");
+        let slot_safe_bytes = gauge(
+            "postgres_slot_safe_bytes",
+            "Bytes that may still be written until the slot is in danger; -1 without a limit",
+        );
+        let slot_wal_status = gauge(
+            "postgres_slot_wal_status",
+            "State of the slot: 0 reserved, 1 extended, 2 unreserved, 3 lost",
+        );
         let snapshot_rows = gauge("postgres_snapshot_rows", "Rows copied by the snapshot so far");
-        let snapshot_rows_expected =
-            gauge("postgres_snapshot_rows_expected", "Rows that the snapshot will copy, by the server's estimate");
-        let snapshot_ranges = gauge("postgres_snapshot_ranges", "Ranges of tables copied by the snapshot so far");
-        let snapshot_ranges_expected = gauge("postgres_snapshot_ranges_expected", "Ranges that the snapshot will copy");
+        let snapshot_rows_expected = gauge(
+            "postgres_snapshot_rows_expected",
+            "Rows that the snapshot will copy, by the server's estimate",
+        );
+        let snapshot_ranges =
+            gauge("postgres_snapshot_ranges", "Ranges of tables copied by the snapshot so far");
+        let snapshot_ranges_expected =
+            gauge("postgres_snapshot_ranges_expected", "Ranges that the snapshot will copy");
         PostgresFamilies {
             lag_bytes,
             lag_seconds,
@@ -60,7 +70,11 @@ impl PostgresFamilies {
                 "postgres_rows_read_back",
                 "Rows asked of the source again: their key changed, and large values of them were not told",
             ),
-            reconnects: family(registry, "postgres_reconnects", "Replication connections after the first one"),
+            reconnects: family(
+                registry,
+                "postgres_reconnects",
+                "Replication connections after the first one",
+            ),
             positions_written: family(registry, "postgres_positions", "Positions written to StarRocks"),
         }
     }
@@ -89,7 +103,10 @@ impl PostgresFamilies {
 
 /// The counters of one Postgres source.
 #[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "each field is the metric of its name; PostgresFamilies::register has the help texts")]
+#[expect(
+    missing_docs,
+    reason = "each field is the metric of its name; PostgresFamilies::register has the help texts"
+)]
 pub struct PostgresMeter {
     pub values_nulled: Counter,
     pub rows_read_back: Counter,

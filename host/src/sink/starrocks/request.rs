@@ -247,7 +247,8 @@ mod tests {
         check(&load(file.clone()), partial);
         let mut own = load(file);
         let (cluster, table) = (Arc::clone(&own.destination.cluster), own.destination.table.clone());
-        own.destination = Arc::new(Destination { cluster, table, model: TableModel::Primary, key: Vec::new() });
+        own.destination =
+            Arc::new(Destination { cluster, table, model: TableModel::Primary, key: Vec::new() });
         own.columns = Some(["id".to_owned(), "text".to_owned()].into());
         check(&own, [Some("`id`,`text`,__op"), Some("true"), Some("column"), None]);
     }

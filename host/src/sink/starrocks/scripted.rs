@@ -52,7 +52,6 @@ pub(super) fn load(cluster: StarRocks) -> Load {
     Load {
         destination: Arc::new(destination),
         label: "orders-0-7".into(),
-        columns: None,
         bytes: segments.iter().map(|segment| segment.len() as u64).sum(),
         segments,
         rows: 3,

@@ -34,7 +34,8 @@ pub async fn publish(control: &Control, steps: &[Step]) -> Result<(), Fault> {
             // One by one: a table that is in it already fails the statement, and with it the others.
             Step::AddTables { publication, tables } => {
                 for name in tables {
-                    let add = format!("ALTER PUBLICATION {} ADD TABLE {}", identifier(publication), table(name));
+                    let add =
+                        format!("ALTER PUBLICATION {} ADD TABLE {}", identifier(publication), table(name));
                     run_once(control, &add, &format!("add {name} to the publication")).await?;
                 }
             }
@@ -196,7 +197,9 @@ fn held_up(attempted: &str, patience: Duration, server: &Server, writers: &[Writ
 pub async fn drop_slot(control: &Control, slot: &str) -> Result<(), Fault> {
     let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = $1";
     let dropped = control.client().execute(drop, &[&slot]).await;
-    dropped.map(|_| ()).map_err(|error| control.fault(&format!("drop the replication slot {}", friendly(slot)), error))
+    dropped
+        .map(|_| ())
+        .map_err(|error| control.fault(&format!("drop the replication slot {}", friendly(slot)), error))
 }
 
 /// Exports a snapshot without a slot: for a copy after which nothing is followed.
@@ -239,6 +242,10 @@ mod tests {
              committed, or end them: `SELECT pg_terminate_backend(<pid>)`"
         );
         let standby = Server { in_recovery: true, ..Server::default() };
-        assert!(held_up("create it", Duration::from_secs(30), &standby, &[]).story().contains("pg_log_standby_snapshot"));
+        assert!(
+            held_up("create it", Duration::from_secs(30), &standby, &[])
+                .story()
+                .contains("pg_log_standby_snapshot")
+        );
     }
 }

@@ -234,7 +234,8 @@ impl Worker {
     }
 
     async fn copy(&mut self, shared: &Shared, index: usize, range: &Range) -> Result<(), Stopped> {
-        let (Some(statement), Some(copied)) = (shared.plan.statement(range), shared.plan.tables.get(range.table))
+        let (Some(statement), Some(copied)) =
+            (shared.plan.statement(range), shared.plan.tables.get(range.table))
         else {
             return Ok(());
         };
@@ -264,8 +265,7 @@ impl Worker {
             rows_of_range += arrived.rows;
             shared.progress.rows_done.fetch_add(arrived.rows, Ordering::Relaxed);
             shared.progress.bytes_done.fetch_add(rows.len() as u64, Ordering::Relaxed);
-            let piece =
-                Copied::Rows { table, range: index, bytes: fitted(rows), rows: arrived.rows, room };
+            let piece = Copied::Rows { table, range: index, bytes: fitted(rows), rows: arrived.rows, room };
             self.sender.send(piece).await?;
         }
         shared.progress.ranges_done.fetch_add(1, Ordering::Relaxed);

@@ -89,15 +89,23 @@ impl CopyPlan {
     pub fn statement(&self, range: &Range) -> Option<String> {
         let copied = self.tables.get(range.table)?;
         let heap = copied.heaps.get(range.heap)?;
-        let columns: Vec<String> = copied.table.columns.iter().map(|column| identifier(&column.name)).collect();
+        let columns: Vec<String> =
+            copied.table.columns.iter().map(|column| identifier(&column.name)).collect();
         let from = range.from_page.map(|page| format!("ctid >= '({page},0)'::tid"));
         let to = range.to_page.map(|page| format!("ctid < '({page},0)'::tid"));
         let filter = copied.filter.as_ref().map(|filter| format!("({filter})"));
         let conditions: Vec<String> = [from, to, filter].into_iter().flatten().collect();
-        let condition =
-            if conditions.is_empty() { String::new() } else { format!(" WHERE {}", conditions.join(" AND ")) };
+        let condition = if conditions.is_empty() {
+            String::new()
+        } else {
+            format!(" WHERE {}", conditions.join(" AND "))
+        };
         // Only: tables that inherit from it are tables of their own.
-        Some(format!("COPY (SELECT {} FROM ONLY {}{condition}) TO STDOUT", columns.join(", "), table(&heap.name)))
+        Some(format!(
+            "COPY (SELECT {} FROM ONLY {}{condition}) TO STDOUT",
+            columns.join(", "),
+            table(&heap.name)
+        ))
     }
 
     /// Rows of all tables; an estimate.
@@ -135,8 +143,8 @@ fn cut(table: usize, heap: usize, held: &Heap, workers: usize, ranges: &mut Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::postgres::preflight::fixtures::{facts, relation};
     use crate::source::postgres::facts::{Kind, Named, Published};
+    use crate::source::postgres::preflight::fixtures::{facts, relation};
 
     fn plan(pages: u64, rows: u64, workers: usize) -> CopyPlan {
         let facts = facts();
@@ -179,10 +187,8 @@ mod tests {
     fn a_range_is_copied_with_the_publications_columns_and_filter() {
         let mut facts = facts();
         let publication = facts.publication.as_mut().expect("the fixture has one");
-        let published = Published {
-            columns: Some(vec!["id".to_owned()]),
-            filter: Some("(id > 5)".to_owned()),
-        };
+        let published =
+            Published { columns: Some(vec!["id".to_owned()]), filter: Some("(id > 5)".to_owned()) };
         publication.tables.insert(1, published);
         facts.relations[0].bytes = 8192 * 512;
         let plan = CopyPlan::of(&facts, 1, |_| true);
