@@ -9,7 +9,6 @@ use tidemill_sandbox::{ClientFate, Fault, FaultKind, Options, Sandbox};
 
 use super::bench::Bench;
 use super::client::Client;
-use super::csv::CsvWriter;
 use super::deliver::Delivered;
 use super::error_log::{Keys, complaints, culprits};
 use super::scripted::cluster;
@@ -99,28 +98,42 @@ async fn csv_arrives_as_json_does() {
     delivered(load_of(settings(&json), "a", &rows)).await;
     delivered(load_of(settings(&json), "b", &[br#"{"id":4,"__op":1}"#])).await;
     let columns = ["day", "id", "name", "price", "doc"].map(str::to_owned).to_vec();
-    let file = StarRocks {
-        format: RowFormat::Csv,
-        compression: Compression::Lz4,
-        columns: columns.clone(),
-        ..settings(&csv)
-    };
-    let mut writer = CsvWriter::new(columns.into(), true);
-    let mut line = |row: &[u8], delete| {
-        let mut line = Vec::new();
-        writer.append_row(row, delete, &mut line).expect("a row");
-        line.truncate(line.len() - 1);
-        line
-    };
-    let rows = rows.iter().map(|row| (*row, false)).chain([(rows[3], true)]);
-    let lines: Vec<Vec<u8>> = rows.map(|(row, delete)| line(row, delete)).collect();
-    let lines: Vec<&[u8]> = lines.iter().map(Vec::as_slice).collect();
-    delivered(load_of(file, "a", &lines)).await;
+    for (round, compression) in [Compression::None, Compression::Lz4].into_iter().enumerate() {
+        let file =
+            StarRocks { format: RowFormat::Csv, compression, columns: columns.clone(), ..settings(&csv) };
+        delivered(load_of(file.clone(), &format!("{round}-a"), &rows)).await;
+        delivered(load_of(file, &format!("{round}-b"), &[br#"{"id":4,"__op":1}"#])).await;
+    }
     let mut expected = table(&json);
     // JSON's `true` is 1 wherever it goes as text.
     expected[2] = expected[2].replace("|true", "|1");
     assert_eq!(table(&csv), expected);
     assert_eq!(expected.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partial_rows_go_as_csv_too_and_rows_that_cannot_are_told() {
+    let sandbox = sandbox().await;
+    let columns = ["id", "name", "price", "day"].map(str::to_owned).to_vec();
+    let file = StarRocks { format: RowFormat::Csv, columns, ..settings(&sandbox) };
+    delivered(load_of(file.clone(), "a", &[br#"{"id":1,"name":"a","price":1}"#])).await;
+    let mut part = load_of(file.clone(), "b", &[br#"{"price":9,"id":1}"#, br#"{"id":2,"price":3,"__op":0}"#]);
+    part.columns = Some(["id".to_owned(), "price".to_owned()].into());
+    delivered(part).await;
+    assert_eq!(table(&sandbox), ["1|a|9.00|NULL|NULL", "2|none|3.00|NULL|NULL"]);
+    let rows: [&[u8]; 2] = [br#"{"id":3}"#, br#"{"id":4,"name":"\\N"}"#];
+    match deliver(&mut load_of(file.clone(), "c", &rows)).await {
+        Delivered::BadRows(rejection) => assert!(rejection.message.contains("`name`"), "{rejection:?}"),
+        other => panic!("{other:?}"),
+    }
+    let rows: [&[u8]; 3] = [br#"{"id":5,"price":"x"}"#, br#"{"id":6}"#, br#"{"name":"no key"}"#];
+    let rejection = match deliver(&mut load_of(file, "d", &rows)).await {
+        Delivered::BadRows(rejection) => rejection,
+        other => panic!("{other:?}"),
+    };
+    let complaints = complaints(rejection.error_log.as_deref().expect("a log"));
+    let found = culprits(rows, &complaints, Keys::AreColumns, rejection.filtered_rows);
+    assert_eq!(found.keys().copied().collect::<Vec<_>>(), [0, 2], "{found:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
