@@ -3,6 +3,7 @@
 mod check;
 mod crash;
 mod demo;
+mod formats;
 mod group;
 mod kafka_faults;
 mod load;
