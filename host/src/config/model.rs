@@ -406,11 +406,11 @@ pub enum Compression {
     /// Bodies are sent as they are.
     #[default]
     None,
-    /// LZ4 frames: the cheapest.
+    /// LZ4 frames: the cheapest to unpack.
     Lz4,
     /// gzip.
     Gzip,
-    /// zstd: the smallest.
+    /// zstd at its lowest level: the smallest, and the fastest to pack here.
     Zstd,
 }
 
