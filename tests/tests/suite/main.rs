@@ -3,10 +3,12 @@
 mod check;
 mod crash;
 mod demo;
+mod formats;
 mod group;
 mod kafka_faults;
 mod load;
 mod memory;
+mod patterns;
 mod plugins;
 mod postgres;
 mod postgres_storm;
