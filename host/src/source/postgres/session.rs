@@ -123,6 +123,16 @@ impl Session {
         }
     }
 
+    /// Says farewell, so that the server's log has no word of a client that vanished.
+    pub async fn close(mut self) {
+        let farewell = |buffer: &mut BytesMut| {
+            frontend::terminate(buffer);
+            Ok(())
+        };
+        // Whoever cannot be told any more is gone already.
+        let _ = self.send(farewell).await;
+    }
+
     /// Begins a `COPY … TO STDOUT`; its rows follow by [`copied`](Self::copied).
     ///
     /// # Errors

@@ -18,7 +18,7 @@ pub(super) fn check(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
         };
         found.push(Defect::blocks(format!("{:?} names no table", unmatched.pattern), vec![setting(mend)]));
     }
-    if facts.unmatched.is_empty() && facts.chosen().next().is_none() {
+    if facts.unmatched.is_empty() && facts.chosen().is_empty() {
         let mend = setting("mend `tables` and `exclude` in [source.postgres]");
         found.push(Defect::blocks("no table is left to be followed", vec![mend]));
     }

@@ -226,9 +226,8 @@ impl Worker {
                 }
             }
         }
-        if let Some(mut session) = self.session {
-            // The transaction has read only; how it ends is of no consequence.
-            let _ = session.run("COMMIT").await;
+        if let Some(session) = self.session {
+            session.close().await;
         }
     }
 
