@@ -145,6 +145,18 @@ pub enum Named {
     ByPattern,
     /// None does, but a table that it is a partition of is named.
     AsPartition,
+    /// `exclude` names it, and yet a table that it is a partition of is named.
+    Excluded,
+}
+
+impl Named {
+    /// Whether it is to be followed in its own right.
+    pub fn itself(self) -> bool {
+        match self {
+            Named::Exactly | Named::ByPattern => true,
+            Named::AsPartition | Named::Excluded => false,
+        }
+    }
 }
 
 /// A column as the catalogue has it.
@@ -280,9 +292,9 @@ impl Facts {
             let named = match relation.named {
                 Named::Exactly => true,
                 Named::ByPattern => matches!(relation.kind, Kind::Table | Kind::Partitioned),
-                Named::AsPartition => false,
+                Named::AsPartition | Named::Excluded => false,
             };
-            named && !self.ancestors(relation).any(|ancestor| ancestor.named != Named::AsPartition)
+            named && !self.ancestors(relation).any(|ancestor| ancestor.named.itself())
         };
         let mut chosen: Vec<&Relation> = self.relations.values().filter(is_chosen).collect();
         chosen.sort_by_key(|relation| &relation.name);

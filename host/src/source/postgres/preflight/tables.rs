@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::publication::addition_by_others;
 use super::{Defect, Mend, copies, setting, sql};
 use crate::config::model::Postgres;
-use crate::source::postgres::facts::{Facts, Kind, Publication, Published, Relation};
+use crate::source::postgres::facts::{Facts, Kind, Named, Publication, Published, Relation};
 use crate::source::postgres::quote::{friendly, friendly_table, identifier};
 use crate::source::postgres::table::{Identity, Table, TableName};
 
@@ -50,6 +50,15 @@ fn check_table(facts: &Facts, source: &Postgres, relation: &Relation, found: &mu
             let statement = format!("ALTER TABLE {} SET LOGGED", friendly_table(&heap.name));
             let what = format!("{} is unlogged: its changes leave no trace in the log", heap.name);
             unfit.push(Defect::blocks(what, vec![sql(statement), leave_out(&relation.name)]));
+        }
+        if heap.named == Named::Excluded {
+            let what = format!(
+                "{} is in `exclude`, but its rows are rows of {}, which is followed",
+                heap.name, relation.name
+            );
+            let mend =
+                "leave it out of `exclude`, or name the other partitions in `tables` instead of the whole";
+            found.push(Defect::warns(what, vec![setting(mend)]));
         }
         if heap.kind == Kind::Foreign {
             let what = format!("{} is a foreign table: its rows are not followed", heap.name);

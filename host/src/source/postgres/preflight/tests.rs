@@ -358,6 +358,14 @@ fn partitions_are_followed_as_the_whole_table() {
     with_partitions(&mut sound);
     assert_eq!(defects(&sound, &source), []);
     assert_eq!(sound.tables().len(), 2, "the partition is no table of its own");
+    warns(
+        |facts, _| {
+            with_partitions(facts);
+            change(facts, 3).named = Named::Excluded;
+        },
+        "public.events_2026 is in `exclude`",
+        "name the other partitions",
+    );
     blocks(
         |facts, _| {
             with_partitions(facts);
