@@ -10,6 +10,7 @@ pub mod facts;
 mod feed;
 mod gather;
 pub mod kind;
+mod leadership;
 pub mod link;
 pub mod lsn;
 pub mod pgoutput;
@@ -47,7 +48,7 @@ pub(crate) use prepare::{Prepared, prepare};
 /// A lane's input: its part of the copy, or the stream.
 pub(crate) enum PostgresFeed {
     /// The copy.
-    Copy(copy::CopyFeed),
+    Copy(Box<copy::CopyFeed>),
     /// The stream.
     Stream(Box<feed::StreamFeed>),
 }
