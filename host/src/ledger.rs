@@ -207,6 +207,11 @@ impl Ledger {
         lock(&self.state).stays.values().map(open).sum()
     }
 
+    /// All stays that have not ended.
+    pub fn stays(&self) -> Vec<Stay> {
+        lock(&self.state).stays.keys().cloned().collect()
+    }
+
     /// Ends a stay: its open spans are forgotten and their tickets mean nothing any more. Returns the
     /// last watermark, which may still be committed while the partition is owned, and what became of the
     /// stay's rows.

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -16,8 +16,13 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::plugin::Stats;
 
+mod health;
+mod http;
 mod postgres;
 
+pub use health::{Health, Waiting};
+use http::HttpFamilies;
+pub use http::HttpMeter;
 use postgres::PostgresFamilies;
 pub use postgres::PostgresMeter;
 
@@ -129,6 +134,7 @@ pub struct Meter {
     plugin_replacements: Family<PluginLabels, Counter>,
     plugin_log_dropped: Family<PluginLabels, Counter>,
     postgres: PostgresFamilies,
+    http: HttpFamilies,
     plugins: Mutex<Vec<WatchedPlugin>>,
     pipelines: Mutex<BTreeMap<String, Arc<PipelineMeter>>>,
 }
@@ -229,6 +235,7 @@ impl Meter {
             plugin_replacements: family(&mut r, "plugin_replacements", "Instances replaced"),
             plugin_log_dropped: family(&mut r, "plugin_log_lines_dropped", "Log lines over the limit"),
             postgres: PostgresFamilies::register(&mut r),
+            http: HttpFamilies::register(&mut r),
             plugins: Mutex::default(),
             pipelines: Mutex::default(),
             registry: r,
@@ -301,6 +308,7 @@ impl Meter {
             row_count_mismatches: of(&self.row_count_mismatches),
             postgres: self.postgres.clone(),
             batches_cut: self.batches_cut.clone(),
+            http: self.http.clone(),
             tables: Mutex::default(),
             health: Health::default(),
         })
@@ -375,6 +383,7 @@ pub struct PipelineMeter {
     pub row_count_mismatches: Counter,
     postgres: PostgresFamilies,
     batches_cut: Family<CutLabels, Counter>,
+    http: HttpFamilies,
     tables: Mutex<Vec<TableMeter>>,
     pub health: Health,
 }
@@ -418,6 +427,11 @@ impl PipelineMeter {
         self.postgres.of(&self.name)
     }
 
+    /// The counters of the pipeline's HTTP source; without one they are not shown.
+    pub fn http(&self) -> HttpMeter {
+        self.http.of(&self.name)
+    }
+
     /// Counts a cut.
     pub fn cut(&self, reason: crate::batch::Cut) {
         let labels = CutLabels { pipeline: self.name.clone(), reason: reason.name().to_owned() };
@@ -436,111 +450,13 @@ pub struct TableMeter {
     pub versions: Gauge,
 }
 
-/// What `/ready` says of one pipeline.
-#[derive(Debug, Default)]
-pub struct Health {
-    state: Mutex<HealthState>,
-}
-
-#[derive(Debug, Default)]
-struct HealthState {
-    running: bool,
-    halted: Option<String>,
-    /// What is being waited for, and since when: the oldest one is told.
-    waiting: Vec<(u64, String, Instant)>,
-    next_wait: u64,
-    progress_at: Option<Instant>,
-}
-
-/// A step that waits for something outside; over when dropped.
-#[derive(Debug)]
-pub struct Waiting {
-    meter: Arc<PipelineMeter>,
-    id: u64,
-}
-
-impl Health {
-    fn with<T>(&self, act: impl FnOnce(&mut HealthState) -> T) -> T {
-        // Plain data: a panic in between leaves it usable.
-        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The pipeline reads.
-    pub fn started(&self) {
-        self.with(|state| {
-            state.running = true;
-            state.progress_at = Some(Instant::now());
-        });
-    }
-
-    /// The pipeline has ended; `halted` says why if it was not asked to.
-    pub fn ended(&self, halted: Option<String>) {
-        self.with(|state| {
-            state.running = false;
-            state.halted = halted;
-        });
-    }
-
-    /// A watermark moved, or there is nothing to do.
-    pub fn progress(&self) {
-        self.with(|state| state.progress_at = Some(Instant::now()));
-    }
-
-    /// Time since the last progress.
-    pub fn since_progress(&self) -> Duration {
-        self.with(|state| state.progress_at.map_or(Duration::ZERO, |at| at.elapsed()))
-    }
-
-    /// What is being waited for, longest first.
-    pub fn waiting_for(&self) -> Option<(String, Duration)> {
-        self.with(|state| {
-            let oldest = state.waiting.iter().min_by_key(|(_, _, since)| *since)?;
-            Some((oldest.1.clone(), oldest.2.elapsed()))
-        })
-    }
-
-    /// Why the pipeline is not ready; none if it is. Waiting counts after `patience`.
-    pub fn unready(&self, stalled: bool, patience: Duration) -> Option<String> {
-        if let Some(why) = self.with(|state| state.halted.clone()) {
-            return Some(format!("halted: {why}"));
-        }
-        if !self.with(|state| state.running) {
-            return Some("starting".to_owned());
-        }
-        match self.waiting_for() {
-            Some((what, since)) if since >= patience => {
-                return Some(format!("waiting for {} s: {what}", since.as_secs()));
-            }
-            Some(_) | None => {}
-        }
-        stalled.then(|| format!("stalled: nothing released for {} s", self.since_progress().as_secs()))
-    }
-}
-
-impl Waiting {
-    /// Begins to wait for `what`.
-    pub fn begin(meter: &Arc<PipelineMeter>, what: impl Into<String>) -> Waiting {
-        let id = meter.health.with(|state| {
-            state.next_wait += 1;
-            state.waiting.push((state.next_wait, what.into(), Instant::now()));
-            state.next_wait
-        });
-        Waiting { meter: Arc::clone(meter), id }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.meter.health.with(|state| state.waiting.retain(|(id, _, _)| *id != self.id));
-    }
-}
-
 /// `docs/metrics.md`: every metric with its kind, labels and meaning, read off the registry itself.
 pub fn reference_markdown() -> String {
     let meter = Meter::new();
     // A family without a member is not shown.
     let pipeline = meter.pipeline("orders");
     pipeline.cut(crate::batch::Cut::Rows);
+    pipeline.http().answered(200, Duration::ZERO);
     meter.table("orders", "shop.orders");
     meter.watch_plugin("orders", "orders", &Arc::default());
     meter.read_plugins();

@@ -14,6 +14,7 @@ pub mod pipeline;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod replica;
 pub mod stand;
 pub mod warehouse;
 pub mod workload;

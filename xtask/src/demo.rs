@@ -55,7 +55,7 @@ pub(crate) fn postgres(arguments: &[OsString]) -> Result<(), Failure> {
     show(&server, &sandbox, &file);
 
     // From here on Ctrl-C means `tidemill run` and the sandbox, which end by themselves; then it is our turn.
-    ignore_interrupts();
+    outlive_interrupts();
     let writer = Writer::start(shop);
     let mut run = Command::new(command::built("tidemill"));
     run.arg("run").arg(&file).args(arguments).current_dir(command::root());
@@ -190,11 +190,12 @@ fn write(shop: &Client, stopped: &Receiver<()>) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The terminal sends Ctrl-C to us, too; what we start sets handlers of its own.
-fn ignore_interrupts() {
+/// The terminal sends Ctrl-C to us, too. By a handler, since what we start would inherit that a signal is ignored.
+fn outlive_interrupts() {
+    extern "C" fn nothing(_signal: libc::c_int) {}
     #[expect(unsafe_code, reason = "std has no word for signals")]
-    // SAFETY: ignoring a signal runs no code of ours and touches no memory.
+    // SAFETY: the handler does nothing, which is safe at any moment.
     unsafe {
-        libc::signal(libc::SIGINT, libc::SIG_IGN);
+        libc::signal(libc::SIGINT, nothing as *const () as libc::sighandler_t);
     }
 }

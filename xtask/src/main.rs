@@ -29,7 +29,7 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Install what is missing, check format and lints, and run every test against a real Kafka
+    /// Install what is missing, check format and lints, and run every test against a real Kafka and a real PostgreSQL
     Test {
         /// Runs only the tests whose name contains one of these
         filters: Vec<String>,

@@ -69,7 +69,7 @@ impl Check {
 /// Plugins and routes; returns the tables that rows may go to.
 fn offline(pipeline: &Pipeline, shared: &Shared, faults: &mut Vec<Fault>) -> Vec<String> {
     let found = load_plugins(pipeline, &shared.engine)
-        .and_then(|plugins| Destinations::of(pipeline, &plugins).map(|found| found.names().to_vec()));
+        .and_then(|plugins| Destinations::of(pipeline, &plugins, &[]).map(|found| found.names().to_vec()));
     found.unwrap_or_else(|fault| {
         faults.push(fault);
         pipeline.sink.table.iter().chain(&pipeline.sink.tables).cloned().collect()

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -101,6 +102,21 @@ fn a_server_ends_with_the_process_that_started_it() {
     // The next server clears away what the dead left.
     drop(start(&Settings::default()));
     assert!(!Path::new(data).exists());
+}
+
+#[test]
+fn a_folder_that_cannot_hold_a_server_is_no_obstacle() {
+    let closed = std::env::temp_dir().join(format!("tidemill-closed-{}", std::process::id()));
+    let deep = closed.join("x".repeat(100));
+    fs::create_dir_all(&deep).expect("a folder");
+    // Root's own folders are often like that: nobody but root may enter.
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("it is ours");
+    for root in [&closed, &deep] {
+        let server = Server::start(root, &Settings::default()).unwrap_or_else(|fault| panic!("{fault}"));
+        assert_eq!(one(&server, "SELECT 1"), "1");
+        assert!(!server.socket_dir().starts_with(&deep), "its path is too long for a socket");
+    }
+    fs::remove_dir_all(&closed).expect("it is ours");
 }
 
 #[test]

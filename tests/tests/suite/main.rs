@@ -10,6 +10,7 @@ mod load;
 mod memory;
 mod patterns;
 mod plugins;
+mod postgres;
 mod records;
 mod rejects;
 mod several;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::copy_text::CopyRow;
 use super::lsn::Lsn;
 use super::pgoutput::{Delete, Old, Tuple, Update};
 use super::row::{Appended, ColumnSets, Layout, RowError};
@@ -90,10 +91,6 @@ impl Gathered {
         self.sets = ColumnSets::new();
     }
 
-    pub(super) fn stay(&self) -> &Stay {
-        &self.stay
-    }
-
     pub(super) fn bytes(&self) -> usize {
         self.columns.bytes()
     }
@@ -131,6 +128,20 @@ impl Gathered {
         transaction: &Transaction,
     ) -> Result<(), Fault> {
         let told = self.upsert(place, new, None, transaction);
+        self.or_refused(place, told, transaction)
+    }
+
+    /// A row of the snapshot.
+    pub(super) fn copied(
+        &mut self,
+        place: i64,
+        row: &CopyRow<'_>,
+        transaction: &Transaction,
+    ) -> Result<(), Fault> {
+        self.key.clear();
+        let told = self.layout.append_copied_key(row, &mut self.key);
+        let told = told.and_then(|()| self.layout.append_copied(row, &mut self.columns.values.data));
+        let told = told.map(|appended| self.end_upsert(place, appended, transaction));
         self.or_refused(place, told, transaction)
     }
 

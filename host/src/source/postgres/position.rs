@@ -27,7 +27,7 @@ use crate::sink::starrocks::state::LabelState;
 use crate::sink::{Destination, Load};
 
 /// The table, in the pipeline's own database.
-pub const TABLE: &str = "tidemill_positions";
+pub(super) const TABLE: &str = "tidemill_positions";
 /// How long a position that is committed may take to be visible.
 const VISIBLE_PATIENCE: Duration = Duration::from_secs(120);
 

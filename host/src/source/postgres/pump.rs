@@ -53,16 +53,15 @@ pub(super) async fn pump<T: Transport>(
     mut confirmed: watch::Receiver<Lsn>,
     progress: Progress,
 ) {
-    if pipe.send(Event::Connected).await.is_none() {
-        return;
-    }
+    // A feed that has ended is noticed below.
+    let _ = pipe.send(Event::Connected).await;
     loop {
         let event = tokio::select! {
             event = transport.next() => event,
             changed = confirmed.changed() => {
                 if changed.is_err() {
                     // Control has ended.
-                    return;
+                    return transport.close().await;
                 }
                 transport.confirm(*confirmed.borrow_and_update());
                 continue;
@@ -81,7 +80,9 @@ pub(super) async fn pump<T: Transport>(
             closed = keep_confirming(&transport, &mut confirmed) => closed,
         };
         if sent.is_none() {
-            return;
+            // The feed has ended: only confirmations are left to pass on.
+            let _ = keep_confirming(&transport, &mut confirmed).await;
+            return transport.close().await;
         }
     }
 }

@@ -5,11 +5,14 @@
 //! task whether or not anybody reads.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use pgwire_replication::{ReplicationClient, ReplicationConfig, ReplicationEvent};
+use pgwire_replication::{PgWireError, ReplicationClient, ReplicationEvent};
 
+use super::connect::Connector;
 use super::lsn::Lsn;
+use super::trouble::Failure;
 use crate::fault::Fault;
 
 /// Microseconds between 1970, from where Tidemill counts, and 2000, from where Postgres does.
@@ -65,27 +68,34 @@ pub(super) trait Transport: Send {
 
     /// Everything up to `lsn` is durable. Returns at once; what goes back is ignored.
     fn confirm(&self, lsn: Lsn);
+
+    /// Tells the server the last confirmation, and says farewell.
+    fn close(self) -> impl Future<Output = ()> + Send;
 }
 
 /// The real one.
 pub(super) struct PgWire {
     client: ReplicationClient,
-    trouble: fn(pgwire_replication::PgWireError) -> Fault,
+    connector: Arc<Connector>,
 }
 
 impl PgWire {
-    /// Starts replication; done when the slot is ours.
+    /// Starts replication from `from`; done when the slot is ours.
     ///
     /// # Errors
-    /// What the server says, by `trouble`.
-    pub(super) async fn start(
-        config: ReplicationConfig,
-        trouble: fn(pgwire_replication::PgWireError) -> Fault,
-    ) -> Result<PgWire, Fault> {
-        let mut client = ReplicationClient::connect(config).await.map_err(trouble)?;
-        client.wait_started().await.map_err(trouble)?;
-        Ok(PgWire { client, trouble })
+    /// What the server says.
+    pub(super) async fn start(connector: &Arc<Connector>, from: Lsn) -> Result<PgWire, Fault> {
+        let connector = Arc::clone(connector);
+        let config = connector.replication_config(from)?;
+        let failed = |error: PgWireError| trouble(error, &connector);
+        let mut client = ReplicationClient::connect(config).await.map_err(failed)?;
+        client.wait_started().await.map_err(failed)?;
+        Ok(PgWire { client, connector })
     }
+}
+
+fn trouble(error: PgWireError, connector: &Connector) -> Fault {
+    Failure::from(error).fault(&format!("follow slot {}", connector.source().slot), connector.source())
 }
 
 impl Transport for PgWire {
@@ -94,7 +104,7 @@ impl Transport for PgWire {
             let event = match self.client.recv().await {
                 Ok(Some(event)) => event,
                 Ok(None) => return Err(Fault::retry("the server has ended the replication stream")),
-                Err(error) => return Err((self.trouble)(error)),
+                Err(error) => return Err(trouble(error, &self.connector)),
             };
             return Ok(match event {
                 ReplicationEvent::XLogData { data, .. } => Event::Change(data),
@@ -118,5 +128,10 @@ impl Transport for PgWire {
 
     fn confirm(&self, lsn: Lsn) {
         self.client.update_applied_lsn(pgwire_replication::Lsn::from_u64(lsn.0));
+    }
+
+    async fn close(mut self) {
+        // It tells the server the last confirmation; a server that is gone needs none.
+        let _ = self.client.shutdown().await;
     }
 }

@@ -1,0 +1,105 @@
+//! What `/ready` says of a pipeline: running, halted, or waiting for something outside.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::PipelineMeter;
+
+/// What `/ready` says of one pipeline.
+#[derive(Debug, Default)]
+pub struct Health {
+    state: Mutex<HealthState>,
+}
+
+#[derive(Debug, Default)]
+struct HealthState {
+    running: bool,
+    halted: Option<String>,
+    /// What is being waited for, and since when: the oldest one is told.
+    waiting: Vec<(u64, String, Instant)>,
+    next_wait: u64,
+    progress_at: Option<Instant>,
+}
+
+/// A step that waits for something outside; over when dropped.
+#[derive(Debug)]
+pub struct Waiting {
+    meter: Arc<PipelineMeter>,
+    id: u64,
+}
+
+impl Health {
+    fn with<T>(&self, act: impl FnOnce(&mut HealthState) -> T) -> T {
+        // Plain data: a panic in between leaves it usable.
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The pipeline reads.
+    pub fn started(&self) {
+        self.with(|state| {
+            state.running = true;
+            state.progress_at = Some(Instant::now());
+        });
+    }
+
+    /// The pipeline has ended; `halted` says why if it was not asked to.
+    pub fn ended(&self, halted: Option<String>) {
+        self.with(|state| {
+            state.running = false;
+            state.halted = halted;
+        });
+    }
+
+    /// A watermark moved, or there is nothing to do.
+    pub fn progress(&self) {
+        self.with(|state| state.progress_at = Some(Instant::now()));
+    }
+
+    /// Time since the last progress.
+    pub fn since_progress(&self) -> Duration {
+        self.with(|state| state.progress_at.map_or(Duration::ZERO, |at| at.elapsed()))
+    }
+
+    /// What is being waited for, longest first.
+    pub fn waiting_for(&self) -> Option<(String, Duration)> {
+        self.with(|state| {
+            let oldest = state.waiting.iter().min_by_key(|(_, _, since)| *since)?;
+            Some((oldest.1.clone(), oldest.2.elapsed()))
+        })
+    }
+
+    /// Why the pipeline is not ready; none if it is. Waiting counts after `patience`.
+    pub fn unready(&self, stalled: bool, patience: Duration) -> Option<String> {
+        if let Some(why) = self.with(|state| state.halted.clone()) {
+            return Some(format!("halted: {why}"));
+        }
+        if !self.with(|state| state.running) {
+            return Some("starting".to_owned());
+        }
+        match self.waiting_for() {
+            Some((what, since)) if since >= patience => {
+                return Some(format!("waiting for {} s: {what}", since.as_secs()));
+            }
+            Some(_) | None => {}
+        }
+        stalled.then(|| format!("stalled: nothing released for {} s", self.since_progress().as_secs()))
+    }
+}
+
+impl Waiting {
+    /// Begins to wait for `what`.
+    pub fn begin(meter: &Arc<PipelineMeter>, what: impl Into<String>) -> Waiting {
+        let id = meter.health.with(|state| {
+            state.next_wait += 1;
+            state.waiting.push((state.next_wait, what.into(), Instant::now()));
+            state.next_wait
+        });
+        Waiting { meter: Arc::clone(meter), id }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.meter.health.with(|state| state.waiting.retain(|(id, _, _)| *id != self.id));
+    }
+}
