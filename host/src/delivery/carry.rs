@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::blame::by_log;
 use super::fold::{Group, fold};
 use super::isolation::{ISOLATING_LOADS_MAX, Part, Parts};
 use super::owner::Owner;
@@ -19,6 +20,7 @@ use crate::position::{Partition, Stay};
 use crate::retry::{Backoff, Pace};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces, Witness, deliver};
+use crate::sink::starrocks::error_log::Keys;
 use crate::sink::starrocks::label::Labels;
 use crate::sink::{Destination, Fence, Load, Receipt, Rejection};
 
@@ -228,7 +230,8 @@ impl Shared {
                     loads += 1;
                     tracing::debug!(label = %load.label, rows = load.rows, "refused for its rows: {}", rejection.message);
                     let tired = loads >= ISOLATING_LOADS_MAX;
-                    self.set_bad_rows_aside(part, &rejection, &mut parts, halted, tired).await;
+                    let keys = Keys::of(destination);
+                    self.set_bad_rows_aside(part, (rejection, keys), &mut parts, halted, tired).await;
                 }
             }
         }
@@ -272,33 +275,50 @@ impl Shared {
         deliver(&self.client, load, &context).await
     }
 
+    /// The rows that are no JSON; if there are none, those that StarRocks' error log is about.
+    async fn suspects(
+        &self,
+        pieces: Vec<Piece>,
+        rejection: Rejection,
+        keys: Keys,
+    ) -> (Vec<(Piece, Vec<BadRow>)>, Arc<Rejection>) {
+        // Megabytes of JSON: long enough to be kept off the runtime.
+        let told = Arc::new(rejection);
+        let read = Arc::clone(&told);
+        let checked = self.runtime.spawn_blocking(move || {
+            let mut bad = Vec::with_capacity(pieces.len());
+            for piece in pieces {
+                let rows = bad_syntax(&piece);
+                bad.push((piece, rows));
+            }
+            if bad.iter().all(|(_, rows)| rows.is_empty()) {
+                by_log(&mut bad, &read, keys);
+            }
+            bad
+        });
+        let bad = checked.await.unwrap_or_else(|panic| {
+            // The pieces went with the panic: their spans are poisoned, and their pipelines halt.
+            tracing::error!(%panic, "checking the rows that StarRocks refused panicked");
+            Vec::new()
+        });
+        (bad, told)
+    }
+
     /// StarRocks refused the part for its rows: sets aside those that can be told, and says what is
     /// tried next with the others. `tired` = no more halving.
     async fn set_bad_rows_aside(
         &self,
         part: Part,
-        rejection: &Rejection,
+        (rejection, keys): (Rejection, Keys),
         parts: &mut Parts,
         halted: &mut Vec<PipelineId>,
         tired: bool,
     ) {
         let alone = part.rows() == 1;
-        let mut bad = Vec::with_capacity(part.pieces.len());
-        for piece in part.pieces {
-            // A megabyte of JSON at a time: long enough to be kept off the runtime.
-            let checked = self.runtime.spawn_blocking(move || {
-                let bad = bad_syntax(&piece);
-                (piece, bad)
-            });
-            match checked.await {
-                Ok(checked) => bad.push(checked),
-                // The piece went with the panic: its span is poisoned, and its pipeline halts.
-                Err(panic) => tracing::error!(%panic, "checking the rows that StarRocks refused panicked"),
-            }
-        }
+        let (mut bad, rejection) = self.suspects(part.pieces, rejection, keys).await;
         if bad.iter().all(|(_, rows)| rows.is_empty()) && (alone || tired) {
             for (piece, rows) in &mut bad {
-                let why = refusal(rejection);
+                let why = refusal(&rejection);
                 rows.extend((0..piece.len()).map(|row| BadRow { row, code: "refused", why: why.clone() }));
             }
         }
@@ -414,11 +434,13 @@ fn drop_rows(pieces: &mut Vec<Piece>, gone: impl Fn(&Piece) -> bool) {
 }
 
 /// A row that cannot be loaded.
-struct BadRow {
+pub(super) struct BadRow {
     /// Its place in its piece.
-    row: usize,
-    code: &'static str,
-    why: String,
+    pub(super) row: usize,
+    /// The dead letter's code.
+    pub(super) code: &'static str,
+    /// Why, for the dead letter.
+    pub(super) why: String,
 }
 
 /// The piece without its bad rows, and what was taken out.
