@@ -59,3 +59,6 @@ where
 {
     control::Control::start(http, parts, spawn)?.run()
 }
+
+#[cfg(test)]
+mod tests;

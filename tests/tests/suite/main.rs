@@ -4,6 +4,7 @@ mod check;
 mod crash;
 mod demo;
 mod group;
+mod http;
 mod kafka_faults;
 mod load;
 mod memory;

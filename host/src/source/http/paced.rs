@@ -167,7 +167,7 @@ mod tests {
         let (mut client, _phase, mut server) = paced(NEVER, LIMIT);
         let trickle = tokio::spawn(async move {
             let mut said = Vec::new();
-            while said.is_empty() {
+            while !said.ends_with(b"}\r\n") {
                 tokio::select! {
                     read = client.read_buf(&mut said) => assert!(read.expect("open") > 0),
                     () = tokio::time::sleep(LIMIT / 20) => client.write_all(b"P").await.expect("open"),
