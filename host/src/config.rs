@@ -12,6 +12,7 @@ pub mod model;
 
 mod address;
 mod choice;
+mod columns;
 mod draft;
 mod json;
 mod kind;

@@ -185,6 +185,14 @@ impl Ledger {
         Some(Watermark { stay: stay.clone(), upto: track.safe_upto })
     }
 
+    /// How far a source whose order spans all its stays is safe: up to `place`, of which all records were
+    /// opened before, or to where the first unsettled span begins. Places are counted over all stays.
+    pub fn safe_before(&self, place: i64) -> i64 {
+        let state = lock(&self.state);
+        let open = state.stays.values().filter(|track| !track.spans.is_empty());
+        open.map(|track| track.safe_upto).min().map_or(place, |first| first.min(place))
+    }
+
     /// Whether nobody holds a ticket of the stay: what is safe by now is all that will be. A stay that
     /// has ended is quiet.
     pub fn is_quiet(&self, stay: &Stay) -> bool {

@@ -18,10 +18,13 @@ use crate::plugin::Stats;
 
 mod health;
 mod http;
+mod postgres;
 
 pub use health::{Health, Waiting};
 use http::HttpFamilies;
 pub use http::HttpMeter;
+use postgres::PostgresFamilies;
+pub use postgres::PostgresMeter;
 
 /// Labels of a pipeline's metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -130,6 +133,7 @@ pub struct Meter {
     plugin_traps: Family<PluginLabels, Counter>,
     plugin_replacements: Family<PluginLabels, Counter>,
     plugin_log_dropped: Family<PluginLabels, Counter>,
+    postgres: PostgresFamilies,
     http: HttpFamilies,
     plugins: Mutex<Vec<WatchedPlugin>>,
     pipelines: Mutex<BTreeMap<String, Arc<PipelineMeter>>>,
@@ -230,6 +234,7 @@ impl Meter {
             ),
             plugin_replacements: family(&mut r, "plugin_replacements", "Instances replaced"),
             plugin_log_dropped: family(&mut r, "plugin_log_lines_dropped", "Log lines over the limit"),
+            postgres: PostgresFamilies::register(&mut r),
             http: HttpFamilies::register(&mut r),
             plugins: Mutex::default(),
             pipelines: Mutex::default(),
@@ -301,6 +306,7 @@ impl Meter {
             load_retries: of(&self.load_retries),
             possible_duplicates: of(&self.possible_duplicates),
             row_count_mismatches: of(&self.row_count_mismatches),
+            postgres: self.postgres.clone(),
             batches_cut: self.batches_cut.clone(),
             http: self.http.clone(),
             tables: Mutex::default(),
@@ -375,6 +381,7 @@ pub struct PipelineMeter {
     pub load_retries: Counter,
     pub possible_duplicates: Counter,
     pub row_count_mismatches: Counter,
+    postgres: PostgresFamilies,
     batches_cut: Family<CutLabels, Counter>,
     http: HttpFamilies,
     tables: Mutex<Vec<TableMeter>>,
@@ -413,6 +420,11 @@ impl PipelineMeter {
     pub fn versions(&self) -> Option<i64> {
         let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         tables.iter().map(|table| table.versions.get()).max().filter(|versions| *versions > 0)
+    }
+
+    /// The counters of its Postgres source.
+    pub fn postgres(&self) -> PostgresMeter {
+        self.postgres.of(&self.name)
     }
 
     /// The counters of the pipeline's HTTP source; without one they are not shown.

@@ -25,7 +25,7 @@ use crate::plugin::{Engine, Plugin, Wants};
 use crate::rows::{Target, Targets};
 use crate::sink::Destination;
 use crate::sink::starrocks::query;
-use crate::source::{Feed, Gathering, Parts, http, kafka};
+use crate::source::{Feed, Gathering, Parts, http, kafka, postgres};
 
 /// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
 const SHARE_CHUNK_BYTES: u64 = 6 << 20;
@@ -71,17 +71,26 @@ pub fn plugin_instances(process: &Process, pipelines: &[Arc<Pipeline>]) -> usize
 pub(crate) struct Destinations {
     names: Vec<String>,
     own: Option<TableIndex>,
+    /// Key columns of those that a source of tables has, which come first.
+    keys: Vec<Vec<String>>,
 }
 
 impl Destinations {
-    /// The pipeline's own table and those that it allows, or else those that its plugins declare.
-    pub(crate) fn of(pipeline: &Pipeline, plugins: &[Arc<Plugin>]) -> Result<Destinations, Fault> {
+    /// The pipeline's own table and those that it allows, or else those that its plugins declare. A source
+    /// of tables, `followed`, has one for each instead.
+    pub(crate) fn of(
+        pipeline: &Pipeline,
+        plugins: &[Arc<Plugin>],
+        followed: &[(String, Vec<String>)],
+    ) -> Result<Destinations, Fault> {
         let sink = &pipeline.sink;
-        let mut names: Vec<String> = sink.table.iter().cloned().collect();
+        let own = sink.table.as_ref().filter(|_| followed.is_empty());
+        let mut names: Vec<String> =
+            own.into_iter().chain(followed.iter().map(|(name, _)| name)).cloned().collect();
         let declared = plugins.iter().flat_map(|plugin| {
             plugin.descriptor.tables.iter().filter(|name| !name.is_empty()).map(move |name| (plugin, name))
         });
-        let allowed: BTreeSet<&String> = sink.table.iter().chain(&sink.tables).collect();
+        let allowed: BTreeSet<String> = names.iter().chain(&sink.tables).cloned().collect();
         for (plugin, name) in declared {
             if !sink.tables.is_empty() && !allowed.contains(name) {
                 return Err(Fault::halt(
@@ -102,8 +111,13 @@ impl Destinations {
                 format!("set [sink.starrocks] table, or let a plugin declare 1 to {DESTINATIONS_MAX} tables"),
             ));
         }
-        let own = sink.table.as_ref().map(|_| 0);
-        Ok(Destinations { names, own })
+        let own = own.map(|_| 0);
+        Ok(Destinations { names, own, keys: followed.iter().map(|(_, key)| key.clone()).collect() })
+    }
+
+    /// Key columns of a destination whose rows know their key; none of others.
+    fn key(&self, place: usize) -> Vec<String> {
+        self.keys.get(place).cloned().unwrap_or_default()
     }
 
     /// The destination of each table that a plugin declares; none = the pipeline's own.
@@ -185,7 +199,14 @@ fn wire(
     // StarRocks: reachable, credentials right, tables known.
     let carrier = shared.carriers.carrier(&sink, &shared.runtime)?;
     shared.runtime.block_on(carrier.client().ping()).map_err(Fault::halting)?;
-    let destinations = Arc::new(Destinations::of(pipeline, &plugins)?);
+    let prepared = match &pipeline.source {
+        Source::Postgres(source) => {
+            Some(shared.runtime.block_on(postgres::prepare(source, pipeline, meter, stop))?)
+        }
+        Source::Kafka(_) | Source::Http(_) => None,
+    };
+    let followed = prepared.as_ref().map(postgres::Prepared::destinations).unwrap_or_default();
+    let destinations = Arc::new(Destinations::of(pipeline, &plugins, &followed)?);
     let models = shared.runtime.block_on(table_models(&sink, destinations.names()))?;
 
     // Rejects: their place is open before the first record is read.
@@ -209,13 +230,9 @@ fn wire(
     });
 
     // The shared stage, and what carries its batches away.
-    let shapes = destinations.names().iter().zip(&models).map(|(table, model)| {
-        Arc::new(Destination {
-            cluster: Arc::clone(&sink),
-            table: table.clone(),
-            model: *model,
-            key: Vec::new(),
-        })
+    let shapes = (0..).zip(destinations.names().iter().zip(&models)).map(|(place, (table, model))| {
+        let (cluster, key) = (Arc::clone(&sink), destinations.key(place));
+        Arc::new(Destination { cluster, table: table.clone(), model: *model, key })
     });
     shared.stage.register(
         id,
@@ -265,13 +282,15 @@ fn wire(
             let wiring = kafka::Wiring { kafka: kafka.clone(), marker, parts };
             kafka::run(wiring, |number, feed| lanes.spawn(number, feed))
         }
+        Source::Postgres(_) => {
+            // Prepared above, for this source.
+            let Some(prepared) = prepared else { return Ok(()) };
+            let wiring = postgres::Wiring { prepared, sink, parts };
+            postgres::run(wiring, &|number, feed| lanes.spawn(number, feed))
+        }
         Source::Http(settings) => {
             http::run(settings.clone(), parts, |number, feed| lanes.spawn(number, feed))
         }
-        Source::Postgres(_) => Err(Fault::halt(
-            format!("the source `{}` is not wired yet", pipeline.source.name()),
-            "use [source.kafka] until it is",
-        )),
     }
 }
 

@@ -114,6 +114,8 @@ pub struct Columns {
     pub destination: Option<u16>,
     /// Records that are updates of some columns only, ascending.
     pub partial: Vec<u32>,
+    /// Records that the source itself could not make a row of, ascending; they have no value.
+    pub refused: Vec<RecordReject>,
 }
 
 impl Columns {
@@ -155,6 +157,7 @@ impl Columns {
         self.offsets.clear();
         self.headers.clear();
         self.partial.clear();
+        self.refused.clear();
     }
 }
 

@@ -71,6 +71,7 @@ pub fn build(
         }
         None => row_by_row(chunk, transformed, targets),
     };
+    built.rejects.append(&mut chunk.refused);
     built.count_each_record_once(&chunk.offsets, transformed);
     built
 }
@@ -115,7 +116,7 @@ fn whole_column(
 /// The one destination of all rows, if there is one and all are upserts with a value.
 fn lone_table(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> Option<TableIndex> {
     let table = own_table(chunk, targets)?;
-    if transformed.tables.is_some() {
+    if transformed.tables.is_some() || !chunk.refused.is_empty() {
         return None;
     }
     let marks = transformed.marks.as_ref().unwrap_or(&chunk.marks);
@@ -211,6 +212,10 @@ fn row_by_row(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> 
     let (mut last_kept, mut last_refused) = (usize::MAX, usize::MAX);
     for row in 0..rows {
         let input = transformed.input(row);
+        if chunk.refused.binary_search_by_key(&input, |reject| reject.input as usize).is_ok() {
+            // Whatever a plugin made of it: there was nothing to make it of.
+            continue;
+        }
         let mark = transformed.marks.as_ref().map_or_else(|| chunk.marks[input], |marks| marks[row]);
         let value = transformed.values.as_ref().map_or_else(|| chunk.values.get(input), |own| own.get(row));
         let routed = transformed.tables.as_ref().and_then(|tables| tables[row]).or(own);

@@ -37,16 +37,36 @@ pub struct Load {
     pub destination: Arc<Destination>,
     /// The idempotency key; kept for every attempt until the outcome is known.
     pub label: String,
-    /// The only columns that the rows have: others keep what the table has. None = whole rows and deletes.
-    pub columns: Option<Arc<[String]>>,
-    /// NDJSON in pieces; each piece ends with a line feed.
+    /// NDJSON, or CSV if the cluster's format says so, in pieces; each piece ends with a line feed.
     pub segments: Vec<Bytes>,
     /// Sum of the segments' lengths.
     pub bytes: u64,
     /// Rows in all segments.
     pub rows: u64,
+    /// The columns that the rows bring, if they are an update of exactly these: the others keep their
+    /// values, and a row that is new gets their defaults. None = whole rows, or what the file's
+    /// `columns` say. All rows of a load have one set of columns.
+    pub columns: Option<Arc<[String]>>,
+    /// The body as it is sent, if the cluster's loads are compressed; made once, for all attempts.
+    pub packed: Option<Packed>,
     /// Whether a body was ever sent under this label: "already exists" is only then about us.
     pub body_sent: bool,
+}
+
+/// A compressed body.
+#[derive(Debug, Clone)]
+pub struct Packed {
+    /// One compressed frame, in pieces.
+    pub segments: Vec<Bytes>,
+    /// Sum of the pieces' lengths.
+    pub bytes: u64,
+}
+
+impl Load {
+    /// What is sent: the compressed body if there is one.
+    pub fn body(&self) -> &[Bytes] {
+        self.packed.as_ref().map_or(&self.segments, |packed| &packed.segments)
+    }
 }
 
 /// What is known after an attempt.

@@ -9,6 +9,7 @@ use crate::catalog::{Catalog, Table};
 use crate::error::SandboxError;
 use crate::fault::{FaultKind, Faults};
 use crate::options::Options;
+use crate::schema_change::SchemaJobs;
 use crate::store::Store;
 use crate::transaction::{Limits, TransactionState, Transactions};
 
@@ -82,6 +83,7 @@ pub(crate) struct Cluster {
     prepared: Mutex<HashMap<i64, (Arc<Table>, LoadData)>>,
     history: Mutex<VecDeque<LoadRecord>>,
     error_logs: Mutex<ErrorLogs>,
+    schema_jobs: Mutex<SchemaJobs>,
 }
 
 impl Cluster {
@@ -101,6 +103,7 @@ impl Cluster {
             prepared: Mutex::default(),
             history: Mutex::default(),
             error_logs: Mutex::default(),
+            schema_jobs: Mutex::default(),
         })
     }
 
@@ -114,6 +117,10 @@ impl Cluster {
 
     pub(crate) fn transactions(&self) -> MutexGuard<'_, Transactions> {
         self.transactions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn schema_jobs(&self) -> MutexGuard<'_, SchemaJobs> {
+        self.schema_jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn history(&self) -> MutexGuard<'_, VecDeque<LoadRecord>> {
@@ -195,8 +202,9 @@ impl Cluster {
         }
     }
 
-    /// Aborts overdue transactions and forgets old ones.
+    /// Aborts overdue transactions, forgets old ones, and makes the changes of columns that are due.
     pub(crate) fn expire(&self, now: Instant) {
+        self.schema_jobs().advance(&self.store, now);
         let expired = self.transactions().expire(now);
         for id in expired {
             self.prepared().remove(&id);

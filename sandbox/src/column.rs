@@ -129,13 +129,36 @@ pub(crate) struct Column {
     pub(crate) comment: Option<String>,
 }
 
-/// Why a value does not fit.
+/// Why a value does not fit. The texts are the value's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Misfit {
-    /// Not convertible: NULL without `strict_mode`, otherwise the row is filtered.
-    Unconvertible(String),
-    /// The row is filtered in both modes.
-    Refused(String),
+    /// Not of the column's type.
+    Unconvertible { text: String },
+    /// A number beyond the column's range.
+    Overflow { text: String },
+    /// More bytes than the column takes.
+    TooLong { text: String, bytes_max: u32 },
+    /// A number with more digits than the column has. It is refused even without `strict_mode`.
+    Decimal { text: String },
+}
+
+impl Misfit {
+    /// Whether the value is NULL without `strict_mode`; otherwise its row is filtered in both modes.
+    pub(crate) fn becomes_null(&self) -> bool {
+        match self {
+            Self::Unconvertible { .. } | Self::Overflow { .. } | Self::TooLong { .. } => true,
+            Self::Decimal { .. } => false,
+        }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Self::Unconvertible { text }
+            | Self::Overflow { text }
+            | Self::TooLong { text, .. }
+            | Self::Decimal { text } => text,
+        }
+    }
 }
 
 /// Where converted text goes that is not a piece of the body as it stands.
@@ -188,11 +211,11 @@ impl Column {
     fn convert_json_number(&self, token: &str, sink: &mut Sink<'_>) -> Result<Cell, Misfit> {
         match self.kind {
             ColumnType::Boolean => {
-                let number: f64 = token.parse().map_err(|_| self.unconvertible(token))?;
+                let number: f64 = token.parse().map_err(|_| unconvertible(token))?;
                 Ok(Cell::Int(i64::from(number != 0.0)))
             }
             ColumnType::Json => Ok(sink.text(token)),
-            ColumnType::Nested { .. } => Err(self.unconvertible(token)),
+            ColumnType::Nested { .. } => Err(unconvertible(token)),
             _ => self.convert_text(token, sink),
         }
     }
@@ -206,7 +229,7 @@ impl Column {
             ColumnType::Nested { opens_with, .. } if token.as_bytes().first() == Some(opens_with) => {
                 Ok(sink.text(&json_token::minify(token)))
             }
-            _ => Err(self.unconvertible(token)),
+            _ => Err(unconvertible(token)),
         }
     }
 
@@ -216,34 +239,30 @@ impl Column {
             ColumnType::Boolean => match text {
                 "1" | "true" | "TRUE" | "True" => Ok(Cell::Int(1)),
                 "0" | "false" | "FALSE" | "False" => Ok(Cell::Int(0)),
-                _ => Err(self.unconvertible(text)),
+                _ => Err(unconvertible(text)),
             },
             ColumnType::Int { bytes } => self.integer(text, *bytes),
             ColumnType::LargeInt => match (text.parse::<i64>(), text.parse::<i128>()) {
                 (Ok(small), _) => Ok(Cell::Int(small)),
                 (Err(_), Ok(_)) => Ok(sink.text(text)),
-                (Err(_), Err(_)) => Err(self.unconvertible(text)),
+                (Err(_), Err(_)) => Err(unconvertible(text)),
             },
             ColumnType::Float { .. } => match text.parse::<f64>() {
                 Ok(number) if number.is_finite() => Ok(Cell::Real(number)),
-                Ok(_) | Err(_) => Err(self.unconvertible(text)),
+                Ok(_) | Err(_) => Err(unconvertible(text)),
             },
             ColumnType::Decimal { precision, scale } => self.decimal(text, *precision, *scale, sink),
             ColumnType::Date => match moment::parse(text) {
                 Some(moment) => Ok(sink.text(moment.date(text).as_ref())),
-                None => Err(self.unconvertible(text)),
+                None => Err(unconvertible(text)),
             },
             ColumnType::DateTime => match moment::parse(text) {
                 Some(moment) => Ok(sink.text(moment.date_time(text).as_ref())),
-                None => Err(self.unconvertible(text)),
+                None => Err(unconvertible(text)),
             },
             ColumnType::Char { bytes } | ColumnType::Varchar { bytes } => {
                 if text.len() > *bytes as usize {
-                    let length = text.len();
-                    return Err(Misfit::Refused(format!(
-                        "String '{text}'(length={length}) is too long. The max length of '{}' is {bytes}",
-                        self.name
-                    )));
+                    return Err(Misfit::TooLong { text: text.to_owned(), bytes_max: *bytes });
                 }
                 Ok(sink.text(text))
             }
@@ -252,7 +271,7 @@ impl Column {
                 let parsed: Result<&serde_json::value::RawValue, _> = serde_json::from_str(text);
                 match parsed {
                     Ok(_) => Ok(sink.text(&json_token::minify(text))),
-                    Err(_) => Err(self.unconvertible(text)),
+                    Err(_) => Err(unconvertible(text)),
                 }
             }
         }
@@ -264,13 +283,13 @@ impl Column {
             // A number that is no 64-bit integer goes by way of a double, as `1e3` and `1.0` do.
             Err(_) => match text.parse::<f64>() {
                 Ok(number) if number.abs() < 9.2e18 => number as i64,
-                Ok(_) => return Err(self.overflow(text)),
-                Err(_) => return Err(self.unconvertible(text)),
+                Ok(_) => return Err(overflow(text)),
+                Err(_) => return Err(unconvertible(text)),
             },
         };
         let bits = bytes * 8;
         if bits < 64 && !(-(1_i64 << (bits - 1))..1_i64 << (bits - 1)).contains(&number) {
-            return Err(self.overflow(text));
+            return Err(overflow(text));
         }
         Ok(Cell::Int(number))
     }
@@ -279,23 +298,18 @@ impl Column {
         match decimal::convert(text, precision, scale) {
             Ok(decimal::Converted::Number(number)) => Ok(Cell::Real(number)),
             Ok(decimal::Converted::Text(digits)) => Ok(sink.text(&digits)),
-            Err(decimal::NotDecimal::OutOfRange) => Err(Misfit::Refused(format!(
-                "Decimal '{text}' is out of range. The type of '{}' is {}'",
-                self.name,
-                self.kind.named()
-            ))),
-            Err(decimal::NotDecimal::Malformed) => Err(self.unconvertible(text)),
+            Err(decimal::NotDecimal::OutOfRange) => Err(Misfit::Decimal { text: text.to_owned() }),
+            Err(decimal::NotDecimal::Malformed) => Err(unconvertible(text)),
         }
     }
+}
 
-    fn unconvertible(&self, text: &str) -> Misfit {
-        let (name, kind) = (&self.name, self.kind.named());
-        Misfit::Unconvertible(format!("Value '{text}' is out of range. The type of '{name}' is {kind}'"))
-    }
+fn unconvertible(text: &str) -> Misfit {
+    Misfit::Unconvertible { text: text.to_owned() }
+}
 
-    fn overflow(&self, text: &str) -> Misfit {
-        Misfit::Unconvertible(format!("Value is overflow. column={}, value={text}", self.name))
-    }
+fn overflow(text: &str) -> Misfit {
+    Misfit::Overflow { text: text.to_owned() }
 }
 
 /// How a stored decimal is printed: with all digits of its scale.
@@ -357,30 +371,15 @@ mod tests {
 
     #[test]
     fn values_that_do_not_fit() {
-        let check = |kind: ColumnType, token: &str, expected: &str| {
-            let text = match convert(kind, token) {
-                Err(Misfit::Unconvertible(text)) => format!("U {text}"),
-                Err(Misfit::Refused(text)) => format!("R {text}"),
-                Ok(value) => format!("= {value}"),
-            };
-            assert_eq!(text, expected, "{token}");
+        let check = |kind: ColumnType, token: &str, expected: Misfit| {
+            assert_eq!(convert(kind, token), Err(expected), "{token}");
         };
-        check(ColumnType::Int { bytes: 1 }, "128", "U Value is overflow. column=c, value=128");
-        check(ColumnType::Int { bytes: 4 }, "\"x\"", "U Value 'x' is out of range. The type of 'c' is INT'");
-        check(
-            ColumnType::Varchar { bytes: 2 },
-            "\"\u{e9}\u{e9}\"",
-            "R String '\u{e9}\u{e9}'(length=4) is too long. The max length of 'c' is 2",
-        );
-        check(
-            ColumnType::Decimal { precision: 4, scale: 2 },
-            "123.4",
-            "R Decimal '123.4' is out of range. The type of 'c' is DECIMAL32(4,2)'",
-        );
-        check(
-            ColumnType::Date,
-            "\"2026-02-30\"",
-            "U Value '2026-02-30' is out of range. The type of 'c' is DATE'",
-        );
+        check(ColumnType::Int { bytes: 1 }, "128", Misfit::Overflow { text: "128".to_owned() });
+        check(ColumnType::Int { bytes: 4 }, "\"x\"", Misfit::Unconvertible { text: "x".to_owned() });
+        let text = "\u{e9}\u{e9}".to_owned();
+        check(ColumnType::Varchar { bytes: 2 }, "\"\u{e9}\u{e9}\"", Misfit::TooLong { text, bytes_max: 2 });
+        let kind = ColumnType::Decimal { precision: 4, scale: 2 };
+        check(kind, "123.4", Misfit::Decimal { text: "123.4".to_owned() });
+        check(ColumnType::Date, "\"2026-02-30\"", Misfit::Unconvertible { text: "2026-02-30".to_owned() });
     }
 }

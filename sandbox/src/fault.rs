@@ -154,6 +154,18 @@ pub enum FaultKind {
         /// How it is said.
         form: LabelForm,
     },
+    /// The `ErrorURL` of a load with refused rows names a log that is not there: asking for it is a 404.
+    ErrorLogLost,
+    /// The `ErrorURL` of a load with refused rows names another host, which must not be asked.
+    ErrorLogElsewhere {
+        /// Its host and port.
+        authority: String,
+    },
+    /// Changes of a table's columns are done only after a while; `SHOW ALTER TABLE COLUMN` tells of them.
+    SlowSchemaChange {
+        /// Milliseconds.
+        delay_ms: u64,
+    },
     /// The load is aborted with `Fail` and this message, such as a memory limit's.
     LoadFails {
         /// The `Message`.

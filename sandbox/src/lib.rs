@@ -27,6 +27,7 @@ mod json_token;
 mod options;
 mod query_port;
 mod sandbox;
+mod schema_change;
 mod sql;
 mod staged;
 mod store;

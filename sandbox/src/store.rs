@@ -109,28 +109,7 @@ impl Store {
     }
 
     pub(crate) fn create_table(&self, name: &str, schema: &Schema) -> rusqlite::Result<()> {
-        let mut sql = format!("CREATE TABLE {} (", quoted(name));
-        for (at, column) in schema.columns.iter().enumerate() {
-            if at > 0 {
-                sql.push_str(", ");
-            }
-            let only_key = schema.keys == 1 && at == 0 && schema.model != KeyModel::Duplicate;
-            if only_key && column.kind.affinity() == "INTEGER" {
-                // An integer key becomes the row id itself, which makes writing it as cheap as appending.
-                let _ = write!(sql, "{} INTEGER PRIMARY KEY", quoted(&column.name));
-            } else {
-                sql.push_str(&definition(column));
-            }
-        }
-        let integer_key = schema.keys == 1 && schema.columns[0].kind.affinity() == "INTEGER";
-        if schema.model != KeyModel::Duplicate && !integer_key {
-            let keys: Vec<String> =
-                schema.columns[..schema.keys].iter().map(|column| quoted(&column.name)).collect();
-            let _ = write!(sql, ", PRIMARY KEY ({})) WITHOUT ROWID", keys.join(", "));
-        } else {
-            sql.push(')');
-        }
-        self.writer().execute_batch(&sql)
+        self.writer().execute_batch(&create_sql(name, schema))
     }
 
     pub(crate) fn drop_table(&self, name: &str) -> rusqlite::Result<()> {
@@ -149,6 +128,33 @@ impl Store {
     pub(crate) fn drop_column(&self, name: &str, column: &str) -> rusqlite::Result<()> {
         let sql = format!("ALTER TABLE {} DROP COLUMN {}", quoted(name), quoted(column));
         self.writer().execute_batch(&sql)
+    }
+
+    pub(crate) fn rename_column(&self, name: &str, from: &str, to: &str) -> rusqlite::Result<()> {
+        let sql = format!("ALTER TABLE {} RENAME COLUMN {} TO {}", quoted(name), quoted(from), quoted(to));
+        self.writer().execute_batch(&sql)
+    }
+
+    /// Makes the table anew with other columns; what both have is copied, converted by SQLite.
+    pub(crate) fn rebuild(&self, name: &str, schema: &Schema, before: &Schema) -> rusqlite::Result<()> {
+        let aside = format!("{name}.before");
+        let kept: Vec<String> = schema
+            .columns
+            .iter()
+            .filter(|column| before.position(&column.name).is_some())
+            .map(|column| quoted(&column.name))
+            .collect();
+        let kept = kept.join(", ");
+        let mut writer = self.writer();
+        let transaction = writer.transaction()?;
+        transaction.execute_batch(&format!("ALTER TABLE {} RENAME TO {}", quoted(name), quoted(&aside)))?;
+        transaction.execute_batch(&create_sql(name, schema))?;
+        transaction.execute_batch(&format!(
+            "INSERT INTO {} ({kept}) SELECT {kept} FROM {1}; DROP TABLE {1}",
+            quoted(name),
+            quoted(&aside)
+        ))?;
+        transaction.commit()
     }
 
     /// Runs a statement that changes rows; returns how many.
@@ -197,6 +203,31 @@ pub(crate) fn quoted(name: &str) -> String {
 /// Text as an SQL literal.
 pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
+}
+
+fn create_sql(name: &str, schema: &Schema) -> String {
+    let mut sql = format!("CREATE TABLE {} (", quoted(name));
+    for (at, column) in schema.columns.iter().enumerate() {
+        if at > 0 {
+            sql.push_str(", ");
+        }
+        let only_key = schema.keys == 1 && at == 0 && schema.model != KeyModel::Duplicate;
+        if only_key && column.kind.affinity() == "INTEGER" {
+            // An integer key becomes the row id itself, which makes writing it as cheap as appending.
+            let _ = write!(sql, "{} INTEGER PRIMARY KEY", quoted(&column.name));
+        } else {
+            sql.push_str(&definition(column));
+        }
+    }
+    let integer_key = schema.keys == 1 && schema.columns[0].kind.affinity() == "INTEGER";
+    if schema.model != KeyModel::Duplicate && !integer_key {
+        let keys: Vec<String> =
+            schema.columns[..schema.keys].iter().map(|column| quoted(&column.name)).collect();
+        let _ = write!(sql, ", PRIMARY KEY ({})) WITHOUT ROWID", keys.join(", "));
+    } else {
+        sql.push(')');
+    }
+    sql
 }
 
 fn definition(column: &Column) -> String {

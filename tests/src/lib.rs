@@ -4,6 +4,7 @@
 //! The tests themselves are `tests/suite`: one binary, one module a subject. They run by `cargo xtask test`, which
 //! starts the Kafka that they share, and also by `cargo test -p tidemill-tests`, where they start it themselves.
 
+pub mod comparison;
 pub mod http;
 pub mod kafka;
 pub mod limit;
@@ -11,8 +12,12 @@ pub mod machine;
 pub mod metrics;
 pub mod oracle;
 pub mod pipeline;
+pub mod postgres;
 pub mod process;
+pub mod proxy;
+pub mod replica;
 pub mod stand;
 pub mod warehouse;
+pub mod workload;
 
 pub use tidemill_test_kafka::wait_until;

@@ -14,11 +14,13 @@ const SESSION_TIMEOUT_MS: u32 = 1_500;
 pub struct Pipeline {
     /// `[pipeline] name`.
     pub name: String,
+    /// Where records come from.
+    pub source: Source,
     /// Kafka's address.
     pub brokers: String,
-    /// Topics.
+    /// Topics of Kafka.
     pub topics: Vec<String>,
-    /// Further lines of `[source.kafka]`.
+    /// Further lines of `[source.…]`.
     pub source_more: String,
     /// Whole `[[transform]]` tables.
     pub transforms: String,
@@ -28,7 +30,7 @@ pub struct Pipeline {
     pub fe: Vec<String>,
     /// Address of the query port.
     pub query: String,
-    /// Table in the database `shop`.
+    /// Table in the database `shop`; empty leaves the key out.
     pub table: String,
     /// Further lines of `[sink.starrocks]`.
     pub sink_more: String,
@@ -38,12 +40,100 @@ pub struct Pipeline {
     pub process: String,
 }
 
+/// Which `[source.…]` a pipeline has.
+#[derive(Clone, Debug, Default)]
+pub enum Source {
+    /// `[source.kafka]`, by [`Pipeline::brokers`] and [`Pipeline::topics`].
+    #[default]
+    Kafka,
+    /// `[source.postgres]`.
+    Postgres(Postgres),
+    /// `[source.http]`.
+    Http(Http),
+}
+
+/// What each `[source.postgres]` says; `slot`, `snapshot` and the like are lines of [`Pipeline::source_more`].
+#[derive(Clone, Debug, Default)]
+pub struct Postgres {
+    /// Host or folder of the socket.
+    pub host: String,
+    /// Port of the server, or of a proxy before it.
+    pub port: u16,
+    /// Database.
+    pub database: String,
+    /// Role.
+    pub user: String,
+    /// Its password; empty leaves the key out.
+    pub password: String,
+    /// Tables as `schema.table`, with wildcards.
+    pub tables: Vec<String>,
+    /// Tables left out of those; empty leaves the key out.
+    pub exclude: Vec<String>,
+}
+
+/// What each `[source.http]` says; limits and the like are lines of [`Pipeline::source_more`].
+#[derive(Clone, Debug, Default)]
+pub struct Http {
+    /// `127.0.0.1:port`.
+    pub listen: String,
+    /// Bearer tokens; empty leaves the key out.
+    pub tokens: Vec<String>,
+}
+
+impl Postgres {
+    /// All tables of the schema `public` of a test's database, as the superuser over TCP.
+    #[must_use]
+    pub fn of(postgres: &crate::postgres::Postgres) -> Self {
+        Self {
+            host: "127.0.0.1".to_owned(),
+            port: postgres.port(),
+            database: postgres.database().to_owned(),
+            user: "postgres".to_owned(),
+            tables: vec!["public.*".to_owned()],
+            ..Self::default()
+        }
+    }
+
+    fn toml(&self) -> String {
+        format!(
+            "[source.postgres]\nhost = {:?}\nport = {}\ndatabase = {:?}\nuser = {:?}\n{}tables = [{}]\n{}",
+            self.host,
+            self.port,
+            self.database,
+            self.user,
+            unless_empty("password", &self.password),
+            quoted(&self.tables),
+            list_unless_empty("exclude", &self.exclude),
+        )
+    }
+}
+
+impl Http {
+    fn toml(&self) -> String {
+        format!("[source.http]\nlisten = {:?}\n{}", self.listen, list_unless_empty("tokens", &self.tokens))
+    }
+}
+
 impl Pipeline {
+    fn source_toml(&self) -> String {
+        match &self.source {
+            Source::Kafka => format!(
+                r#"[source.kafka]
+brokers = [{:?}]
+topics = [{}]
+properties = {{ "session.timeout.ms" = "{SESSION_TIMEOUT_MS}", "heartbeat.interval.ms" = "300" }}
+"#,
+                self.brokers,
+                quoted(&self.topics),
+            ),
+            Source::Postgres(postgres) => postgres.toml(),
+            Source::Http(http) => http.toml(),
+        }
+    }
+
     /// The text of the file.
     #[must_use]
     pub fn toml(&self) -> String {
-        let quoted =
-            |list: &[String]| list.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(", ");
         let table = |head: &str, lines: &str| match lines {
             "" => String::new(),
             lines => format!("\n{head}\n{lines}\n"),
@@ -52,11 +142,7 @@ impl Pipeline {
             r#"[pipeline]
 name = {name:?}
 
-[source.kafka]
-brokers = [{brokers:?}]
-topics = [{topics}]
-properties = {{ "session.timeout.ms" = "{SESSION_TIMEOUT_MS}", "heartbeat.interval.ms" = "300" }}
-{source_more}
+{source}{source_more}
 
 {transforms}
 {batch}
@@ -64,19 +150,17 @@ properties = {{ "session.timeout.ms" = "{SESSION_TIMEOUT_MS}", "heartbeat.interv
 fe = [{fe}]
 query = {query:?}
 database = "shop"
-table = {sink_table:?}
-user = "root"
+{sink_table}user = "root"
 {sink_more}
 {dead_letters}{process}"#,
             name = self.name,
-            brokers = self.brokers,
-            topics = quoted(&self.topics),
+            source = self.source_toml(),
             source_more = self.source_more,
             transforms = self.transforms,
             batch = table("[batch]", &self.batch),
             fe = quoted(&self.fe),
             query = self.query,
-            sink_table = self.table,
+            sink_table = unless_empty("table", &self.table),
             sink_more = self.sink_more,
             dead_letters = table("[dead_letters]", &self.dead_letters),
             process = table("[process]", &self.process),
@@ -99,4 +183,49 @@ user = "root"
 #[must_use]
 pub fn transform(plugin: &Path, config: &str) -> String {
     format!("[[transform]]\nplugin = {plugin:?}\nconfig = {config}\n")
+}
+
+fn quoted(list: &[String]) -> String {
+    list.iter().map(|item| format!("{item:?}")).collect::<Vec<_>>().join(", ")
+}
+
+fn unless_empty(key: &str, value: &str) -> String {
+    if value.is_empty() { String::new() } else { format!("{key} = {value:?}\n") }
+}
+
+fn list_unless_empty(key: &str, list: &[String]) -> String {
+    if list.is_empty() { String::new() } else { format!("{key} = [{}]\n", quoted(list)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Http, Pipeline, Postgres, Source};
+
+    fn check(source: Source, expected: &str) {
+        let pipeline = Pipeline { source, source_more: "more = 1".to_owned(), ..Pipeline::default() };
+        let text = pipeline.toml();
+        assert!(text.contains(expected), "{text}");
+        assert!(!text.contains("\ntable ="), "{text}");
+    }
+
+    #[test]
+    fn each_source_has_its_table() {
+        let postgres = Postgres {
+            host: "127.0.0.1".to_owned(),
+            port: 5432,
+            database: "shop".to_owned(),
+            user: "tidemill".to_owned(),
+            tables: vec!["public.*".to_owned()],
+            exclude: vec!["public.log".to_owned()],
+            ..Postgres::default()
+        };
+        check(
+            Source::Postgres(postgres),
+            "\n[source.postgres]\nhost = \"127.0.0.1\"\nport = 5432\ndatabase = \"shop\"\nuser = \"tidemill\"\n\
+             tables = [\"public.*\"]\nexclude = [\"public.log\"]\nmore = 1\n",
+        );
+        let http = Http { listen: "127.0.0.1:80".to_owned(), tokens: Vec::new() };
+        check(Source::Http(http), "\n[source.http]\nlisten = \"127.0.0.1:80\"\nmore = 1\n");
+        check(Source::Kafka, "\"heartbeat.interval.ms\" = \"300\" }\nmore = 1\n");
+    }
 }

@@ -78,6 +78,14 @@ impl Warehouse {
         self.sandbox().execute(sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
+    /// As [`execute`](Self::execute), for statements that may be refused.
+    ///
+    /// # Errors
+    /// StarRocks' own words.
+    pub fn attempt(&self, sql: &str) -> Result<Vec<Vec<Option<String>>>, String> {
+        self.sandbox().execute(sql).map_err(|error| error.to_string())
+    }
+
     /// Sets a fault for ever; returns its number.
     pub fn fault(&self, kind: FaultKind) -> u64 {
         self.sandbox().set_fault(Fault::always(kind))

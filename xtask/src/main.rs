@@ -2,6 +2,7 @@
 
 mod chore;
 mod command;
+mod demo;
 mod plugins;
 mod setup;
 mod suite;
@@ -22,10 +23,13 @@ struct Arguments {
 enum Chore {
     /// Build the plugins and the binary, then run `tidemill demo` with the arguments that follow
     Demo {
+        /// Start PostgreSQL with a busy shop instead, and `tidemill run` on it with the arguments that follow
+        #[arg(long)]
+        postgres: bool,
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Install what is missing, check format and lints, and run every test against a real Kafka
+    /// Install what is missing, check format and lints, and run every test against a real Kafka and a real PostgreSQL
     Test {
         /// Runs only the tests whose name contains one of these
         filters: Vec<String>,
@@ -53,7 +57,8 @@ enum Chore {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().chore {
-        Chore::Demo { arguments } => chore::demo(&arguments),
+        Chore::Demo { postgres: false, arguments } => chore::demo(&arguments),
+        Chore::Demo { postgres: true, arguments } => demo::postgres(&arguments),
         Chore::Test { filters } => suite::run(&filters),
         Chore::Bench { arguments } => chore::bench(&arguments),
         Chore::Plugins { wasip2: false } => chore::plugins(),

@@ -2,37 +2,50 @@
 
 use crate::command::{self, Failure};
 use std::{
-    env,
+    env, fs,
     path::Path,
     process::{Command, Stdio},
 };
+use tidemill_test_postgres::Programs;
 
 /// A program that a chore calls, and the Debian package that brings it.
 struct Need {
     program: &'static str,
+    /// Whether the program of that name is there.
+    found: fn(&str) -> bool,
     /// Arguments with which it does nothing and succeeds, where being there is not enough.
     probe: &'static [&'static str],
     package: &'static str,
     why: &'static str,
 }
 
-/// To compile at all: OpenSSL, librdkafka and SQLite are built from source.
+/// To compile at all: OpenSSL, librdkafka and SQLite are built from source. So is AWS-LC, which needs no CMake: its builder
+/// runs the compiler itself where it has bindings for the platform.
 const BUILD_NEEDS: [Need; 4] = [
     Need {
         program: "cc",
+        found: on_path,
         probe: &[],
         package: "build-essential",
         why: "compiles librdkafka, OpenSSL and SQLite",
     },
     Need {
         program: "c++",
+        found: on_path,
         probe: &[],
         package: "build-essential",
         why: "librdkafka's configure asks for it",
     },
-    Need { program: "make", probe: &[], package: "build-essential", why: "builds librdkafka and OpenSSL" },
+    Need {
+        program: "make",
+        found: on_path,
+        probe: &[],
+        package: "build-essential",
+        why: "builds librdkafka and OpenSSL",
+    },
     Need {
         program: "perl",
+        found: on_path,
         probe: &["-MFindBin", "-MIPC::Cmd", "-MPod::Usage", "-e1"],
         package: "perl",
         why: "configures OpenSSL; perl-base alone lacks modules",
@@ -41,13 +54,36 @@ const BUILD_NEEDS: [Need; 4] = [
 
 /// To run a real Kafka.
 const KAFKA_NEEDS: [Need; 2] = [
-    Need { program: "java", probe: &[], package: "default-jre-headless", why: "runs Apache Kafka" },
-    Need { program: "mvn", probe: &[], package: "maven", why: "resolves Apache Kafka's jars" },
+    Need {
+        program: "java",
+        found: on_path,
+        probe: &[],
+        package: "default-jre-headless",
+        why: "runs Apache Kafka",
+    },
+    Need {
+        program: "mvn",
+        found: on_path,
+        probe: &[],
+        package: "maven",
+        why: "resolves Apache Kafka's jars",
+    },
 ];
+
+/// To run a real PostgreSQL, server and client. Debian keeps the programs outside of `PATH`.
+const POSTGRES_NEEDS: [Need; 1] = [Need {
+    program: "postgres",
+    found: |_| Programs::find().is_ok(),
+    probe: &[],
+    package: POSTGRES_PACKAGE,
+    why: "runs PostgreSQL",
+}];
+const POSTGRES_PACKAGE: &str = "postgresql";
 
 /// The stock MySQL client with which a test counts rows, as a user would.
 const CLIENT_NEEDS: [Need; 1] = [Need {
     program: "mysql",
+    found: on_path,
     probe: &[],
     package: "default-mysql-client",
     why: "queries the sandbox as a user would",
@@ -62,15 +98,21 @@ pub(crate) fn for_building() -> Result<(), Failure> {
     rust_parts("target", &RUST_TARGETS)
 }
 
-/// What is needed to run against a real Kafka.
+/// What is needed to build, and to run against a real PostgreSQL.
+pub(crate) fn for_postgres() -> Result<(), Failure> {
+    packages(&[&BUILD_NEEDS, &POSTGRES_NEEDS])?;
+    rust_parts("target", &RUST_TARGETS)
+}
+
+/// What is needed to run against a real Kafka and a real PostgreSQL.
 pub(crate) fn for_benchmarks() -> Result<(), Failure> {
-    packages(&[&BUILD_NEEDS, &KAFKA_NEEDS])?;
+    packages(&[&BUILD_NEEDS, &KAFKA_NEEDS, &POSTGRES_NEEDS])?;
     rust_parts("target", &RUST_TARGETS)
 }
 
 /// What is needed for the whole suite.
 pub(crate) fn for_testing() -> Result<(), Failure> {
-    packages(&[&BUILD_NEEDS, &KAFKA_NEEDS, &CLIENT_NEEDS])?;
+    packages(&[&BUILD_NEEDS, &KAFKA_NEEDS, &POSTGRES_NEEDS, &CLIENT_NEEDS])?;
     rust_parts("target", &RUST_TARGETS)?;
     rust_parts("component", &RUST_COMPONENTS)
 }
@@ -82,7 +124,7 @@ impl Need {
             probe.args(self.probe).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             probe.status().is_ok_and(|status| status.success())
         };
-        on_path(self.program) && (self.probe.is_empty() || runs())
+        (self.found)(self.program) && (self.probe.is_empty() || runs())
     }
 }
 
@@ -110,13 +152,41 @@ fn packages(needs: &[&[Need]]) -> Result<(), Failure> {
     }
     command::run(&mut apt(&["update", "--quiet"]))?;
     let mut install = apt(&["install", "--yes", "--quiet", "--no-install-recommends"]);
+    let programs_only = names.contains(&POSTGRES_PACKAGE).then(NoMainCluster::ask_for).transpose()?;
     command::run(install.args(&names))?;
+    drop(programs_only);
     match missing.iter().find(|need| !need.is_met()) {
         None => Ok(()),
         Some(need) => Err(Failure::new(format!(
             "{} is installed, but `{}` still does not run",
             need.package, need.program
         ))),
+    }
+}
+
+/// While it is there, Debian's PostgreSQL is installed without its cluster `main`, which would be started at once, and at
+/// each boot from then on: tests make clusters of their own. What Debian does later is left as it was.
+struct NoMainCluster;
+
+impl NoMainCluster {
+    /// Read by the package's postinst through `include_dir` of `createcluster.conf`.
+    const FOLDER: &str = "/etc/postgresql-common/createcluster.d";
+    const FILE: &str = "/etc/postgresql-common/createcluster.d/tidemill-setup.conf";
+
+    fn ask_for() -> Result<Self, Failure> {
+        let asked = fs::create_dir_all(Self::FOLDER)
+            .and_then(|()| fs::write(Self::FILE, "create_main_cluster = false\n"));
+        asked.map(|()| Self).map_err(|cause| Failure::new(format!("write {}: {cause}", Self::FILE)))
+    }
+}
+
+impl Drop for NoMainCluster {
+    fn drop(&mut self) {
+        if let Err(cause) = fs::remove_file(Self::FILE) {
+            eprintln!("remove {}: {cause}", Self::FILE);
+        }
+        // It stays when somebody else has files there.
+        drop(fs::remove_dir(Self::FOLDER));
     }
 }
 

@@ -12,7 +12,7 @@ use crate::fault::Fault;
 use crate::pipeline::{Destinations, Shared, load_plugins};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::query::Query;
-use crate::source::kafka;
+use crate::source::{http, kafka};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -69,7 +69,7 @@ impl Check {
 /// Plugins and routes; returns the tables that rows may go to.
 fn offline(pipeline: &Pipeline, shared: &Shared, faults: &mut Vec<Fault>) -> Vec<String> {
     let found = load_plugins(pipeline, &shared.engine)
-        .and_then(|plugins| Destinations::of(pipeline, &plugins).map(|found| found.names().to_vec()));
+        .and_then(|plugins| Destinations::of(pipeline, &plugins, &[]).map(|found| found.names().to_vec()));
     found.unwrap_or_else(|fault| {
         faults.push(fault);
         pipeline.sink.table.iter().chain(&pipeline.sink.tables).cloned().collect()
@@ -79,7 +79,8 @@ fn offline(pipeline: &Pipeline, shared: &Shared, faults: &mut Vec<Fault>) -> Vec
 async fn online(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>) {
     let source = match &pipeline.source {
         Source::Kafka(source) => kafka::check(source).map(drop),
-        Source::Postgres(_) | Source::Http(_) => Ok(()),
+        Source::Http(source) => http::check(source).await,
+        Source::Postgres(_) => Ok(()),
     };
     faults.extend(source.err());
     let client = Client::new(std::sync::Arc::new(pipeline.sink.clone()));

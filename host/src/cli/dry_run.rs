@@ -17,7 +17,7 @@ pub(super) fn print(plan: &Plan, records: usize) -> Result<u8, Fault> {
     let (_runtime, shared) = super::run::start(plan)?;
     for pipeline in &plan.pipelines {
         let plugins = load_plugins(pipeline, &shared.engine)?;
-        let destinations = Destinations::of(pipeline, &plugins)?;
+        let destinations = Destinations::of(pipeline, &plugins, &[])?;
         let mut chain = Chain::start(&plugins, &|plugin| destinations.of_plugin(plugin))?;
         let source = match &pipeline.source {
             Source::Kafka(source) => source,

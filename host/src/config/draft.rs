@@ -8,6 +8,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 
 use super::choice;
+use super::columns;
 use super::model::{
     BatchLimits, DeadLetters, Kafka, KafkaSecurity, MaxRejects, Pipeline, Sasl, Secret,
     Source as ModelSource, StarRocks, TableModel, Tls, Transform,
@@ -243,8 +244,10 @@ fn read_starrocks(table: &Table<'_>, root: &Table<'_>, source: Option<&str>) -> 
     check_order(table, in_flight, model);
     check_whole_seconds(table, load_timeout);
     check_ca(table, fe.as_deref());
+    let (columns, partial_update) = (table.get(&keys::COLUMNS), table.get(&keys::PARTIAL_UPDATE));
+    let (mode, compression) = (table.get(&keys::PARTIAL_UPDATE_MODE), table.get(&keys::COMPRESSION));
     check_properties(table, properties.as_ref(), model);
-    format?;
+    columns::check(table, columns.as_deref(), properties.as_ref(), (format, partial_update, model));
     Some(StarRocks {
         fe: fe?,
         query,
@@ -260,6 +263,10 @@ fn read_starrocks(table: &Table<'_>, root: &Table<'_>, source: Option<&str>) -> 
         redirect_hosts: redirect_hosts?,
         ca,
         properties: properties?,
+        format: format?,
+        columns: columns?,
+        partial_update: if partial_update? { Some(mode?) } else { None },
+        compression: compression?,
     })
 }
 
@@ -322,13 +329,6 @@ fn check_properties(
     let Some(properties) = properties else { return };
     if let Some(paths) = properties.get("jsonpaths").filter(|_| model == Some(TableModel::Primary)) {
         check_deletes(table, paths);
-    }
-    let has = |name: &str| properties.contains_key(name);
-    if has("partial_update") && !has("columns") {
-        let what = "the property `partial_update` without `columns`";
-        table.note_at("properties", what, |problem| {
-            problem.expected("`columns` to say which ones are updated")
-        });
     }
 }
 

@@ -355,6 +355,61 @@ pub struct StarRocks {
     pub ca: Option<PathBuf>,
     /// Any other Stream Load header.
     pub properties: BTreeMap<String, String>,
+    /// How rows are sent.
+    pub format: RowFormat,
+    /// Columns that rows bring, for all tables; empty = all that a row names.
+    pub columns: Vec<String>,
+    /// Whether only `columns` are updated, with the others as they were.
+    pub partial_update: Option<PartialUpdate>,
+    /// How bodies are compressed.
+    pub compression: Compression,
+}
+
+/// `[sink.starrocks] format`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum RowFormat {
+    /// One JSON object a line.
+    #[default]
+    Json,
+    /// The values of `columns`, a row a line.
+    Csv,
+}
+
+/// `[sink.starrocks] partial_update_mode`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum PartialUpdate {
+    /// Whole rows are read and written again: for many columns and few rows.
+    #[default]
+    Row,
+    /// Only the columns are written: for few columns and many rows.
+    Column,
+    /// StarRocks decides.
+    Auto,
+}
+
+impl PartialUpdate {
+    /// The value of the header `partial_update_mode`.
+    pub fn name(self) -> &'static str {
+        match self {
+            PartialUpdate::Row => "row",
+            PartialUpdate::Column => "column",
+            PartialUpdate::Auto => "auto",
+        }
+    }
+}
+
+/// `[sink.starrocks] compression`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// Bodies are sent as they are.
+    #[default]
+    None,
+    /// LZ4 frames: the cheapest.
+    Lz4,
+    /// gzip.
+    Gzip,
+    /// zstd: the smallest.
+    Zstd,
 }
 
 impl StarRocks {
@@ -377,6 +432,10 @@ impl StarRocks {
             redirect_hosts,
             ca,
             properties,
+            format,
+            columns,
+            partial_update,
+            compression,
         } = self;
         *fe == other.fe
             && *database == other.database
@@ -386,6 +445,10 @@ impl StarRocks {
             && *redirect_hosts == other.redirect_hosts
             && *ca == other.ca
             && *properties == other.properties
+            && *format == other.format
+            && *columns == other.columns
+            && *partial_update == other.partial_update
+            && *compression == other.compression
     }
 }
 

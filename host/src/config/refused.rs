@@ -82,10 +82,11 @@ const HTTP: &str = "HTTP needs it as it is";
 const MERGE_COMMIT: &str =
     "merge commit has no labels, so nothing would stop duplicates; batches are made here";
 const TRANSACTIONS: &str = "transactions are driven by tidemill itself";
-const NOT_YET: &str = "this version does not compress bodies yet";
+const COMPRESSION: &str = "use `compression`";
+const CSV: &str = "how CSV is written is not to be chosen: no value needs another separator";
 
 /// Refused headers of Stream Load and why.
-pub(super) const STARROCKS: [(&str, &str); 35] = [
+pub(super) const STARROCKS: [(&str, &str); 43] = [
     ("label", "every batch has a label of its own, which is what stops duplicates"),
     ("format", "use `format`"),
     ("timeout", "use `load_timeout`"),
@@ -110,8 +111,16 @@ pub(super) const STARROCKS: [(&str, &str); 35] = [
     ("channel_id", TRANSACTIONS),
     ("source_type", TRANSACTIONS),
     ("two_phase_commit", TRANSACTIONS),
-    ("compression", NOT_YET),
-    ("content-encoding", NOT_YET),
+    ("compression", COMPRESSION),
+    ("content-encoding", COMPRESSION),
+    ("partial_update", "use `partial_update`"),
+    ("partial_update_mode", "use `partial_update_mode`"),
+    ("column_separator", CSV),
+    ("row_delimiter", CSV),
+    ("enclose", CSV),
+    ("escape", CSV),
+    ("skip_header", CSV),
+    ("trim_space", CSV),
     ("authorization", "use `user` and `password`"),
     ("expect", HTTP),
     ("content-length", HTTP),

@@ -291,6 +291,7 @@ fn load_of(
         destination: Arc::clone(destination),
         label,
         columns,
+        packed: None,
         segments: pieces.iter().map(Piece::body).collect(),
         bytes: pieces.iter().map(Piece::bytes).sum(),
         rows: pieces.iter().map(|piece| piece.len() as u64).sum(),

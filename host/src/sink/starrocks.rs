@@ -4,14 +4,18 @@
 //! `redirect` says where a redirect may lead · `transport` moves bytes and holds the body back until the
 //! BE wants it · [`outcome`] turns an answer into an [`Outcome`](crate::sink::Outcome) · [`state`] reads
 //! what a label's transaction came to · [`label`] names loads. Beside it, [`query`] speaks to the query
-//! port (models, columns, versions) and [`create_table`] writes the statement for a missing table.
+//! port (models, columns, versions), [`create_table`] writes the statement for a missing table,
+//! [`compress`] packs bodies, [`csv`] writes rows as CSV, and [`error_log`] finds refused rows.
 //!
 //! All requests go through `transport`, also those that a library client could make: there is then one
 //! set of TLS roots, one connect time-out and one rule for where credentials may go.
 
 pub mod client;
+pub mod compress;
 pub mod create_table;
+pub mod csv;
 pub mod deliver;
+pub mod error_log;
 pub mod label;
 pub mod outcome;
 pub mod query;

@@ -1,4 +1,69 @@
 //! Postgres CDC: a snapshot of each table, then the changes of one logical replication slot.
 
+mod begin;
+pub mod catalog;
+pub mod connect;
+mod control;
+mod copy;
+pub mod copy_text;
+pub mod facts;
+mod feed;
+mod gather;
+pub mod kind;
+pub mod link;
 pub mod lsn;
+pub mod pgoutput;
+mod position;
+pub mod preflight;
+mod prepare;
+mod progress;
+mod pump;
+pub mod quote;
+pub mod row;
+mod scan;
+mod schema;
+#[cfg(test)]
+mod server_tests;
+pub mod session;
+pub mod setup;
+pub mod snapshot;
+mod snapshot_phase;
 pub mod table;
+pub mod tls;
+mod transport;
+pub mod trouble;
+pub mod value;
+pub mod warehouse_table;
+mod watch;
+
+use crate::fault::Fault;
+use crate::position::Stay;
+use crate::record::Columns;
+use crate::source::{Fed, Feed};
+
+pub(crate) use control::{Wiring, run};
+pub(crate) use prepare::{Prepared, prepare};
+
+/// A lane's input: its part of the copy, or the stream.
+pub(crate) enum PostgresFeed {
+    /// The copy.
+    Copy(copy::CopyFeed),
+    /// The stream.
+    Stream(feed::StreamFeed),
+}
+
+impl Feed for PostgresFeed {
+    fn next(&mut self, into: &mut Columns) -> Result<Fed, Fault> {
+        match self {
+            PostgresFeed::Copy(feed) => feed.next(into),
+            PostgresFeed::Stream(feed) => feed.next(into),
+        }
+    }
+
+    fn owns(&mut self, stay: &Stay) -> bool {
+        match self {
+            PostgresFeed::Copy(feed) => feed.owns(stay),
+            PostgresFeed::Stream(feed) => feed.owns(stay),
+        }
+    }
+}

@@ -168,12 +168,13 @@ impl Received {
     }
 }
 
-/// Takes the body. An error means that the connection is gone or to be closed: there is nobody to answer.
+/// Takes the body; a `packed` one is always kept, since its rows cannot be counted as it comes. An error means that the connection is gone or to be closed: there is nobody to answer.
 pub(super) async fn receive(
     cluster: &Cluster,
     table: &Table,
     mut body: Incoming,
     content_length: Option<u64>,
+    packed: bool,
 ) -> Result<Received, HangUp> {
     let withheld = cluster.faults.fire(&table.db, &table.name, |kind| match kind {
         FaultKind::ContinueWithheld { delay_ms } => Some(Duration::from_millis(*delay_ms)),
@@ -187,12 +188,12 @@ pub(super) async fn receive(
         _ => None,
     });
     let mut received = match cluster.options.keep {
-        Keep::Rows => {
+        Keep::None if !packed => Received::Counted(RowCounter::default()),
+        Keep::Rows | Keep::None => {
             // A client may announce what it likes; more than the limit is only reserved as it comes.
             let announced = content_length.unwrap_or(0).min(cluster.options.json_bytes_max);
             Received::Whole(Vec::with_capacity(usize::try_from(announced).unwrap_or(0)))
         }
-        Keep::None => Received::Counted(RowCounter::default()),
     };
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else { return Err(HangUp) };
@@ -219,7 +220,8 @@ async fn load(
     started: Instant,
 ) -> Result<Loaded, HangUp> {
     let (cluster, table) = (Arc::clone(&open.load.cluster), Arc::clone(&open.load.table));
-    let received = receive(&cluster, &table, body, content_length).await?;
+    let packed = open.plan.params.compression.is_some();
+    let received = receive(&cluster, &table, body, content_length, packed).await?;
     let late = cluster.faults.fire(&table.db, &table.name, |kind| match kind {
         FaultKind::LateCommit { delay_ms, client } => Some((Duration::from_millis(*delay_ms), *client)),
         _ => None,
@@ -332,13 +334,13 @@ async fn check(
     }
     load.admit()?;
     let ratio_max = plan.params.max_filter_ratio;
-    let (data, filtered) = read(plan, received).await?;
+    let (data, filtered) = read(load.cluster.options.keep, plan, received).await?;
     let loaded = data.rows;
     answer.number_total_rows = loaded + filtered.rows;
     answer.number_loaded_rows = loaded;
     answer.number_filtered_rows = filtered.rows;
     if filtered.rows > 0 {
-        answer.error_url = Some(load.cluster.keep_error_log(&filtered.reasons));
+        answer.error_url = Some(error_url(load, &filtered.reasons));
     }
     if filtered.rows as f64 > ratio_max * answer.number_total_rows as f64 {
         return Err("too many filtered rows".to_owned());
@@ -357,19 +359,52 @@ pub(super) struct Filtered {
 }
 
 /// Reads a body under its plan, off the runtime.
-pub(super) async fn read(plan: LoadPlan, received: Received) -> Result<(LoadData, Filtered), String> {
+pub(super) async fn read(
+    keep: Keep,
+    plan: LoadPlan,
+    received: Received,
+) -> Result<(LoadData, Filtered), String> {
     let body = match received {
-        Received::Counted(counter) => {
-            let data = LoadData { loads: Vec::new(), rows: counter.rows(), bytes: counter.bytes() };
-            return Ok((data, Filtered::default()));
-        }
+        Received::Counted(counter) => return Ok(counted(&counter, counter.bytes())),
         Received::Whole(body) => body,
     };
-    let reading = tokio::task::spawn_blocking(move || ingest::read(body, &plan));
-    let mut staged = reading.await.map_err(|error| format!("reading the body panicked: {error}"))??;
-    let filtered = Filtered { rows: staged.filtered, reasons: std::mem::take(&mut staged.reasons) };
-    let data = LoadData { rows: staged.rows, bytes: staged.bytes, loads: vec![staged] };
-    Ok((data, filtered))
+    let reading = tokio::task::spawn_blocking(move || match keep {
+        Keep::Rows => {
+            let mut staged = ingest::read(body, &plan)?;
+            let filtered = Filtered { rows: staged.filtered, reasons: std::mem::take(&mut staged.reasons) };
+            Ok((LoadData { rows: staged.rows, bytes: staged.bytes, loads: vec![staged] }, filtered))
+        }
+        Keep::None => {
+            let bytes = body.len() as u64;
+            let mut counter = RowCounter::default();
+            counter.add(&ingest::unpacked(body, &plan.params)?);
+            Ok(counted(&counter, bytes))
+        }
+    });
+    reading.await.map_err(|error| format!("reading the body panicked: {error}"))?
+}
+
+fn counted(counter: &RowCounter, bytes: u64) -> (LoadData, Filtered) {
+    (LoadData { loads: Vec::new(), rows: counter.rows(), bytes }, Filtered::default())
+}
+
+/// Keeps the reasons of a load and returns their `ErrorURL`, or the one that a fault puts in its place.
+fn error_url(load: &Load, reasons: &[String]) -> String {
+    let url = load.cluster.keep_error_log(reasons);
+    let elsewhere = load.cluster.faults.fire(&load.table.db, &load.table.name, |kind| match kind {
+        FaultKind::ErrorLogElsewhere { authority } => Some(Some(authority.clone())),
+        FaultKind::ErrorLogLost => Some(None),
+        _ => None,
+    });
+    match elsewhere {
+        None => url,
+        // The name of a log that nobody keeps: whoever asks for it is told 404.
+        Some(None) => format!("{url}_gone"),
+        Some(Some(authority)) => {
+            let own = format!("127.0.0.1:{}", load.cluster.addresses.be_http);
+            url.replacen(&own, &authority, 1)
+        }
+    }
 }
 
 /// `GET /api/_load_error_log?file=`.

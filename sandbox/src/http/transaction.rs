@@ -412,7 +412,8 @@ async fn load(
         Ok(plan) => plan,
         Err(message) => return fail(&mut context, message),
     };
-    let received = match backend::receive(cluster, &table, body, length).await {
+    let packed = plan.params.compression.is_some();
+    let received = match backend::receive(cluster, &table, body, length, packed).await {
         Ok(received) => received,
         Err(hang_up) => {
             // Half a body cannot be taken back, so the transaction is undone.
@@ -421,7 +422,7 @@ async fn load(
         }
     };
     let received_ms = backend::millis(started.elapsed());
-    let (data, filtered) = match backend::read(plan, received).await {
+    let (data, filtered) = match backend::read(cluster.options.keep, plan, received).await {
         Ok(read) => read,
         Err(message) => return fail(&mut context, message),
     };

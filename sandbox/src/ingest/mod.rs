@@ -1,5 +1,7 @@
 //! From request headers and body to checked rows.
 
+mod complaint;
+mod compression;
 mod count;
 mod csv;
 mod json;
@@ -10,13 +12,11 @@ pub(crate) use count::RowCounter;
 pub(crate) use params::{Format, LoadParams};
 pub(crate) use plan::LoadPlan;
 
-use crate::column::{Misfit, Sink};
+use crate::column::Sink;
 use crate::json_token;
 use crate::staged::{Cell, Staged};
-use plan::OpSource;
-
-/// Lines that an error log keeps (BE `MAX_ERROR_LINES_IN_FILE`).
-const ERROR_LINES_MAX: usize = 50;
+use complaint::{Refused, Wrong};
+use plan::{OpSource, Source};
 
 /// Reads a whole body under a plan. Blocking: call it off the runtime.
 ///
@@ -24,6 +24,7 @@ const ERROR_LINES_MAX: usize = 50;
 /// The message for a body that cannot be read at all. Rows with bad data are counted in the result instead.
 pub(crate) fn read(body: Vec<u8>, plan: &LoadPlan) -> Result<Staged, String> {
     let bytes = body.len() as u64;
+    let body = unpacked(body, &plan.params)?;
     let body = String::from_utf8(body)
         .map_err(|_| format!("{}. error: The input is not valid UTF-8", json::prefix(&plan.params)))?;
     let mut rows = RowSink::new(plan);
@@ -35,6 +36,17 @@ pub(crate) fn read(body: Vec<u8>, plan: &LoadPlan) -> Result<Staged, String> {
     staged.bytes = bytes;
     staged.body = body;
     Ok(staged)
+}
+
+/// The body as it was before it was compressed.
+///
+/// # Errors
+/// The message for a body that is not compressed as the headers say.
+pub(crate) fn unpacked(body: Vec<u8>, params: &LoadParams) -> Result<Vec<u8>, String> {
+    match params.compression {
+        None => Ok(body),
+        Some(compression) => compression.unpack(&body),
+    }
 }
 
 /// A value as it stood in the body.
@@ -61,25 +73,40 @@ impl<'p> RowSink<'p> {
     /// `row` what the error log shows of it.
     fn add<'b>(&mut self, body: &'b str, values: &[Option<Raw<'b>>], op: Option<Raw<'b>>, row: &'b str) {
         let first_cell = self.staged.cells.len();
-        for (value, target) in values.iter().zip(&self.plan.targets) {
-            match self.convert(body, *value, target.column) {
-                Ok(cell) => self.staged.cells.push(cell),
-                Err(reason) => {
+        let refused = Refused { values, op, row };
+        let plan = self.plan;
+        for (value, target) in values.iter().zip(&plan.targets) {
+            let column = &plan.schema.columns[target.column];
+            let mut sink = Sink { body, scratch: &mut self.staged.scratch };
+            let converted = match value {
+                None => Ok(Cell::Null),
+                Some(Raw::Json(token)) => column.convert_json(token, &mut sink),
+                Some(Raw::Text(text)) => column.convert_text(text, &mut sink),
+            };
+            let cell = match converted {
+                Ok(cell) => cell,
+                Err(misfit) if !plan.params.strict_mode && misfit.becomes_null() => Cell::Null,
+                Err(misfit) => {
+                    let field = if let Source::Field(at) = target.source { at } else { 0 };
                     self.staged.cells.truncate(first_cell);
-                    self.filter(&reason, row);
-                    return;
+                    let wrong = Wrong::Misfit { misfit: &misfit, column, field };
+                    return refused.note(&wrong, plan, &mut self.staged);
                 }
+            };
+            if cell == Cell::Null && !column.nullable {
+                self.staged.cells.truncate(first_cell);
+                return refused.note(&Wrong::Null(column), plan, &mut self.staged);
             }
+            self.staged.cells.push(cell);
         }
-        let delete = match self.plan.op {
+        let delete = match plan.op {
             OpSource::Upsert => false,
             OpSource::Delete => true,
             OpSource::Value(_) => match op.map_or(Some(false), is_delete) {
                 Some(delete) => delete,
                 None => {
                     self.staged.cells.truncate(first_cell);
-                    self.filter("Value is not a number. column=__op", row);
-                    return;
+                    return refused.note(&Wrong::Op, plan, &mut self.staged);
                 }
             },
         };
@@ -92,30 +119,9 @@ impl<'p> RowSink<'p> {
         self.staged.rows += 1;
     }
 
-    fn convert<'b>(&mut self, body: &'b str, value: Option<Raw<'b>>, column: usize) -> Result<Cell, String> {
-        let column = &self.plan.schema.columns[column];
-        let mut sink = Sink { body, scratch: &mut self.staged.scratch };
-        let converted = match value {
-            None => Ok(Cell::Null),
-            Some(Raw::Json(token)) => column.convert_json(token, &mut sink),
-            Some(Raw::Text(text)) => column.convert_text(text, &mut sink),
-        };
-        let cell = match converted {
-            Ok(cell) => cell,
-            Err(Misfit::Unconvertible(_)) if !self.plan.params.strict_mode => Cell::Null,
-            Err(Misfit::Unconvertible(reason) | Misfit::Refused(reason)) => return Err(reason),
-        };
-        if cell == Cell::Null && !column.nullable {
-            return Err(format!("NULL value in non-nullable column '{}'", column.name));
-        }
-        Ok(cell)
-    }
-
+    /// Leaves a row out whose values could not even be told apart.
     fn filter(&mut self, reason: &str, row: &str) {
-        self.staged.filtered += 1;
-        if self.staged.reasons.len() < ERROR_LINES_MAX {
-            self.staged.reasons.push(format!("Error: {reason}. Row: {row}"));
-        }
+        complaint::note(reason, row, &mut self.staged);
     }
 }
 

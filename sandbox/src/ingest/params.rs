@@ -3,6 +3,8 @@
 use http::HeaderMap;
 use std::time::Duration;
 
+use super::compression::Compression;
+
 /// What the body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -27,6 +29,11 @@ pub(crate) struct LoadParams {
     pub(crate) column_separator: String,
     pub(crate) row_delimiter: String,
     pub(crate) skip_header: usize,
+    pub(crate) trim_space: bool,
+    /// The byte around fields, and the one before a character that is to be taken as it is.
+    pub(crate) enclose: Option<u8>,
+    pub(crate) escape: Option<u8>,
+    pub(crate) compression: Option<Compression>,
 }
 
 const TIMEOUT_SECONDS_MAX: u64 = 259_200;
@@ -36,18 +43,9 @@ impl LoadParams {
     /// The `Message` of the refusal.
     pub(crate) fn from_headers(headers: &HeaderMap) -> Result<Self, String> {
         let get = |name: &str| text(headers, name);
-        let format = match get("format").map(|format| format.to_ascii_lowercase()).as_deref() {
-            None | Some("csv") => Format::Csv,
-            Some("json") => Format::Json,
-            Some("gzip" | "bzip2" | "lz4" | "deflate" | "zstd") => {
-                return Err("the sandbox does not read compressed CSV".to_owned());
-            }
-            Some(_) => {
-                let format = get("format").unwrap_or_default();
-                return Err(format!("unknown data format, format={format}"));
-            }
-        };
+        let (format, packed_csv) = format(headers)?;
         refuse_what_is_not_done(headers)?;
+        let compression = Compression::from_headers(headers)?.or(packed_csv);
         Ok(Self {
             format,
             columns: get("columns"),
@@ -73,7 +71,29 @@ impl LoadParams {
                 .map(|count| count.parse().map_err(|_| "Invalid csv load skip_header format".to_owned()))
                 .transpose()?
                 .unwrap_or(0),
+            trim_space: boolean(
+                get("trim_space").as_deref(),
+                "Invalid trim space format. Must be bool type",
+            )?,
+            enclose: get("enclose").and_then(|text| text.bytes().next()),
+            escape: get("escape").and_then(|text| text.bytes().next()),
+            compression,
         })
+    }
+}
+
+/// What the body is, and how it is packed if the format says that it is packed CSV.
+fn format(headers: &HeaderMap) -> Result<(Format, Option<Compression>), String> {
+    let Some(written) = text(headers, "format") else { return Ok((Format::Csv, None)) };
+    let format = written.to_ascii_lowercase();
+    match format.as_str() {
+        "csv" => Ok((Format::Csv, None)),
+        "json" => Ok((Format::Json, None)),
+        "bzip2" => Err("the sandbox does not do this: format bzip2".to_owned()),
+        packed => match Compression::of_csv_format(packed) {
+            Some(compression) => Ok((Format::Csv, Some(compression))),
+            None => Err(format!("unknown data format, format={written}")),
+        },
     }
 }
 
@@ -84,19 +104,7 @@ pub(crate) fn text(headers: &HeaderMap, name: &str) -> Option<String> {
 }
 
 fn refuse_what_is_not_done(headers: &HeaderMap) -> Result<(), String> {
-    if headers.contains_key("content-encoding") && headers.contains_key("compression") {
-        return Err("Only one of http header content-encoding and compression can be set".to_owned());
-    }
-    for name in [
-        "compression",
-        "content-encoding",
-        "where",
-        "partitions",
-        "temporary_partitions",
-        "envelope",
-        "enclose",
-        "escape",
-    ] {
+    for name in ["where", "partitions", "temporary_partitions", "envelope"] {
         if text(headers, name).is_some() {
             return Err(format!("the sandbox does not do this: header {name}"));
         }

@@ -79,6 +79,11 @@ impl LoadPlan {
         let root = params.json_root.as_deref().map(parse_path).transpose()?.unwrap_or_default();
         Ok(Self { targets, op, root, mode, fields: sources.names.len(), schema: Arc::clone(table), params })
     }
+
+    /// Whether rows carry an op behind their values, as BEs show them.
+    pub(crate) fn takes_ops(&self) -> bool {
+        self.schema.model == KeyModel::Primary
+    }
 }
 
 /// The `columns` header: source names in order, and columns computed from them.

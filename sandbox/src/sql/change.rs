@@ -39,7 +39,7 @@ pub(super) fn run(
         return Err(SqlError::new(SqlErrorKind::Internal, message));
     }
     // Dropping the load on an error aborts it.
-    let affected = cluster.store.execute(&sql).map_err(|error| query::explain(&error))?;
+    let affected = cluster.store.execute(&sql).map_err(|error| query::explain(&error, database))?;
     load.committed_by_statement(affected)
         .map_err(|message| SqlError::new(SqlErrorKind::Internal, message))?;
     Ok(ResultSet { affected, ..ResultSet::default() })

@@ -1,5 +1,6 @@
-//! CREATE, DROP, TRUNCATE and ALTER.
+//! CREATE, DROP and TRUNCATE.
 
+use super::alter;
 use super::token::{Cursor, Token};
 use crate::catalog::{KeyModel, Schema, fits_primary_key};
 use crate::cluster::Cluster;
@@ -41,7 +42,7 @@ pub(super) fn run(
         return Ok(cluster.store.truncate_table(&table.storage_name())?);
     }
     if cursor.words("ALTER TABLE") {
-        return alter_table(cluster, database, cursor);
+        return alter::run(cluster, database, cursor);
     }
     let verb = cursor.next().and_then(Token::as_name).unwrap_or_default().to_uppercase();
     let what = cursor.peek().and_then(Token::as_name).unwrap_or_default().to_uppercase();
@@ -95,49 +96,6 @@ fn drop_table(cluster: &Cluster, database: Option<&str>, cursor: &mut Cursor<'_>
         Some(table) => Ok(cluster.store.drop_table(&table.storage_name())?),
         None if if_there => Ok(()),
         None => Err(SqlError::unknown_table(&db, &name)),
-    }
-}
-
-fn alter_table(cluster: &Cluster, database: Option<&str>, cursor: &mut Cursor<'_>) -> Result<(), SqlError> {
-    let (db, name) = cursor.table_name(database)?;
-    let table = cluster.catalog().table(&db, &name);
-    let table = table.ok_or_else(|| SqlError::unknown_table(&db, &name))?;
-    loop {
-        let mut schema = Schema::clone(&table.schema());
-        if cursor.words("ADD COLUMN") {
-            let column = column(cursor)?;
-            if schema.position(&column.name).is_some() {
-                let message =
-                    format!("Can not add column which already exists in base table: {}", column.name);
-                return Err(SqlError::analysis(message));
-            }
-            if !column.nullable && column.default.is_none() {
-                let message = format!("Column {} must be nullable or have a default value", column.name);
-                return Err(SqlError::analysis(message));
-            }
-            cluster.store.add_column(&table.storage_name(), &column)?;
-            schema.columns.push(column);
-        } else if cursor.words("DROP COLUMN") {
-            let column = cursor.name()?;
-            let at = schema
-                .position(&column)
-                .ok_or_else(|| SqlError::analysis(format!("Column does not exists: {column}")))?;
-            if at < schema.keys {
-                return Err(SqlError::analysis(format!("Can not drop key column {column}")));
-            }
-            cluster.store.drop_column(&table.storage_name(), &column)?;
-            schema.columns.remove(at);
-        } else {
-            let what = cursor.peek().and_then(Token::as_name).unwrap_or_default().to_uppercase();
-            return Err(SqlError::unsupported(format!("ALTER TABLE … {what}")));
-        }
-        table.replace_schema(schema);
-        if cursor.words("PROPERTIES") {
-            properties(cursor)?;
-        }
-        if !cursor.sign(',') {
-            return cursor.expect_end();
-        }
     }
 }
 
@@ -283,7 +241,7 @@ fn skip_item(cursor: &mut Cursor<'_>) {
     }
 }
 
-fn properties(cursor: &mut Cursor<'_>) -> Result<Vec<(String, String)>, SqlError> {
+pub(super) fn properties(cursor: &mut Cursor<'_>) -> Result<Vec<(String, String)>, SqlError> {
     cursor.expect_sign('(')?;
     let mut found = Vec::new();
     loop {
@@ -310,7 +268,7 @@ fn check_replication(schema: &Schema) -> Result<(), SqlError> {
     }
 }
 
-fn column(cursor: &mut Cursor<'_>) -> Result<Column, SqlError> {
+pub(super) fn column(cursor: &mut Cursor<'_>) -> Result<Column, SqlError> {
     let name = cursor.name()?;
     if name.eq_ignore_ascii_case("__op") || name.eq_ignore_ascii_case("__row") {
         return Err(SqlError::analysis(format!("Column name '{name}' is reserved")));

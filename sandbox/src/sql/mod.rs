@@ -1,5 +1,6 @@
 //! SQL as the query port takes it: enough to make tables, look at rows and answer what drivers ask.
 
+mod alter;
 mod change;
 mod ddl;
 mod query;

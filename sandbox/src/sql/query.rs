@@ -8,7 +8,7 @@ use super::token::Token;
 use crate::catalog::{Table, storage_name};
 use crate::cluster::Cluster;
 use crate::column::{ColumnType, print_decimal};
-use crate::error::{SqlError, SqlErrorKind};
+use crate::error::SqlError;
 use crate::options::Keep;
 use crate::store::{ResultSet, Value, literal, quoted};
 
@@ -61,21 +61,23 @@ pub(super) fn select(
     rewriter.run()?;
     let Rewriter { out, views, tables, .. } = rewriter;
     let views: Vec<_> = views.iter().filter_map(|name| schema_view::view(cluster, name)).collect();
-    let mut result = cluster.store.query(&out, &views).map_err(|error| explain(&error))?;
+    let mut result = cluster.store.query(&out, &views).map_err(|error| explain(&error, database))?;
     print_decimals(&mut result, &tables);
     Ok(result)
 }
 
 /// SQLite's complaint in StarRocks' words.
-pub(super) fn explain(error: &rusqlite::Error) -> SqlError {
+pub(super) fn explain(error: &rusqlite::Error, database: Option<&str>) -> SqlError {
     let text = match error {
         rusqlite::Error::SqliteFailure(_, Some(text)) => text.clone(),
         rusqlite::Error::SqlInputError { msg, .. } => msg.clone(),
         other => other.to_string(),
     };
     if let Some(name) = text.strip_prefix("no such table: ") {
-        let message = format!("Getting analyzing error. Detail message: Unknown table '{name}'.");
-        return SqlError::new(SqlErrorKind::UnknownTable, message);
+        return match database {
+            Some(database) => SqlError::unknown_table(database, name),
+            None => SqlError::analysis("No database selected"),
+        };
     }
     if let Some(name) = text.strip_prefix("no such column: ") {
         return SqlError::analysis(format!("Column '{name}' cannot be resolved"));

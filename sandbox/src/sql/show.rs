@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::query::VARIABLES;
 use super::schema_view;
@@ -9,6 +10,7 @@ use super::token::{Cursor, Token};
 use crate::catalog::Table;
 use crate::cluster::Cluster;
 use crate::error::SqlError;
+use crate::schema_change::{JobState, SchemaJob};
 use crate::store::{ResultSet, Value};
 
 /// The id of the sandbox's only BE.
@@ -62,10 +64,7 @@ pub(super) fn show(
         return Ok(result(&["Variable_name", "Value"], rows));
     }
     if cursor.words("ALTER TABLE COLUMN") {
-        // Schema changes are done when the statement returns, so there is never a job to wait for.
-        let columns =
-            ["JobId", "TableName", "CreateTime", "FinishTime", "State", "Msg", "Progress", "Timeout"];
-        return Ok(result(&columns, Vec::new()));
+        return schema_changes(cluster, database, cursor);
     }
     if cursor.words("PROC") {
         return proc(cluster, cursor);
@@ -332,6 +331,102 @@ fn tablets(table: &Table) -> ResultSet {
         ]
     });
     result(&TABLET_COLUMNS, rows.collect())
+}
+
+/// `SHOW ALTER TABLE COLUMN [FROM db] [WHERE TableName = 't'] [ORDER BY …] [LIMIT n]`, newest first.
+fn schema_changes(
+    cluster: &Cluster,
+    database: Option<&str>,
+    cursor: &mut Cursor<'_>,
+) -> Result<ResultSet, SqlError> {
+    let db = if cursor.words("FROM") || cursor.words("IN") { Some(cursor.name()?) } else { None };
+    let db = db.as_deref().or(database).ok_or_else(|| SqlError::analysis("No database selected"))?;
+    if !cluster.catalog().has_database(db) {
+        return Err(SqlError::unknown_database(db));
+    }
+    let table = like(cursor)?;
+    let mut newest_first = true;
+    if cursor.words("ORDER BY") {
+        cursor.name()?;
+        newest_first = cursor.words("DESC");
+        let _ascending = cursor.words("ASC");
+    }
+    let limit = if cursor.words("LIMIT") { cursor.number()? } else { usize::MAX };
+    cursor.expect_end()?;
+    let jobs = cluster.schema_jobs();
+    let mut rows: Vec<Vec<Value>> = jobs
+        .of(db)
+        .filter(|job| table.as_deref().is_none_or(|name| job.table.name == name))
+        .map(job_row)
+        .collect();
+    if !newest_first {
+        rows.reverse();
+    }
+    rows.truncate(limit);
+    Ok(result(&JOB_COLUMNS, rows))
+}
+
+const JOB_COLUMNS: [&str; 13] = [
+    "JobId",
+    "TableName",
+    "CreateTime",
+    "FinishTime",
+    "IndexName",
+    "IndexId",
+    "OriginIndexId",
+    "SchemaVersion",
+    "TransactionId",
+    "State",
+    "Msg",
+    "Progress",
+    "Timeout",
+];
+
+/// Seconds that a change of columns may take (FE `alter_table_timeout_second`).
+const ALTER_TIMEOUT_S: i64 = 86_400;
+
+fn job_row(job: &SchemaJob) -> Vec<Value> {
+    let (state, finished, why) = match &job.state {
+        JobState::Running => ("RUNNING", Value::Null, ""),
+        JobState::Finished { at } => ("FINISHED", text(moment(*at)), ""),
+        JobState::Cancelled { at, why } => ("CANCELLED", text(moment(*at)), why.as_str()),
+    };
+    vec![
+        Value::Int(job.id),
+        text(&job.table.name),
+        text(moment(job.created)),
+        finished,
+        text(&job.table.name),
+        Value::Int(job.table.id),
+        Value::Int(job.table.id),
+        text("0:0"),
+        Value::Int(job.id),
+        text(state),
+        text(why),
+        Value::Null,
+        Value::Int(ALTER_TIMEOUT_S),
+    ]
+}
+
+/// `YYYY-MM-DD HH:MM:SS` in UTC.
+fn moment(at: SystemTime) -> String {
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let (days, time) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil(days);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}", time / 3600, time / 60 % 60, time % 60)
+}
+
+/// Year, month and day of the days since 1970, by the proleptic Gregorian calendar: the usual shift of the
+/// year's beginning to March puts the leap day at its end.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let (era, of_era) = (shifted / 146_097, shifted % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let shifted_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    (year + era * 400 + u64::from(month <= 2), month, day)
 }
 
 /// `SHOW PROC '/transactions/<db>/running'` and `…/finished`.

@@ -45,6 +45,25 @@ async fn a_load_commits_although_its_client_stopped_waiting() {
 }
 
 #[tokio::test]
+async fn a_load_of_a_dead_client_can_be_cancelled_until_it_commits() {
+    let kind = FaultKind::LateCommit { delay_ms: 2000, client: ClientFate::Dropped };
+    let Some(target) = with(kind).await else { return };
+    let sent = target.send(&target.load_head("t", "orphan"), ROW).await;
+    assert!(sent.is_err(), "{sent:?}");
+    assert_eq!(target.state("orphan").await, "PREPARE");
+    // Its label is taken meanwhile, as a successor sees it.
+    let again = target.load("t", "orphan", ROW).await;
+    assert_eq!(again.text("ExistingJobStatus"), "RUNNING", "{again:?}");
+    let cancel = Head::new("POST", format!("/api/{}/t/_cancel?label=orphan", target.db)).user("root", "");
+    assert_eq!(wire::exchange(&target.fe, &cancel, b"").await.expect("an answer").text("status"), "OK");
+    assert_eq!(target.state("orphan").await, "ABORTED");
+    // The label is free, and the cancelled load does not commit when its time comes.
+    assert_eq!(target.load("t", "orphan", "{\"id\":2}").await.text("Status"), "Success");
+    tokio::time::sleep_until((Instant::now() + Duration::from_millis(2100)).into()).await;
+    assert_eq!(target.rows("SELECT id FROM t").await, ["2"]);
+}
+
+#[tokio::test]
 async fn a_request_begins_long_after_it_was_sent() {
     let kind = FaultKind::LateBegin { delay_ms: 1000 };
     let Some(target) = with(kind).await else { return };

@@ -4,7 +4,10 @@
 //! it runs against that cluster (`TIDEMILL_STARROCKS_QUERY=host:9030` and `TIDEMILL_STARROCKS_PASSWORD` say the
 //! rest), and the tests that need a sandbox's faults or limits are skipped with a line that says so.
 
+mod columns;
+mod error_logs;
 mod faults;
+mod formats;
 mod labels;
 mod query_port;
 mod rows;

@@ -22,7 +22,7 @@ async fn rows_with_bad_data_fail_the_load_and_are_named() {
     assert_eq!(counts, [5, 4]);
     let log = error_log(&target, &answer.text("ErrorURL")).await;
     assert!(log.contains("NULL value in non-nullable column 'id'"), "{log}");
-    assert!(log.contains("(length=21) is too long. The max length of 'name' is 20"), "{log}");
+    assert!(log.contains("123456789012345678901"), "{log}");
     assert!(log.contains("3000000000") && log.contains("many"), "{log}");
     assert_eq!(log.lines().count(), 4, "{log}");
     assert_eq!(target.count("t").await, 0);

@@ -140,8 +140,13 @@ impl Target {
 
     /// A whole load: FE, redirect, BE.
     pub(crate) async fn send(&self, head: &Head, body: &str) -> io::Result<Answer> {
+        self.send_bytes(head, body.as_bytes()).await
+    }
+
+    /// The same with a body that need not be text.
+    pub(crate) async fn send_bytes(&self, head: &Head, body: &[u8]) -> io::Result<Answer> {
         let (be, path) = self.redirect(head).await?;
-        wire::exchange(&be, &Head { path, ..head.clone() }, body.as_bytes()).await
+        wire::exchange(&be, &Head { path, ..head.clone() }, body).await
     }
 
     /// A load that is to be answered.

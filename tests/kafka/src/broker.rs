@@ -282,7 +282,7 @@ pub fn free_port() -> Result<u16, Fault> {
         .filter_map(|_| u16::try_from(RandomState::new().build_hasher().finish() % span).ok())
         .map(|step| PORTS.start + step)
         .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
-        .ok_or_else(|| Fault::said("find a free port for Kafka", format!("none in {PORTS:?}")))
+        .ok_or_else(|| Fault::said("find a free port", format!("none in {PORTS:?}")))
 }
 
 /// Removes the folders of runs whose process is gone: a killed run cannot clean up after itself.

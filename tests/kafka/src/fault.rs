@@ -1,6 +1,6 @@
 use std::{fmt, io};
 
-/// Why Kafka could not be resolved, started or stopped.
+/// Why a server for tests could not be found, started, asked or stopped.
 #[derive(Debug)]
 pub struct Fault {
     attempt: String,
@@ -14,12 +14,14 @@ enum Cause {
 }
 
 impl Fault {
-    pub(crate) fn io(attempt: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+    /// What was attempted, and the system's error.
+    pub fn io(attempt: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let attempt = attempt.into();
         move |cause| Self { attempt, cause: Cause::Io(cause) }
     }
 
-    pub(crate) fn said(attempt: impl Into<String>, what: impl Into<String>) -> Self {
+    /// What was attempted, and what somebody else said of it.
+    pub fn said(attempt: impl Into<String>, what: impl Into<String>) -> Self {
         Self { attempt: attempt.into(), cause: Cause::Said(what.into()) }
     }
 }

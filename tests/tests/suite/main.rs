@@ -9,6 +9,7 @@ mod kafka_faults;
 mod load;
 mod memory;
 mod plugins;
+mod postgres;
 mod records;
 mod rejects;
 mod several;

@@ -8,7 +8,7 @@ use super::{Done, Outlet, PipelineId};
 use crate::batch::Batch;
 use crate::budget::Share;
 use crate::buffers::Buffers;
-use crate::config::model::{Secret, StarRocks, TableModel};
+use crate::config::model::{Compression, RowFormat, Secret, StarRocks, TableModel};
 use crate::dead_letter::Rejects;
 use crate::delivery::Alarm;
 use crate::delivery::owner::Owner;
@@ -42,6 +42,10 @@ pub(crate) fn cluster(fe: Vec<String>) -> StarRocks {
         redirect_hosts: Vec::new(),
         ca: None,
         properties: BTreeMap::new(),
+        format: RowFormat::Json,
+        columns: Vec::new(),
+        partial_update: None,
+        compression: Compression::None,
     }
 }
 

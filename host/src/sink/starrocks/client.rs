@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use tokio::io::AsyncReadExt;
 
 use super::address::Address;
 use super::frontends::Frontends;
 use super::outcome::{self, Seen, classify};
 use super::redirect::{REDIRECTS_MAX, Redirects};
-use super::request::{cancel_path, credentials, load_headers, load_path, state_path};
+use super::request::{add_load_headers, cancel_path, credentials, load_headers, load_path, state_path};
 use super::state::LabelState;
 use super::transport::{Answer, BodyMark, Call, Transport, TransportError};
 use crate::config::model::StarRocks;
@@ -177,12 +177,9 @@ type ErrorUrl = Option<(Address, String)>;
 impl Shared {
     async fn attempt(&self, flight: &mut Flight<'_>) -> (Outcome, ErrorUrl) {
         let mut headers = self.load_headers.clone();
-        let Ok(label) = HeaderValue::from_str(&flight.load.label) else {
-            let fault =
-                Fault::halt("cannot write the label into a header", "use letters, digits, - and _ in names");
+        if let Err(fault) = add_load_headers(&mut headers, flight.load) {
             return (Outcome::Refused(fault), None);
-        };
-        headers.insert(HeaderName::from_static("label"), label);
+        }
         let path = load_path(&flight.load.destination.cluster.database, &flight.load.destination.table);
         let mut dead_be = None;
         for _ in 0..BE_TRIES_MAX {
@@ -223,7 +220,7 @@ impl Shared {
                 method: Method::PUT,
                 path: &path,
                 headers,
-                segments: if is_frontend { &[] } else { &flight.load.segments },
+                segments: if is_frontend { &[] } else { flight.load.body() },
                 hold: BODY_HOLD,
                 patience: if is_frontend {
                     FE_PATIENCE

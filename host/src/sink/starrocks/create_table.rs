@@ -173,7 +173,8 @@ fn key_index(table: &str, columns: &[Column]) -> Option<usize> {
     columns.iter().enumerate().min_by_key(|(_, column)| rank(column)).map(|(index, _)| index)
 }
 
-fn quoted(name: &str) -> String {
+/// A name as StarRocks reads it.
+pub(crate) fn quoted(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::client::Client;
+use super::compress;
 use super::outcome::foreign_label;
 use super::state::LabelState;
 use crate::fault::{Fault, FaultKind};
@@ -103,8 +104,12 @@ impl fmt::Debug for DeliverContext {
     }
 }
 
-/// Sends `load` until its outcome is known. Waits as long as it takes unless told to stop.
+/// Sends `load` until its outcome is known. Waits as long as it takes unless told to stop. The body is
+/// compressed here, if the cluster asks for it: once for all attempts.
 pub async fn deliver(client: &Client, load: &mut Load, context: &DeliverContext) -> Delivered {
+    if let Err(fault) = compress::pack(load).await {
+        return Delivered::Halt(fault);
+    }
     let mut delivery = Delivery {
         client,
         context,

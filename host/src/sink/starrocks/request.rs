@@ -3,8 +3,10 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::config::model::StarRocks;
+use super::{compress, csv};
+use crate::config::model::{PartialUpdate, RowFormat, StarRocks, TableModel};
 use crate::fault::Fault;
+use crate::sink::Load;
 
 /// Headers of every request: who asks.
 pub(super) fn credentials(cluster: &StarRocks) -> Result<HeaderMap, Fault> {
@@ -18,7 +20,7 @@ pub(super) fn credentials(cluster: &StarRocks) -> Result<HeaderMap, Fault> {
     Ok(headers)
 }
 
-/// Headers of every load but its label. What the load's meaning hangs on is set after `properties`, so
+/// Headers of every load but those of [`add_load_headers`]. What the load's meaning hangs on is set after `properties`, so
 /// that it holds whatever they say; the file's check refuses them first, with the reason.
 pub(super) fn load_headers(cluster: &StarRocks) -> Result<HeaderMap, Fault> {
     let mut headers = HeaderMap::new();
@@ -37,12 +39,73 @@ pub(super) fn load_headers(cluster: &StarRocks) -> Result<HeaderMap, Fault> {
     let mut set =
         |name: &'static str, value: HeaderValue| headers.insert(HeaderName::from_static(name), value);
     set("expect", HeaderValue::from_static("100-continue"));
-    set("format", HeaderValue::from_static("json"));
+    match cluster.format {
+        RowFormat::Json => drop(set("format", HeaderValue::from_static("json"))),
+        RowFormat::Csv => {
+            for (name, value) in csv::HEADERS {
+                set(name, HeaderValue::from_static(value));
+            }
+        }
+    }
+    if let Some(compression) = compress::header(cluster.compression) {
+        set("compression", HeaderValue::from_static(compression));
+    }
     // Without them a value that does not fit would become NULL, or vanish, and nobody would know.
     set("strict_mode", HeaderValue::from_static("true"));
     set("max_filter_ratio", HeaderValue::from_static("0"));
     set("timeout", HeaderValue::from(cluster.load_timeout.as_secs().max(1)));
     Ok(headers)
+}
+
+/// Adds what this load alone says: its label, and the columns that its rows bring.
+pub(super) fn add_load_headers(headers: &mut HeaderMap, load: &Load) -> Result<(), Fault> {
+    let Ok(label) = HeaderValue::from_str(&load.label) else {
+        let hint = "use letters, digits, - and _ in names";
+        return Err(Fault::halt("cannot write the label into a header", hint));
+    };
+    let mut set = |name: &'static str, value| headers.insert(HeaderName::from_static(name), value);
+    set("label", label);
+    let cluster = &load.destination.cluster;
+    let (columns, partial) = match &load.columns {
+        Some(columns) => (&columns[..], Some(cluster.partial_update.unwrap_or_default())),
+        None => (&cluster.columns[..], cluster.partial_update),
+    };
+    if columns.is_empty() {
+        return Ok(());
+    }
+    let ops = takes_ops(load.destination.model);
+    let value = HeaderValue::from_bytes(column_list(columns, ops).as_bytes()).map_err(|_| {
+        let hint = "rename the column: a name must fit a single line";
+        Fault::halt("cannot write the columns' names into a header", hint)
+    })?;
+    set("columns", value);
+    if let Some(mode) = partial {
+        set("partial_update", HeaderValue::from_static("true"));
+        set("partial_update_mode", HeaderValue::from_static(PartialUpdate::name(mode)));
+    }
+    if load.columns.is_some() {
+        // Paths go with the file's own columns, by position; these columns are the rows' keys.
+        headers.remove("jsonpaths");
+    }
+    Ok(())
+}
+
+/// Whether rows of such a table may carry an op. In JSON it may be left out of a row, in CSV each line has one.
+pub(super) fn takes_ops(model: TableModel) -> bool {
+    match model {
+        TableModel::Primary => true,
+        TableModel::Duplicate | TableModel::Unique | TableModel::Aggregate => false,
+    }
+}
+
+/// The header `columns`: in JSON the names are keys, and a key that a row lacks is a NULL, so that no
+/// `jsonpaths` are needed (§5.2, §7). Quoted, since a keyword would be a syntax error.
+fn column_list(columns: &[String], ops: bool) -> String {
+    let mut list: Vec<String> = columns.iter().map(|name| format!("`{}`", name.replace('`', ""))).collect();
+    if ops {
+        list.push("__op".to_owned());
+    }
+    list.join(",")
 }
 
 /// `PUT` here to load.
@@ -95,8 +158,12 @@ fn base64(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use crate::sink::starrocks::scripted::cluster;
+    use crate::config::model::Compression;
+    use crate::sink::Destination;
+    use crate::sink::starrocks::scripted::{cluster, load};
 
     #[test]
     fn base64_agrees_with_the_vectors_of_rfc_4648() {
@@ -145,6 +212,45 @@ mod tests {
         }
         file.properties.insert("columns".into(), "id\r\nlabel: x".into());
         assert!(load_headers(&file).is_err_and(|fault| fault.hint.is_some()), "no line break gets through");
+    }
+
+    #[test]
+    fn format_and_compression_are_said() {
+        let mut file = cluster(&["http://fe:8030"]);
+        file.properties.insert("compression".into(), "bzip2".into());
+        file.format = RowFormat::Csv;
+        file.compression = Compression::Lz4;
+        let headers = load_headers(&file).expect("headers");
+        let said = ["format", "column_separator", "row_delimiter", "enclose", "compression"];
+        let said = said.map(|name| headers[name].to_str().expect("text"));
+        assert_eq!(said, ["csv", "\\x01", "\\n", "\"", "lz4_frame"]);
+    }
+
+    #[test]
+    fn a_load_says_which_columns_it_brings() {
+        let check = |load: &Load, expected: [Option<&str>; 4]| {
+            let mut headers = load_headers(&load.destination.cluster).expect("headers");
+            add_load_headers(&mut headers, load).expect("headers");
+            let names = ["columns", "partial_update", "partial_update_mode", "jsonpaths"];
+            let found = names.map(|name| headers.get(name).map(|value| value.to_str().expect("text")));
+            assert_eq!(found, expected);
+            assert_eq!(headers["label"], load.label.as_str());
+        };
+        let mut file = cluster(&["http://fe:8030"]);
+        check(&load(file.clone()), [None; 4]);
+        file.columns = vec!["id".into(), "order".into()];
+        check(&load(file.clone()), [Some("`id`,`order`"), None, None, None]);
+        file.partial_update = Some(PartialUpdate::Column);
+        file.properties.insert("jsonpaths".into(), "[\"$.x\"]".into());
+        let partial = [Some("`id`,`order`"), Some("true"), Some("column"), Some("[\"$.x\"]")];
+        check(&load(file.clone()), partial);
+        let mut own = load(file);
+        let model = TableModel::Primary;
+        let whole = &own.destination;
+        let (cluster, table) = (Arc::clone(&whole.cluster), whole.table.clone());
+        own.destination = Arc::new(Destination { cluster, table, model, key: Vec::new() });
+        own.columns = Some(["id".to_owned(), "text".to_owned()].into());
+        check(&own, [Some("`id`,`text`,__op"), Some("true"), Some("column"), None]);
     }
 
     #[test]

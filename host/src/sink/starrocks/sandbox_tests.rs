@@ -299,6 +299,7 @@ async fn a_large_body_arrives_whole() {
         destination: Arc::new(destination),
         label: "j-1".into(),
         columns: None,
+        packed: None,
         bytes: segments.iter().map(|segment| segment.len() as u64).sum(),
         segments,
         rows: 250_000,

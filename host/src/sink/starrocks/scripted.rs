@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use crate::config::model::{Secret, StarRocks, TableModel};
+use crate::config::model::{Compression, RowFormat, Secret, StarRocks, TableModel};
 use crate::sink::{Destination, Load};
 
 /// A settings table as a file would give it.
@@ -29,6 +29,10 @@ pub(super) fn cluster(fe: &[&str]) -> StarRocks {
         redirect_hosts: Vec::new(),
         ca: None,
         properties: BTreeMap::new(),
+        format: RowFormat::Json,
+        columns: Vec::new(),
+        partial_update: None,
+        compression: Compression::None,
     }
 }
 
@@ -47,10 +51,11 @@ pub(super) fn load(cluster: StarRocks) -> Load {
     Load {
         destination: Arc::new(destination),
         label: "orders-0-7".into(),
-        columns: None,
         bytes: segments.iter().map(|segment| segment.len() as u64).sum(),
         segments,
         rows: 3,
+        columns: None,
+        packed: None,
         body_sent: false,
     }
 }

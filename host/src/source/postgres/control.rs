@@ -1,0 +1,485 @@
+//! The control thread: copies what is there, follows the slot, and confirms what is durable.
+//!
+//! The order of a confirmation is: rows durable → position row visible → LSN confirmed (delivery.md §4).
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle as Task;
+
+use super::begin::{Beginning, decide};
+use super::connect::Control as Connection;
+use super::feed::{FeedParts, StreamFeed};
+use super::lsn::Lsn;
+use super::position::Positions;
+use super::prepare::Prepared;
+use super::progress::{Barrier, Progress};
+use super::pump::{Pipe, pump};
+use super::schema::Schema;
+use super::setup::{Identified, identify};
+use super::transport::PgWire;
+use super::{PostgresFeed, catalog, snapshot_phase, watch as slot_watch};
+use crate::config::model::StarRocks;
+use crate::fault::{Fault, FaultKind};
+use crate::meter::{PostgresMeter, Waiting};
+use crate::retry::{Backoff, Pace};
+use crate::sink::starrocks::query::Query;
+use crate::source::Parts;
+
+/// How long one turn takes at least.
+const TURN: Duration = Duration::from_millis(20);
+/// How often a position is written while the stream moves on: each is a version of a small table.
+const POSITION_EVERY: Duration = Duration::from_secs(1);
+/// How long what is on its way may land after the connection broke, before the stream is read again from the
+/// position.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a halted pipeline waits for loads that are on their way.
+const HALT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a dropped ticket waits for the fault of whoever dropped it.
+const POISON_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the last confirmation may take to reach the server.
+const FAREWELL_PATIENCE: Duration = Duration::from_secs(3);
+
+/// What the control thread needs of the rest of its pipeline.
+pub(crate) struct Wiring {
+    /// The source, looked at and set up.
+    pub(crate) prepared: Prepared,
+    /// Where positions are kept.
+    pub(crate) sink: Arc<StarRocks>,
+    /// What every source gets.
+    pub(crate) parts: Parts,
+}
+
+/// A lane's thread.
+pub(super) type LaneThread = JoinHandle<Result<(), Fault>>;
+
+/// Starts a lane's thread on its feed.
+pub(super) type SpawnLane<'a> = dyn Fn(usize, PostgresFeed) -> std::io::Result<LaneThread> + 'a;
+
+/// Reads until told to stop, or, with `snapshot = "only"`, until everything was copied.
+///
+/// # Errors
+/// Whatever halted the pipeline, or a drain that was not done in time.
+pub(crate) fn run(wiring: Wiring, spawn_lane: &SpawnLane<'_>) -> Result<(), Fault> {
+    let mut control = Control::new(wiring);
+    let ended = control.live(spawn_lane);
+    control.end(ended)
+}
+
+/// The running stream.
+struct Streaming {
+    pipe: Pipe,
+    confirm: watch::Sender<Lsn>,
+    /// The connection's pump.
+    pump: Option<Task<()>>,
+    /// Since when there is no connection, and what is told of it.
+    broken: Option<(Instant, Waiting)>,
+    /// What is durable and has still to be written as a position.
+    durable: Lsn,
+    /// What was written.
+    written: Lsn,
+    writing: Option<(Lsn, Task<Result<(), Fault>>)>,
+    written_at: Instant,
+}
+
+pub(super) struct Control {
+    pub(super) prepared: Prepared,
+    pub(super) sink: Arc<StarRocks>,
+    pub(super) parts: Parts,
+    pub(super) meter: PostgresMeter,
+    pub(super) progress: Progress,
+    pub(super) lanes: Vec<Option<LaneThread>>,
+    streaming: Option<Streaming>,
+    positions: Option<Arc<Positions>>,
+    poisoned_at: Option<Instant>,
+}
+
+impl Control {
+    fn new(wiring: Wiring) -> Control {
+        let Wiring { prepared, sink, parts } = wiring;
+        Control {
+            meter: parts.meter.postgres(),
+            prepared,
+            sink,
+            parts,
+            progress: Progress::default(),
+            lanes: Vec::new(),
+            streaming: None,
+            positions: None,
+            poisoned_at: None,
+        }
+    }
+
+    fn live(&mut self, spawn_lane: &SpawnLane<'_>) -> Result<(), Fault> {
+        let (beginning, positions) = self.begin()?;
+        self.positions = Some(Arc::clone(&positions));
+        self.parts.meter.partitions.set(1);
+        self.parts.meter.health.started();
+        let from = match snapshot_phase::run(self, beginning, &positions, spawn_lane)? {
+            snapshot_phase::Copied::Follow { from } => from,
+            snapshot_phase::Copied::Ended => return Ok(()),
+        };
+        self.follow(from, &positions, spawn_lane)
+    }
+
+    /// What is known, and what it comes to. Waits for a server or a StarRocks that does not answer.
+    fn begin(&mut self) -> Result<(Beginning, Arc<Positions>), Fault> {
+        let mut backoff = Backoff::new(Pace::PASSING);
+        let mut waiting = None;
+        loop {
+            match self.parts.runtime.clone().block_on(self.ask_where_to_begin()) {
+                Err(fault) if fault.kind == FaultKind::Retry && !self.parts.stop.is_requested() => {
+                    if waiting.is_none() {
+                        tracing::warn!(pipeline = %self.parts.meter.name, "{}; waiting and trying again", fault.story());
+                        waiting = Some(Waiting::begin(&self.parts.meter, fault.story()));
+                    }
+                    self.parts.runtime.block_on(backoff.wait());
+                }
+                asked => return asked,
+            }
+        }
+    }
+
+    async fn ask_where_to_begin(&mut self) -> Result<(Beginning, Arc<Positions>), Fault> {
+        let source = &self.prepared.source;
+        let Identified { system_identifier, timeline, .. } = identify(&self.prepared.connector).await?;
+        tracing::debug!(system_identifier, timeline, "postgres identified itself");
+        let system = system_identifier.to_string();
+        let positions = Positions::open(&self.sink, &self.parts.meter.name, &source.slot, &system).await?;
+        let known = positions.read().await?;
+        let connection = self.prepared.connector.control().await?;
+        let slot = catalog::slot(&connection, &source.slot).await?;
+        let tables: Vec<_> =
+            self.prepared.followed.iter().map(|followed| followed.table.name.clone()).collect();
+        let beginning = decide(source, &known, slot.as_ref(), Some(system_identifier), &tables)?;
+        for followed in &mut self.prepared.followed {
+            if let Some(copied) = known.copied.get(&followed.table.name.to_string()) {
+                followed.copied_upto = *copied;
+            }
+        }
+        Ok((beginning, Arc::new(positions)))
+    }
+
+    /// Anything in the pipeline that cannot go on ends it: lanes, loads, dead letters, a lost ticket.
+    pub(super) fn check_halts(&mut self) -> Result<(), Fault> {
+        if let Some(fault) = self.parts.alarm.take() {
+            return Err(fault);
+        }
+        for lane in &mut self.lanes {
+            if lane.as_ref().is_some_and(JoinHandle::is_finished)
+                && let Some(thread) = lane.take()
+            {
+                join(thread)?;
+            }
+        }
+        let poisoned = self.parts.ledger.poisoned();
+        let poisoned = poisoned
+            .filter(|_| self.poisoned_at.get_or_insert_with(Instant::now).elapsed() >= POISON_PATIENCE);
+        match poisoned {
+            Some(span) => Err(Fault::halt(
+                format!("rows of {span} were dropped inside tidemill before they were durable"),
+                "nothing was confirmed past them: restart to read them again, and report this defect",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Follows the slot from `from` until told to stop.
+    fn follow(
+        &mut self,
+        from: Lsn,
+        positions: &Arc<Positions>,
+        spawn_lane: &SpawnLane<'_>,
+    ) -> Result<(), Fault> {
+        let (pipe, events) = Pipe::new();
+        let connector = Arc::clone(&self.prepared.connector);
+        let schema = Schema::new(
+            Arc::clone(&connector),
+            self.prepared.types.clone(),
+            &self.prepared.followed,
+            &self.sink.database,
+            self.sink.create_tables,
+        );
+        let feed = StreamFeed::new(FeedParts {
+            events,
+            runtime: self.parts.runtime.clone(),
+            progress: self.progress.clone(),
+            ledger: self.parts.ledger.clone(),
+            schema,
+            slot: self.prepared.source.slot.as_str().into(),
+            gathering: self.parts.gathering,
+            truncate: self.prepared.source.truncate,
+            meter: self.meter.clone(),
+        });
+        let lane = spawn_lane(self.lanes.len(), PostgresFeed::Stream(feed));
+        self.lanes
+            .push(Some(lane.map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?));
+        let (confirm, _) = watch::channel(from);
+        self.streaming = Some(Streaming {
+            pipe,
+            confirm,
+            pump: None,
+            broken: None,
+            durable: from,
+            written: from,
+            writing: None,
+            written_at: Instant::now(),
+        });
+        let _watch = slot_watch::start(&self.prepared, &self.parts, &self.progress, &self.meter);
+        self.connect(positions)?;
+        while !self.parts.stop.is_requested() {
+            self.turn(positions)?;
+            std::thread::sleep(TURN);
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, positions: &Arc<Positions>) -> Result<(), Fault> {
+        self.check_halts()?;
+        self.pass_barrier()?;
+        self.advance(positions)?;
+        self.mend(positions)
+    }
+
+    /// Connects and starts the pump; waits while the server is away or somebody else reads the slot.
+    fn connect(&mut self, positions: &Arc<Positions>) -> Result<(), Fault> {
+        let mut backoff = Backoff::new(Pace { cap: Duration::from_secs(1), ..Pace::PASSING });
+        let mut waiting = None;
+        while !self.parts.stop.is_requested() {
+            let Some(streaming) = &self.streaming else { return Ok(()) };
+            let from = streaming.written;
+            let connector = Arc::clone(&self.prepared.connector);
+            let started = self.parts.runtime.block_on(PgWire::start(&connector, from));
+            match started {
+                Ok(transport) => {
+                    // Another process may have had the slot until now: what it wrote counts.
+                    let known = self.parts.runtime.block_on(positions.read())?;
+                    let newest = known.stream.unwrap_or(from);
+                    let Some(streaming) = &mut self.streaming else { return Ok(()) };
+                    if newest != from {
+                        tracing::info!(pipeline = %self.parts.meter.name, %from, %newest, "the position has moved on: connecting again");
+                        streaming.written = newest;
+                        streaming.durable = newest;
+                        continue;
+                    }
+                    tracing::info!(pipeline = %self.parts.meter.name, slot = %self.prepared.source.slot, %from, "following the slot");
+                    let pumping = pump(
+                        transport,
+                        streaming.pipe.clone(),
+                        streaming.confirm.subscribe(),
+                        self.progress.clone(),
+                    );
+                    streaming.pump = Some(self.parts.runtime.spawn(pumping));
+                    streaming.broken = None;
+                    return Ok(());
+                }
+                Err(fault) if fault.kind == FaultKind::Retry => {
+                    if waiting.is_none() {
+                        tracing::warn!(pipeline = %self.parts.meter.name, "{}; waiting and trying again", fault.story());
+                        waiting = Some(Waiting::begin(&self.parts.meter, fault.story()));
+                    }
+                    self.check_halts()?;
+                    self.parts.runtime.block_on(backoff.wait());
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(())
+    }
+
+    /// Notices a broken connection, lets what is on its way land, and connects again.
+    fn mend(&mut self, positions: &Arc<Positions>) -> Result<(), Fault> {
+        if let Some(fault) = self.progress.take_broken() {
+            if fault.kind != FaultKind::Retry {
+                return Err(fault);
+            }
+            tracing::warn!(pipeline = %self.parts.meter.name, "{}; connecting again", fault.story());
+            let waiting = Waiting::begin(&self.parts.meter, fault.story());
+            if let Some(streaming) = &mut self.streaming {
+                streaming.pump = None;
+                streaming.broken = Some((Instant::now(), waiting));
+            }
+        }
+        let open = self.parts.ledger.open_spans() > 0;
+        let Some(streaming) = &self.streaming else { return Ok(()) };
+        let Some((since, _)) = &streaming.broken else { return Ok(()) };
+        let settled = !open && streaming.writing.is_none() && streaming.durable == streaming.written;
+        if settled || since.elapsed() >= SETTLE_PATIENCE {
+            self.meter.reconnects.inc();
+            self.connect(positions)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the position and the confirmation behind what is durable.
+    fn advance(&mut self, positions: &Arc<Positions>) -> Result<(), Fault> {
+        let reached = self.progress.reach(&self.parts.ledger);
+        let Some(streaming) = &mut self.streaming else { return Ok(()) };
+        if let Some(lsn) = reached.filter(|lsn| *lsn > streaming.durable) {
+            streaming.durable = lsn;
+        }
+        if let Some((lsn, task)) = streaming.writing.take_if(|(_, task)| task.is_finished()) {
+            let written = self.parts.runtime.block_on(task);
+            written.map_err(|panic| {
+                Fault::halt("writing a position panicked", "report this defect").caused_by(panic)
+            })??;
+            streaming.written = lsn;
+            self.meter.positions_written.inc();
+            self.parts.meter.health.progress();
+            streaming.confirm.send_replace(lsn);
+        }
+        let due = streaming.durable > streaming.written
+            && streaming.writing.is_none()
+            && streaming.written_at.elapsed() >= POSITION_EVERY;
+        if due {
+            let (lsn, positions) = (streaming.durable, Arc::clone(positions));
+            let task = self.parts.runtime.spawn(async move { positions.reached(lsn).await });
+            streaming.writing = Some((lsn, task));
+            streaming.written_at = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Does what the feed waits for, when everything before it is durable.
+    fn pass_barrier(&mut self) -> Result<(), Fault> {
+        let Some(barrier) = self.progress.barrier() else { return Ok(()) };
+        if self.parts.ledger.open_spans() > 0 {
+            return Ok(());
+        }
+        self.parts.runtime.clone().block_on(self.do_what_is_asked(&barrier))?;
+        self.progress.pass();
+        Ok(())
+    }
+
+    async fn do_what_is_asked(&mut self, barrier: &Barrier) -> Result<(), Fault> {
+        let mut query = Query::connect(&self.sink).await.map_err(Fault::halting)?;
+        let warehouse = |name: &super::table::TableName| {
+            let followed = self.prepared.followed.iter().find(|followed| followed.table.name == *name);
+            followed.map(|followed| (followed.warehouse_table.clone(), followed.destination))
+        };
+        match barrier {
+            Barrier::AddColumns { table, statements, .. } => {
+                let Some((name, _)) = warehouse(table) else { return Ok(()) };
+                super::prepare::add_columns(&mut query, &name, statements).await
+            }
+            Barrier::Truncate(tables) => {
+                for table in tables {
+                    let Some((name, destination)) = warehouse(table) else { continue };
+                    let shared =
+                        self.prepared.followed.iter().filter(|other| other.destination == destination);
+                    if shared.count() > 1 {
+                        return Err(Fault::halt(
+                            format!("{table} was truncated, but other tables are loaded into {name}, too"),
+                            "delete its rows there by hand, and set truncate = \"ignore\" in [source.postgres]",
+                        ));
+                    }
+                    tracing::warn!(table = %name, "emptying it: the source table {table} was truncated");
+                    let statement = format!("TRUNCATE TABLE `{}`.`{name}`", self.sink.database);
+                    query.execute(&statement).await.map_err(Fault::halting)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Drains if the pipeline was asked to stop, and keeps what has landed if it was halted.
+    fn end(mut self, ended: Result<(), Fault>) -> Result<(), Fault> {
+        let began = Instant::now();
+        self.progress.end();
+        let patience = self.parts.shutdown_timeout;
+        let ended = ended.and_then(|()| self.drain(began + patience));
+        if ended.is_err() {
+            self.parts.stage.remove(self.parts.pipeline);
+            let left = patience.saturating_sub(began.elapsed()).min(HALT_PATIENCE);
+            self.until_quiet(Instant::now() + left);
+        }
+        self.last_position();
+        self.parts.stage.remove(self.parts.pipeline);
+        for thread in self.lanes.iter_mut().filter_map(Option::take) {
+            if let Err(fault) = join(thread) {
+                tracing::warn!(pipeline = %self.parts.meter.name, "a lane ended late: {}", fault.story());
+            }
+        }
+        ended
+    }
+
+    /// Lets everything that was read be loaded.
+    fn drain(&mut self, deadline: Instant) -> Result<(), Fault> {
+        let name = self.parts.meter.name.clone();
+        tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
+        while self.lanes.iter().any(Option::is_some) && Instant::now() < deadline {
+            self.check_halts()?;
+            std::thread::sleep(TURN);
+        }
+        self.parts.stage.drain(self.parts.pipeline)?;
+        while self.parts.ledger.open_spans() > 0 {
+            self.check_halts()?;
+            if Instant::now() >= deadline {
+                return Err(Fault::halt(
+                    format!("the drain was not done within {:?}", self.parts.shutdown_timeout),
+                    "nothing is lost, the rows are read again at the next start; a longer shutdown_timeout lets slow \
+                     loads end",
+                ));
+            }
+            std::thread::sleep(TURN);
+        }
+        tracing::info!(pipeline = %name, "drained");
+        Ok(())
+    }
+
+    fn until_quiet(&self, deadline: Instant) {
+        while Instant::now() < deadline && self.parts.ledger.open_spans() > 0 {
+            std::thread::sleep(TURN);
+        }
+    }
+
+    /// Writes and confirms what is durable, so that the next start does not load it again.
+    fn last_position(&mut self) {
+        let (Some(mut streaming), Some(positions)) = (self.streaming.take(), self.positions.clone()) else {
+            return;
+        };
+        if let Some((_, task)) = streaming.writing.take()
+            && let Ok(Err(fault)) = self.parts.runtime.block_on(task)
+        {
+            tracing::warn!(pipeline = %self.parts.meter.name, "{}", fault.story());
+        }
+        let lsn = self.progress.reach(&self.parts.ledger).unwrap_or_default().max(streaming.durable);
+        if lsn > streaming.written {
+            match self.parts.runtime.block_on(positions.reached(lsn)) {
+                Ok(()) => self.meter.positions_written.inc(),
+                Err(fault) => {
+                    tracing::warn!(pipeline = %self.parts.meter.name, "{}", fault.story());
+                    return;
+                }
+            };
+        }
+        streaming.confirm.send_replace(lsn.max(streaming.written));
+        let Streaming { confirm, pump, .. } = streaming;
+        // The pump passes the last confirmation on, and then says farewell to the server.
+        drop(confirm);
+        if let Some(pump) = pump {
+            let waited =
+                self.parts.runtime.block_on(async { tokio::time::timeout(FAREWELL_PATIENCE, pump).await });
+            if waited.is_err() {
+                tracing::debug!("the replication connection did not end in time");
+            }
+        }
+    }
+
+    /// A connection for statements.
+    pub(super) fn connection(&self) -> Result<Connection, Fault> {
+        self.parts.runtime.block_on(self.prepared.connector.control())
+    }
+}
+
+fn join(thread: LaneThread) -> Result<(), Fault> {
+    match thread.join() {
+        Ok(ended) => ended,
+        Err(_panic) => Err(Fault::halt(
+            "a lane's thread panicked",
+            "nothing was confirmed past its rows: see the log above for the panic, restart, and report it",
+        )),
+    }
+}

@@ -1,0 +1,241 @@
+//! How far a slot's changes are in StarRocks: rows in the same database (delivery.md §4).
+//!
+//! The slot's own position is not enough: a crash of Postgres takes it back, and so does a clean restart
+//! before version 17. The position is passed to START_REPLICATION instead, and a slot that is ahead of it tells
+//! that changes are lost. A row is only ever replaced by one of the same or a later position
+//! (`merge_condition`), so that a load of a process that is dead, or thinks that it is not, cannot take it back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::watch;
+
+use super::lsn::Lsn;
+use super::table::TableName;
+use crate::config::model::{StarRocks, TableModel};
+use crate::fault::{Fault, FaultKind};
+use crate::retry::{Backoff, Pace};
+use crate::sink::starrocks::client::Client;
+use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces, Witness, deliver};
+use crate::sink::starrocks::label::Labels;
+use crate::sink::starrocks::query::Query;
+use crate::sink::starrocks::state::LabelState;
+use crate::sink::{Destination, Load};
+
+/// The table, in the pipeline's own database.
+pub(super) const TABLE: &str = "tidemill_positions";
+/// How long a position that is committed may take to be visible.
+const VISIBLE_PATIENCE: Duration = Duration::from_secs(120);
+
+/// What is known of a slot's life from earlier processes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Known {
+    /// All changes before it are in StarRocks; none = the stream never got that far.
+    pub(super) stream: Option<Lsn>,
+    /// `system_identifier` of the server that it was read from.
+    pub(super) system: Option<String>,
+    /// Tables that were copied whole, with the place in the log that the copy shows.
+    pub(super) copied: BTreeMap<String, Lsn>,
+}
+
+/// The position rows of one pipeline and slot.
+pub(super) struct Positions {
+    sink: Arc<StarRocks>,
+    client: Client,
+    destination: Arc<Destination>,
+    labels: Labels,
+    witness: Arc<Witness>,
+    pipeline: String,
+    slot: String,
+    system: String,
+}
+
+#[derive(Serialize)]
+struct Row<'a> {
+    id: String,
+    pipeline: &'a str,
+    slot: &'a str,
+    source_table: &'a str,
+    system_identifier: &'a str,
+    lsn: u64,
+    lsn_text: String,
+}
+
+/// Progress of position rows is no news to anybody.
+struct Unobserved;
+
+impl Observer for Unobserved {
+    fn attempting(&self, _label: &str, _number: u32) {}
+    fn waiting(&self, _label: &str, _since: Instant, _why: &Fault) {}
+    fn resumed(&self, _label: &str, _waited: Duration) {}
+    fn possible_duplicate(&self, _label: &str) {}
+}
+
+impl Positions {
+    /// Makes the table if it is not there.
+    ///
+    /// # Errors
+    /// If StarRocks cannot be asked, or does not let the user make a table.
+    pub(super) async fn open(
+        sink: &StarRocks,
+        pipeline: &str,
+        slot: &str,
+        system: &str,
+    ) -> Result<Positions, Fault> {
+        let mut own = sink.clone();
+        own.properties = BTreeMap::from([("merge_condition".to_owned(), "lsn".to_owned())]);
+        let own = Arc::new(own);
+        let mut query = Query::connect(&own).await?;
+        if !query.table_exists(TABLE).await? {
+            let statement = format!(
+                "CREATE TABLE IF NOT EXISTS `{}`.`{TABLE}` (id VARCHAR(64) NOT NULL, pipeline VARCHAR(256), slot \
+                 VARCHAR(64), source_table VARCHAR(1024), system_identifier VARCHAR(32), lsn BIGINT, lsn_text \
+                 VARCHAR(32)) PRIMARY KEY (id) DISTRIBUTED BY HASH (id) BUCKETS 1",
+                own.database
+            );
+            query.execute(&statement).await.map_err(|fault| {
+                fault.with_hint(format!("grant the user CREATE TABLE on the database, or run: {statement}"))
+            })?;
+        }
+        let destination = Destination {
+            cluster: Arc::clone(&own),
+            table: TABLE.to_owned(),
+            model: TableModel::Primary,
+            key: Vec::new(),
+        };
+        Ok(Positions {
+            client: Client::new(Arc::clone(&own))?,
+            sink: own,
+            destination: Arc::new(destination),
+            labels: Labels::default(),
+            witness: Arc::new(Witness::new()),
+            pipeline: pipeline.to_owned(),
+            slot: slot.to_owned(),
+            system: system.to_owned(),
+        })
+    }
+
+    /// The key: its parts may be longer together than the 128 bytes of a primary key.
+    fn id(&self, table: &str) -> String {
+        let text = format!("{}\0{}\0{table}", self.pipeline, self.slot);
+        Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// What earlier processes left.
+    ///
+    /// # Errors
+    /// If StarRocks cannot be asked.
+    pub(super) async fn read(&self) -> Result<Known, Fault> {
+        let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "''");
+        let statement = format!(
+            "SELECT source_table, lsn, system_identifier FROM `{}`.`{TABLE}` WHERE pipeline = '{}' AND slot = '{}'",
+            self.sink.database,
+            quoted(&self.pipeline),
+            quoted(&self.slot)
+        );
+        let rows = Query::connect(&self.sink).await?.execute(&statement).await?;
+        let mut known = Known::default();
+        for row in rows {
+            let [Some(table), Some(lsn), system] = row.as_slice() else { continue };
+            let lsn = lsn.parse().map(Lsn).map_err(|error| {
+                Fault::halt(
+                    format!("a row of {}.{TABLE} has no position", self.sink.database),
+                    "mend or delete the pipeline's rows there",
+                )
+                .caused_by(error)
+            })?;
+            if table.is_empty() {
+                known.stream = Some(lsn);
+            } else {
+                known.copied.insert(table.clone(), lsn);
+            }
+            known.system = system.clone().or(known.system);
+        }
+        Ok(known)
+    }
+
+    /// All changes before `lsn` are in StarRocks. Done when everybody can see it.
+    ///
+    /// # Errors
+    /// Halt, if StarRocks will not have it.
+    pub(super) async fn reached(&self, lsn: Lsn) -> Result<(), Fault> {
+        self.write("", lsn).await
+    }
+
+    /// `table` was copied as it was at `lsn`.
+    ///
+    /// # Errors
+    /// As [`Positions::reached`].
+    pub(super) async fn copied(&self, table: &TableName, lsn: Lsn) -> Result<(), Fault> {
+        self.write(&table.to_string(), lsn).await
+    }
+
+    async fn write(&self, table: &str, lsn: Lsn) -> Result<(), Fault> {
+        let row = Row {
+            id: self.id(table),
+            pipeline: &self.pipeline,
+            slot: &self.slot,
+            source_table: table,
+            system_identifier: &self.system,
+            lsn: lsn.0,
+            lsn_text: lsn.to_string(),
+        };
+        let cannot =
+            |error| Fault::halt("cannot write a position as JSON", "report this defect").caused_by(error);
+        let mut body = serde_json::to_vec(&row).map_err(cannot)?;
+        body.push(b'\n');
+        let mut load = Load {
+            destination: Arc::clone(&self.destination),
+            label: self.labels.next(&format!("{}-position", self.pipeline)),
+            columns: None,
+            packed: None,
+            bytes: body.len() as u64,
+            segments: vec![Bytes::from(body)],
+            rows: 1,
+            body_sent: false,
+        };
+        let (_never, stop) = watch::channel(false);
+        let context = DeliverContext {
+            observer: Arc::new(Unobserved),
+            witness: Arc::clone(&self.witness),
+            stop,
+            paces: Paces::default(),
+        };
+        match deliver(&self.client, &mut load, &context).await {
+            Delivered::Durable(receipt) if receipt.visible => Ok(()),
+            Delivered::Durable(_) => self.visible(&load.label).await,
+            Delivered::Halt(fault) => Err(fault),
+            Delivered::Released => Err(Fault::retry("writing a position was given up")),
+            Delivered::BadRows(rejection) => Err(Fault::halt(
+                format!("StarRocks refused a row of {TABLE}: {}", rejection.message),
+                format!(
+                    "the table has been changed: drop {}.{TABLE} only if the pipeline may copy all tables anew",
+                    self.sink.database
+                ),
+            )),
+        }
+    }
+
+    /// A committed position that nobody can see yet would be missed by the next process.
+    async fn visible(&self, label: &str) -> Result<(), Fault> {
+        let deadline = Instant::now() + VISIBLE_PATIENCE;
+        let mut backoff = Backoff::new(Pace::POLLING);
+        while Instant::now() < deadline {
+            match self.client.label_state(&self.sink.database, label).await {
+                Ok(LabelState::Visible) => return Ok(()),
+                Ok(_) => {}
+                Err(fault) if fault.kind == FaultKind::Halt => return Err(fault),
+                Err(_passing) => {}
+            }
+            backoff.wait().await;
+        }
+        Err(Fault::retry(format!(
+            "the position under label {label} is committed and not visible after {} s",
+            VISIBLE_PATIENCE.as_secs()
+        )))
+    }
+}

@@ -1,0 +1,255 @@
+//! Before anything is read: the source is looked at and set up, and each table has one to go to.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::catalog;
+use super::connect::Connector;
+use super::facts::Facts;
+use super::feed::NOT_COPIED;
+use super::kind::Types;
+use super::preflight;
+use super::schema::{Followed, unfit};
+use super::setup;
+use super::table::Table;
+use super::warehouse_table::{Comparison, Refusal, check_key, create_table};
+use crate::config::model::{Pipeline, Postgres, StarRocks, TableModel};
+use crate::delivery::Stop;
+use crate::fault::{Fault, FaultKind};
+use crate::meter::{PipelineMeter, Waiting};
+use crate::retry::{Backoff, Pace};
+use crate::sink::starrocks::query::{Column, Query};
+
+/// A source that is ready to be followed.
+pub(crate) struct Prepared {
+    pub(super) source: Postgres,
+    pub(super) connector: Arc<Connector>,
+    pub(super) facts: Facts,
+    pub(super) types: Types,
+    /// Each source table with its destination.
+    pub(super) followed: Vec<Followed>,
+}
+
+impl Prepared {
+    /// Names of the destinations, each once, in the order of [`Followed::destination`], with their key columns.
+    pub(crate) fn destinations(&self) -> Vec<(String, Vec<String>)> {
+        let mut named: BTreeMap<u16, (String, Vec<String>)> = BTreeMap::new();
+        for followed in &self.followed {
+            named
+                .entry(followed.destination)
+                .or_insert_with(|| (followed.warehouse_table.clone(), followed.key.clone()));
+        }
+        named.into_values().collect()
+    }
+}
+
+/// Looks at the source, sets it up as far as that is ours to do, and sees that each table has its place in
+/// StarRocks. A server that does not answer is waited for.
+///
+/// # Errors
+/// Halt, with every defect and its mend.
+pub(crate) async fn prepare(
+    source: &Postgres,
+    pipeline: &Pipeline,
+    meter: &Arc<crate::meter::PipelineMeter>,
+    stop: &Stop,
+) -> Result<Prepared, Fault> {
+    let connector = Arc::new(Connector::new(source, &pipeline.name)?);
+    let facts = looked_at(source, &connector, meter, stop).await?;
+    let mut types = Types::new();
+    facts.types.iter().for_each(|row| types.add(row.clone().into()));
+    let followed = destined(&facts, &types, pipeline).await?;
+    Ok(Prepared { source: source.clone(), connector, facts, types, followed })
+}
+
+/// The facts of a source without defects, after the publication was made.
+async fn looked_at(
+    source: &Postgres,
+    connector: &Connector,
+    meter: &Arc<PipelineMeter>,
+    stop: &Stop,
+) -> Result<Facts, Fault> {
+    let mut backoff = Backoff::new(Pace::PASSING);
+    let mut waiting = None;
+    loop {
+        let looked = async {
+            let control = connector.control().await?;
+            let facts = catalog::facts(&control, source).await?;
+            let defects = preflight::defects(&facts, source);
+            preflight::verdict(&defects)?;
+            for defect in &defects {
+                let mends: Vec<String> = defect.mend.iter().map(ToString::to_string).collect();
+                tracing::warn!(pipeline = %meter.name, "postgres: {}; {}", defect.what, mends.join("; "));
+            }
+            let steps = preflight::plan(&facts, source);
+            if steps.is_empty() {
+                return Ok(facts);
+            }
+            for step in &steps {
+                tracing::info!(pipeline = %meter.name, "postgres: {}", step.sql());
+            }
+            setup::publish(&control, &steps).await?;
+            catalog::facts(&control, source).await
+        };
+        match looked.await {
+            Err(fault) if fault.kind == FaultKind::Retry && !stop.is_requested() => {
+                if waiting.is_none() {
+                    tracing::warn!(pipeline = %meter.name, "{}; waiting and trying again", fault.story());
+                    waiting = Some(Waiting::begin(meter, fault.story()));
+                }
+                backoff.wait().await;
+            }
+            looked => return looked,
+        }
+    }
+}
+
+/// Each table with its destination, which is made if the file says so.
+async fn destined(facts: &Facts, types: &Types, pipeline: &Pipeline) -> Result<Vec<Followed>, Fault> {
+    let sink = &pipeline.sink;
+    let template = sink.table.as_deref().unwrap_or("{table}");
+    let tables = facts.tables();
+    if tables.is_empty() {
+        return Err(Fault::halt(
+            "no table of the database is named by [source.postgres] tables",
+            "mend `tables` and `exclude`: patterns are `schema.table` with * and ?",
+        ));
+    }
+    let mut query = Query::connect(sink).await?;
+    let mut names: Vec<String> = Vec::new();
+    let (mut followed, mut refusals) = (Vec::new(), Vec::new());
+    for table in tables {
+        let name = template.replace("{schema}", &table.name.schema).replace("{table}", &table.name.name);
+        let place = names.iter().position(|known| *known == name).unwrap_or_else(|| {
+            names.push(name.clone());
+            names.len() - 1
+        });
+        let columns = columns_there(&mut query, sink, &table, types, &name).await?;
+        match columns {
+            Ok(warehouse) => {
+                let key: Vec<String> =
+                    warehouse.iter().filter(|column| column.key).map(|column| column.name.clone()).collect();
+                let names: Vec<&str> = key.iter().map(String::as_str).collect();
+                refusals.extend(check_key(&table, &names).err());
+                let destination = u16::try_from(place).unwrap_or(u16::MAX);
+                let warehouse_table = name;
+                followed.push(Followed {
+                    table,
+                    destination,
+                    warehouse_table,
+                    warehouse,
+                    key,
+                    copied_upto: NOT_COPIED,
+                });
+            }
+            Err(refused) => refusals.extend(refused),
+        }
+    }
+    if refusals.is_empty() { Ok(followed) } else { Err(refused(&refusals)) }
+}
+
+fn refused(refusals: &[Refusal]) -> Fault {
+    let noun = if refusals.len() == 1 { "reason" } else { "reasons" };
+    let mut what = format!("tables cannot be loaded into StarRocks for {} {noun}:", refusals.len());
+    for Refusal { what: why, hint } in refusals {
+        what.push_str(&format!("\n  - {why}\n      {hint}"));
+    }
+    Fault::halt(what, "mend them, or leave the tables out by `exclude` in [source.postgres]")
+}
+
+/// The columns of a destination, which is made or grown if the file says so.
+async fn columns_there(
+    query: &mut Query,
+    sink: &StarRocks,
+    table: &Table,
+    types: &Types,
+    name: &str,
+) -> Result<Result<Vec<Column>, Vec<Refusal>>, Fault> {
+    let there = match query.columns(name).await? {
+        Some(columns) => columns,
+        None => {
+            let statement = match create_table(table, types, &sink.database, name) {
+                Ok(statement) => statement,
+                Err(refusals) => return Ok(Err(refusals)),
+            };
+            if !sink.create_tables {
+                return Err(Fault::halt(
+                    format!("there is no table {}.{name} for the rows of {}", sink.database, table.name),
+                    format!("set create_tables = true in [sink.starrocks], or run: {statement}"),
+                ));
+            }
+            tracing::info!(table = name, "starrocks: {statement}");
+            query.execute(&statement).await.map_err(Fault::halting)?;
+            query.columns(name).await?.unwrap_or_default()
+        }
+    };
+    let model = sink.table_model.or(query.table_model(name).await?);
+    if model != Some(TableModel::Primary) {
+        return Err(Fault::halt(
+            format!(
+                "table {}.{name} is no Primary Key table, so it cannot take the updates of {}",
+                sink.database, table.name
+            ),
+            "make it anew with a PRIMARY KEY, or let create_tables = true do it",
+        ));
+    }
+    grown(query, sink, table, types, name, there).await.map(Ok)
+}
+
+/// The columns of a destination after those that it lacks were added.
+async fn grown(
+    query: &mut Query,
+    sink: &StarRocks,
+    table: &Table,
+    types: &Types,
+    name: &str,
+    there: Vec<Column>,
+) -> Result<Vec<Column>, Fault> {
+    let comparison =
+        Comparison { table, types, database: &sink.database, name, warehouse: &there, before: None };
+    let difference = comparison.difference();
+    if let Some(first) = difference.incompatible.first() {
+        return Err(unfit(&first.what, &first.hint, &difference.side_by_side));
+    }
+    if difference.added.is_empty() {
+        return Ok(there);
+    }
+    if !sink.create_tables {
+        let names: Vec<&str> = difference.added.iter().map(|added| added.column.as_str()).collect();
+        tracing::warn!(
+            table = name,
+            "StarRocks lacks columns of {}, whose values are left out: {}",
+            table.name,
+            names.join(", ")
+        );
+        return Ok(there);
+    }
+    let statements: Vec<String> = difference.added.iter().map(|added| added.sql.clone()).collect();
+    add_columns(query, name, &statements).await?;
+    Ok(query.columns(name).await?.unwrap_or_default())
+}
+
+/// Runs `ALTER TABLE … ADD COLUMN` statements and waits until the table has so many columns more.
+///
+/// # Errors
+/// Halt, with StarRocks' reason.
+pub(super) async fn add_columns(query: &mut Query, table: &str, statements: &[String]) -> Result<(), Fault> {
+    for statement in statements {
+        let before = query.columns(table).await?.map_or(0, |columns| columns.len());
+        tracing::info!(table, "starrocks: {statement}");
+        let mut backoff = Backoff::new(Pace::POLLING);
+        // One change of a table at a time: another one may still be running.
+        while let Err(fault) = query.execute(statement).await {
+            if !fault.story().to_ascii_lowercase().contains("schema change") {
+                return Err(fault
+                    .halting()
+                    .with_hint(format!("run it by hand, and start again: {statement}")));
+            }
+            backoff.wait().await;
+        }
+        while query.columns(table).await?.map_or(0, |columns| columns.len()) <= before {
+            backoff.wait().await;
+        }
+    }
+    Ok(())
+}

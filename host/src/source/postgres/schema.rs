@@ -1,0 +1,212 @@
+//! What the followed tables look like, in the source and in StarRocks, while the stream goes on.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::catalog;
+use super::connect::{Connector, Control};
+use super::feed::NOT_COPIED;
+use super::kind::Types;
+use super::lsn::Lsn;
+use super::pgoutput::{Field, Relation, Update};
+use super::quote;
+use super::row::{Layout, table_of};
+use super::table::{Table, TableName};
+use super::warehouse_table::{Comparison, Remembered};
+use crate::fault::Fault;
+use crate::sink::starrocks::query::Column as WarehouseColumn;
+
+/// A source table and where its rows go.
+#[derive(Debug, Clone)]
+pub(super) struct Followed {
+    /// The table, as the catalogue had it.
+    pub(super) table: Table,
+    /// Place of its destination among the pipeline's.
+    pub(super) destination: u16,
+    /// Name of that destination.
+    pub(super) warehouse_table: String,
+    /// Its columns.
+    pub(super) warehouse: Vec<WarehouseColumn>,
+    /// Key columns of the destination.
+    pub(super) key: Vec<String>,
+    /// Changes before it are in the table's copy.
+    pub(super) copied_upto: Lsn,
+}
+
+/// What a Relation message came to.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// The pipeline does not follow the table.
+    NotFollowed,
+    /// Its rows have a place for all their columns.
+    Same {
+        /// How to take them apart.
+        layout: Layout,
+        /// Where they go.
+        destination: u16,
+    },
+    /// The destination lacks columns.
+    Grown {
+        /// How to take rows apart.
+        layout: Layout,
+        /// Where they go.
+        destination: u16,
+        /// What adds the columns.
+        statements: Vec<String>,
+    },
+}
+
+/// The fault of a table that no longer fits.
+pub(super) fn unfit(what: &str, hint: &str, side_by_side: &str) -> Fault {
+    Fault::halt(format!("{what}\n{side_by_side}"), hint)
+}
+
+/// All followed tables.
+pub(super) struct Schema {
+    connector: Arc<Connector>,
+    control: Option<Control>,
+    types: Types,
+    followed: HashMap<TableName, Followed>,
+    database: String,
+    /// Whether columns that StarRocks lacks are added there; otherwise their values are left out.
+    grows: bool,
+}
+
+impl Schema {
+    pub(super) fn new(
+        connector: Arc<Connector>,
+        types: Types,
+        followed: &[Followed],
+        database: &str,
+        grows: bool,
+    ) -> Schema {
+        let followed = followed.iter().map(|one| (one.table.name.clone(), one.clone()));
+        Schema {
+            connector,
+            control: None,
+            types,
+            followed: followed.collect(),
+            database: database.to_owned(),
+            grows,
+        }
+    }
+
+    /// Changes of a table before this place in the log are in its copy.
+    pub(super) fn copied_upto(&self, table: &TableName) -> Lsn {
+        self.followed.get(table).map_or(NOT_COPIED, |followed| followed.copied_upto)
+    }
+
+    /// The stream told of a table.
+    ///
+    /// # Errors
+    /// Halt, if its rows no longer fit their destination.
+    pub(super) async fn told(&mut self, relation: &Relation<'_>) -> Result<Change, Fault> {
+        let name = TableName::new(relation.schema, relation.name);
+        if !self.followed.contains_key(&name) {
+            return Ok(Change::NotFollowed);
+        }
+        let unknown = self.types.unknown(relation.columns.iter().map(|column| column.type_oid));
+        self.learn(unknown).await?;
+        let (types, grows, database) = (&self.types, self.grows, &self.database);
+        let Some(followed) = self.followed.get_mut(&name) else { return Ok(Change::NotFollowed) };
+        let table = table_of(relation, Some(&followed.table));
+        let key: Vec<&str> = followed.key.iter().map(String::as_str).collect();
+        let layout = Layout::of_table(&table, types).keyed_by(&key).map_err(|error| {
+            Fault::halt(
+                format!("the key of {} no longer fits StarRocks: {error}", table.name),
+                format!(
+                    "make table {} anew with the source's key, and copy it again: tidemill resync {}",
+                    followed.warehouse_table, table.name
+                ),
+            )
+        })?;
+        let destination = followed.destination;
+        let before = Remembered::of(&followed.table);
+        let difference = Comparison {
+            table: &table,
+            types,
+            database,
+            name: &followed.warehouse_table,
+            warehouse: &followed.warehouse,
+            before: Some(&before),
+        }
+        .difference();
+        if let Some(first) = difference.incompatible.first() {
+            return Err(unfit(&first.what, &first.hint, &difference.side_by_side));
+        }
+        let mut statements = Vec::new();
+        for added in difference.added {
+            followed.warehouse.push(WarehouseColumn {
+                name: added.column,
+                sql_type: String::new(),
+                nullable: true,
+                key: false,
+            });
+            statements.extend(grows.then_some(added.sql));
+        }
+        followed.table = table;
+        Ok(if statements.is_empty() {
+            Change::Same { layout, destination }
+        } else {
+            Change::Grown { layout, destination, statements }
+        })
+    }
+
+    async fn control(&mut self) -> Result<&Control, Fault> {
+        match self.control.take().filter(|control| !control.is_closed()) {
+            Some(control) => Ok(self.control.insert(control)),
+            None => Ok(self.control.insert(self.connector.control().await?)),
+        }
+    }
+
+    /// Asks the catalogue for types.
+    async fn learn(&mut self, unknown: BTreeSet<u32>) -> Result<(), Fault> {
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let oids: Vec<u32> = unknown.into_iter().collect();
+        let found = catalog::types(self.control().await?, &oids).await?;
+        // What the catalogue does not know either stays text.
+        found.into_iter().for_each(|row| self.types.add(row.into()));
+        Ok(())
+    }
+
+    /// All columns of the row that `update` is about, as they are now; none if there is no such row.
+    ///
+    /// # Errors
+    /// Retry, if the source cannot be asked.
+    pub(super) async fn read_back(
+        &mut self,
+        layout: &Layout,
+        update: &Update<'_>,
+    ) -> Result<Option<Vec<Option<Vec<u8>>>>, Fault> {
+        let columns: Vec<String> =
+            layout.columns().iter().map(|column| quote::identifier(&column.name)).collect();
+        let key = layout.columns().iter().zip(update.new.columns()).filter(|(column, _)| column.in_key);
+        let conditions: Vec<String> = key
+            .map(|(column, field)| match field {
+                Field::Text(text) => {
+                    let value = quote::literal(&String::from_utf8_lossy(text));
+                    format!("{} = {value}", quote::identifier(&column.name))
+                }
+                Field::Null | Field::Unchanged => "false".to_owned(),
+            })
+            .collect();
+        let statement = format!(
+            "SELECT {} FROM {} WHERE {}",
+            columns.join(", "),
+            quote::table(layout.name()),
+            conditions.join(" AND ")
+        );
+        let control = self.control().await?;
+        let answer = control.client().simple_query(&statement).await;
+        let answer = answer.map_err(|error| control.fault("read back a row whose key changed", error))?;
+        let row = answer.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        Ok(row.map(|row| {
+            (0..row.len()).map(|place| row.get(place).map(|text| text.as_bytes().to_vec())).collect()
+        }))
+    }
+}

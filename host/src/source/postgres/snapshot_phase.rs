@@ -1,0 +1,335 @@
+//! The copy of what is there, before changes are followed.
+
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::PostgresFeed;
+use super::begin::Beginning;
+use super::catalog;
+use super::control::{Control, SpawnLane};
+use super::copy::{CopiedTable, CopyFeed, CopyParts};
+use super::lsn::Lsn;
+use super::position::Positions;
+use super::progress::Progress;
+use super::row::Layout;
+use super::setup::{Exported, Lifetime, create_slot, export_snapshot};
+use super::snapshot::copy::{self, Copying};
+use super::snapshot::plan::CopyPlan;
+use super::table::TableName;
+use crate::fault::{Fault, FaultKind};
+use crate::meter::Waiting;
+use crate::retry::{Backoff, Pace};
+
+/// Rows in flight between the source and the lanes, in bytes.
+const IN_FLIGHT_BYTES: usize = 16 << 20;
+/// How long a new slot may wait for open transactions before it is told whom it waits for.
+const SLOT_PATIENCE: Duration = Duration::from_secs(60);
+/// How often progress is logged.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+/// How long one look takes at least.
+const TURN: Duration = Duration::from_millis(20);
+
+/// What comes after the copy.
+pub(super) enum Copied {
+    /// The stream, from here.
+    Follow {
+        /// Place in the log.
+        from: Lsn,
+    },
+    /// Nothing: that was all, or the pipeline was asked to stop.
+    Ended,
+}
+
+/// Which place in the log a finished table is remembered with.
+enum Remember {
+    /// The copy's own: changes before it are left out of the stream.
+    Point,
+    /// The stream's start: all changes are loaded again.
+    Start(Lsn),
+}
+
+/// Copies what is to be copied.
+///
+/// # Errors
+/// Whatever halts the pipeline.
+pub(super) fn run(
+    control: &mut Control,
+    beginning: Beginning,
+    positions: &Arc<Positions>,
+    spawn_lane: &SpawnLane<'_>,
+) -> Result<Copied, Fault> {
+    match beginning {
+        Beginning::Fresh { copy } => {
+            let Some(exported) = retried(control, |control| control.new_slot(Lifetime::Permanent))? else {
+                return Ok(Copied::Ended);
+            };
+            let from = exported.point;
+            let rest = copy_tables(control, exported, &copy, &Remember::Point, positions, spawn_lane)?;
+            followed(control, rest, from, true, positions, spawn_lane)
+        }
+        Beginning::Resume { from, copy, moved } => {
+            followed(control, Some(copy), from, !moved, positions, spawn_lane)
+        }
+        Beginning::Only { copy } => {
+            let mut left = copy;
+            while !left.is_empty() {
+                let exported = retried(control, |control| {
+                    let exporting = export_snapshot(&control.prepared.connector);
+                    control.parts.runtime.block_on(exporting)
+                })?;
+                let Some(exported) = exported else { return Ok(Copied::Ended) };
+                match copy_tables(control, exported, &left, &Remember::Point, positions, spawn_lane)? {
+                    Some(rest) => left = rest,
+                    None => return Ok(Copied::Ended),
+                }
+            }
+            Ok(Copied::Ended)
+        }
+    }
+}
+
+/// Copies tables that are left over, each round in a snapshot of its own, and says where the stream begins.
+fn followed(
+    control: &mut Control,
+    left: Option<Vec<TableName>>,
+    from: Lsn,
+    replays: bool,
+    positions: &Arc<Positions>,
+    spawn_lane: &SpawnLane<'_>,
+) -> Result<Copied, Fault> {
+    let Some(mut left) = left else { return Ok(Copied::Ended) };
+    while !left.is_empty() {
+        let Some(exported) = retried(control, |control| control.new_slot(Lifetime::Temporary))? else {
+            return Ok(Copied::Ended);
+        };
+        let remember = if replays { Remember::Start(from) } else { Remember::Point };
+        match copy_tables(control, exported, &left, &remember, positions, spawn_lane)? {
+            Some(rest) => left = rest,
+            None => return Ok(Copied::Ended),
+        }
+    }
+    control.parts.runtime.block_on(positions.reached(from))?;
+    Ok(Copied::Follow { from })
+}
+
+/// Does something until it works; none if the pipeline is asked to stop meanwhile.
+fn retried<T>(
+    control: &mut Control,
+    mut attempt: impl FnMut(&mut Control) -> Result<T, Fault>,
+) -> Result<Option<T>, Fault> {
+    let mut backoff = Backoff::new(Pace::PASSING);
+    let mut waiting = None;
+    while !control.parts.stop.is_requested() {
+        match attempt(control) {
+            Ok(done) => return Ok(Some(done)),
+            Err(fault) if fault.kind == FaultKind::Retry => {
+                tracing::warn!(pipeline = %control.parts.meter.name, "{}; trying again", fault.story());
+                waiting.get_or_insert_with(|| Waiting::begin(&control.parts.meter, fault.story()));
+                control.parts.runtime.block_on(backoff.wait());
+            }
+            Err(fault) => return Err(fault),
+        }
+    }
+    Ok(None)
+}
+
+impl Control {
+    fn new_slot(&mut self, lifetime: Lifetime) -> Result<Exported, Fault> {
+        let source = &self.prepared.source;
+        let temporary =
+            format!("{}_copy_{:08x}", &source.slot[..source.slot.len().min(48)], rand::random::<u32>());
+        let slot = match lifetime {
+            Lifetime::Permanent => &source.slot,
+            Lifetime::Temporary => &temporary,
+        };
+        let connection = self.connection()?;
+        let server = &self.prepared.facts.server;
+        let created =
+            create_slot(&self.prepared.connector, &connection, server, slot, lifetime, SLOT_PATIENCE);
+        self.parts.runtime.block_on(created)
+    }
+}
+
+/// Copies tables in one snapshot; returns those that could not be, or none if the pipeline is asked to stop.
+fn copy_tables(
+    control: &mut Control,
+    exported: Exported,
+    tables: &[TableName],
+    remember: &Remember,
+    positions: &Arc<Positions>,
+    spawn_lane: &SpawnLane<'_>,
+) -> Result<Option<Vec<TableName>>, Fault> {
+    if tables.is_empty() {
+        return Ok(Some(Vec::new()));
+    }
+    let source = control.prepared.source.clone();
+    // Sizes and columns as they are now.
+    let facts = retried(control, |control| {
+        let connection = control.connection()?;
+        control.parts.runtime.block_on(catalog::facts(&connection, &source))
+    })?;
+    let Some(facts) = facts else { return Ok(None) };
+    let plan = Arc::new(CopyPlan::of(&facts, source.snapshot_workers, |name| tables.contains(name)));
+    let runtime = control.parts.runtime.clone();
+    let _inside = runtime.enter();
+    let Copying { copied, progress } = copy::start(
+        &control.prepared.connector,
+        Arc::clone(&plan),
+        &exported.snapshot,
+        source.snapshot_workers,
+        IN_FLIGHT_BYTES,
+    );
+    let destined =
+        |name: &TableName| control.prepared.followed.iter().find(|followed| followed.table.name == *name);
+    let mut copies = Vec::new();
+    for table in &plan.tables {
+        let name = &table.table.name;
+        let Some(followed) = destined(name) else {
+            return Err(Fault::halt(
+                format!("table {name} has come since the pipeline began"),
+                "start again: it will then be copied, too",
+            ));
+        };
+        let key: Vec<&str> = followed.key.iter().map(String::as_str).collect();
+        let layout = Layout::of_table(&table.table, &control.prepared.types).keyed_by(&key);
+        let layout = layout.map_err(|error| Fault::halt(error.to_string(), "start again"))?;
+        copies.push(CopiedTable::new(layout, followed.destination));
+    }
+    tracing::info!(
+        pipeline = %control.parts.meter.name, tables = copies.len(), ranges = plan.ranges.len(),
+        rows_expected = plan.rows(), point = %exported.point, "copying what is there"
+    );
+    let point = exported.point;
+    let ended = Progress::default();
+    let parts = Arc::new(CopyParts {
+        copied: AsyncMutex::new(copied),
+        tables: copies,
+        runtime: runtime.clone(),
+        ledger: control.parts.ledger.clone(),
+        slot: source.slot.as_str().into(),
+        gathering: control.parts.gathering,
+        stays: AtomicUsize::new(0),
+        point,
+        meter: control.meter.clone(),
+        failed: Mutex::default(),
+        progress: ended.clone(),
+    });
+    let first = control.lanes.len();
+    for number in 0..control.parts.lanes {
+        let lane = spawn_lane(number, PostgresFeed::Copy(CopyFeed::new(Arc::clone(&parts))));
+        control
+            .lanes
+            .push(Some(lane.map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?));
+    }
+    let watched = Watched { plan, parts, copying: progress, remember, point };
+    let copied = watched.until_durable(control, positions);
+    ended.end();
+    for thread in control.lanes.drain(first..).flatten() {
+        // A fault of a lane was told by the watch, or comes with its ticket.
+        if let Ok(Err(fault)) = thread.join() {
+            control.parts.alarm.raise(fault);
+        }
+    }
+    drop(exported);
+    control.check_halts()?;
+    copied
+}
+
+/// A running copy.
+struct Watched<'a> {
+    plan: Arc<CopyPlan>,
+    parts: Arc<CopyParts>,
+    copying: Arc<copy::Progress>,
+    remember: &'a Remember,
+    point: Lsn,
+}
+
+impl Watched<'_> {
+    /// Waits until each table is durable or given up, and remembers the durable ones.
+    fn until_durable(
+        &self,
+        control: &mut Control,
+        positions: &Arc<Positions>,
+    ) -> Result<Option<Vec<TableName>>, Fault> {
+        let mut left: Vec<usize> = (0..self.plan.tables.len()).collect();
+        let mut told = Instant::now();
+        while !left.is_empty() {
+            if control.parts.stop.is_requested() {
+                return Ok(None);
+            }
+            control.check_halts()?;
+            self.count(control);
+            if told.elapsed() >= TOLD_EVERY {
+                told = Instant::now();
+                self.tell(control);
+            }
+            let (done, not): (Vec<usize>, Vec<usize>) =
+                left.into_iter().partition(|table| self.is_durable(control, *table));
+            left = not;
+            for table in done {
+                self.remember(control, positions, table)?;
+            }
+            let all_ended = control.lanes.iter().all(Option::is_none);
+            if all_ended && !left.is_empty() && control.parts.ledger.open_spans() == 0 {
+                return self.given_up(control, &left);
+            }
+            std::thread::sleep(TURN);
+        }
+        self.count(control);
+        self.tell(control);
+        Ok(Some(Vec::new()))
+    }
+
+    fn is_durable(&self, control: &Control, table: usize) -> bool {
+        let ranges = self.plan.ranges.iter().filter(|range| range.table == table).count();
+        self.parts.tables.get(table).is_some_and(|copied| copied.is_durable(ranges, &control.parts.ledger))
+    }
+
+    fn remember(&self, control: &mut Control, positions: &Positions, table: usize) -> Result<(), Fault> {
+        let Some(copied) = self.plan.tables.get(table) else { return Ok(()) };
+        let name = &copied.table.name;
+        let upto = match self.remember {
+            Remember::Point => self.point,
+            Remember::Start(start) => *start,
+        };
+        control.parts.runtime.block_on(positions.copied(name, upto))?;
+        for followed in control.prepared.followed.iter_mut().filter(|followed| followed.table.name == *name) {
+            followed.copied_upto = upto;
+        }
+        control.parts.meter.health.progress();
+        tracing::info!(pipeline = %control.parts.meter.name, table = %name, "copied");
+        Ok(())
+    }
+
+    /// Tables that could not be copied in this snapshot.
+    fn given_up(&self, control: &Control, left: &[usize]) -> Result<Option<Vec<TableName>>, Fault> {
+        let fault = self.parts.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let fault = fault.unwrap_or_else(|| Fault::retry("the copy ended before all tables were complete"));
+        if fault.kind != FaultKind::Retry {
+            return Err(fault);
+        }
+        tracing::warn!(pipeline = %control.parts.meter.name, "{}; copying again what is not complete", fault.story());
+        let tables = left.iter().filter_map(|table| self.plan.tables.get(*table));
+        Ok(Some(tables.map(|table| table.table.name.clone()).collect()))
+    }
+
+    fn count(&self, control: &Control) {
+        let reached = self.copying.reached();
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        control.meter.snapshot_rows.set(gauge(reached.rows));
+        control.meter.snapshot_rows_expected.set(gauge(reached.rows_expected));
+        control.meter.snapshot_ranges.set(gauge(reached.ranges as u64));
+        control.meter.snapshot_ranges_expected.set(gauge(reached.ranges_expected as u64));
+    }
+
+    fn tell(&self, control: &Control) {
+        let reached = self.copying.reached();
+        tracing::info!(
+            pipeline = %control.parts.meter.name, rows = reached.rows, rows_expected = reached.rows_expected,
+            ranges = reached.ranges, of = reached.ranges_expected, "snapshot"
+        );
+    }
+}

@@ -1,0 +1,137 @@
+//! The replication stream, behind a small trait: pgwire-replication carries it, and tests play it from memory.
+//!
+//! Corner cases of the crate that this module keeps to itself (reference/postgres-cdc.md §1.3): its LSN of a
+//! keepalive is what the server has sent, `XLogData.wal_end` means nothing, and feedback is sent by its own
+//! task whether or not anybody reads.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pgwire_replication::{PgWireError, ReplicationClient, ReplicationEvent};
+
+use super::connect::Connector;
+use super::lsn::Lsn;
+use super::trouble::Failure;
+use crate::fault::Fault;
+
+/// Microseconds between 1970, from where Tidemill counts, and 2000, from where Postgres does.
+const EPOCH_DISTANCE_US: i64 = 946_684_800_000_000;
+
+/// What arrives on the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Event {
+    /// A connection was made: a transaction that was only begun comes again.
+    Connected,
+    /// A transaction begins.
+    Begin {
+        /// LSN of its commit record.
+        final_lsn: Lsn,
+        /// Its id.
+        xid: u32,
+        /// When it was committed, microseconds since 1970 UTC.
+        commit_time_us: i64,
+    },
+    /// A pgoutput message within it.
+    Change(Bytes),
+    /// It ends.
+    Commit {
+        /// LSN behind it: what may be confirmed once all of it is durable.
+        end_lsn: Lsn,
+    },
+    /// The server has sent all that there is up to here.
+    Idle {
+        /// LSN behind it.
+        upto: Lsn,
+        /// The server waits for our answer: it may be shutting down.
+        urgent: bool,
+    },
+}
+
+impl Event {
+    /// Bytes that it holds.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Event::Change(data) => data.len(),
+            Event::Connected | Event::Begin { .. } | Event::Commit { .. } | Event::Idle { .. } => 0,
+        }
+    }
+}
+
+/// A replication connection that has started.
+pub(super) trait Transport: Send {
+    /// The next event; waits for it. May be dropped and called again.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    fn next(&mut self) -> impl Future<Output = Result<Event, Fault>> + Send;
+
+    /// Everything up to `lsn` is durable. Returns at once; what goes back is ignored.
+    fn confirm(&self, lsn: Lsn);
+
+    /// Tells the server the last confirmation, and says farewell.
+    fn close(self) -> impl Future<Output = ()> + Send;
+}
+
+/// The real one.
+pub(super) struct PgWire {
+    client: ReplicationClient,
+    connector: Arc<Connector>,
+}
+
+impl PgWire {
+    /// Starts replication from `from`; done when the slot is ours.
+    ///
+    /// # Errors
+    /// What the server says.
+    pub(super) async fn start(connector: &Arc<Connector>, from: Lsn) -> Result<PgWire, Fault> {
+        let connector = Arc::clone(connector);
+        let config = connector.replication_config(from)?;
+        let failed = |error: PgWireError| trouble(error, &connector);
+        let mut client = ReplicationClient::connect(config).await.map_err(failed)?;
+        client.wait_started().await.map_err(failed)?;
+        Ok(PgWire { client, connector })
+    }
+}
+
+fn trouble(error: PgWireError, connector: &Connector) -> Fault {
+    Failure::from(error).fault(&format!("follow slot {}", connector.source().slot), connector.source())
+}
+
+impl Transport for PgWire {
+    async fn next(&mut self) -> Result<Event, Fault> {
+        loop {
+            let event = match self.client.recv().await {
+                Ok(Some(event)) => event,
+                Ok(None) => return Err(Fault::retry("the server has ended the replication stream")),
+                Err(error) => return Err(trouble(error, &self.connector)),
+            };
+            return Ok(match event {
+                ReplicationEvent::XLogData { data, .. } => Event::Change(data),
+                ReplicationEvent::Begin { final_lsn, xid, commit_time_micros } => Event::Begin {
+                    final_lsn: Lsn(final_lsn.as_u64()),
+                    xid,
+                    commit_time_us: commit_time_micros.saturating_add(EPOCH_DISTANCE_US),
+                },
+                ReplicationEvent::Commit { end_lsn, .. } => Event::Commit { end_lsn: Lsn(end_lsn.as_u64()) },
+                ReplicationEvent::KeepAlive { wal_end, reply_requested, .. } => {
+                    Event::Idle { upto: Lsn(wal_end.as_u64()), urgent: reply_requested }
+                }
+                // Ours are heartbeats: that they made the log go on is all they are for.
+                ReplicationEvent::Message { .. } => continue,
+                ReplicationEvent::StoppedAt { .. } => {
+                    return Err(Fault::retry("the replication stream stopped, which nobody asked for"));
+                }
+            });
+        }
+    }
+
+    fn confirm(&self, lsn: Lsn) {
+        self.client.update_applied_lsn(pgwire_replication::Lsn::from_u64(lsn.0));
+    }
+
+    async fn close(mut self) {
+        // It tells the server the last confirmation; a server that is gone needs none.
+        let _ = self.client.shutdown().await;
+    }
+}

@@ -1,0 +1,117 @@
+//! Looks at the slot now and then: its size is what Postgres has to keep for us. Sends heartbeats, so that the
+//! slot of an idle database moves on while others write.
+
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+
+use super::catalog;
+use super::connect::Control as Connection;
+use super::facts::Slot;
+use super::lsn::Lsn;
+use super::prepare::Prepared;
+use super::progress::Progress;
+use crate::fault::Fault;
+use crate::meter::{PostgresMeter, Waiting};
+use crate::source::Parts;
+
+/// How often the slot is looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// What heartbeat messages are called.
+const HEARTBEAT: &str = "tidemill_heartbeat";
+
+/// Ends the looking when dropped.
+pub(super) struct SlotWatch(AbortHandle);
+
+impl Drop for SlotWatch {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Starts to look.
+pub(super) fn start(
+    prepared: &Prepared,
+    parts: &Parts,
+    progress: &Progress,
+    meter: &PostgresMeter,
+) -> SlotWatch {
+    let (connector, source) = (prepared.connector.clone(), prepared.source.clone());
+    let beats = !prepared.facts.server.in_recovery;
+    let (pipeline, progress, meter) = (parts.meter.clone(), progress.clone(), meter.clone());
+    let task = parts.runtime.spawn(async move {
+        let mut every = tokio::time::interval(LOOK_EVERY.min(source.heartbeat.max(Duration::from_secs(1))));
+        let mut connection: Option<Connection> = None;
+        let mut too_large: Option<Waiting> = None;
+        let mut last = progress.newest().0;
+        let mut quiet_since = tokio::time::Instant::now();
+        loop {
+            every.tick().await;
+            let open = match connection.take().filter(|open| !open.is_closed()) {
+                Some(open) => open,
+                // Told by the stream, which cannot go on either.
+                None => match connector.control().await {
+                    Ok(open) => open,
+                    Err(_away) => continue,
+                },
+            };
+            let (newest, commit_time_us) = progress.newest();
+            if newest != last {
+                (last, quiet_since) = (newest, tokio::time::Instant::now());
+            } else if beats && quiet_since.elapsed() >= source.heartbeat {
+                quiet_since = tokio::time::Instant::now();
+                if let Err(fault) = beat(&open).await {
+                    tracing::debug!("{}", fault.story());
+                }
+            }
+            let Ok(Some(slot)) = catalog::slot(&open, &source.slot).await else { continue };
+            connection = Some(open);
+            show(&slot, newest, &meter);
+            meter.lag_seconds.set(lag_seconds(commit_time_us, &slot, newest.0));
+            let held = slot.held_wal_bytes.unwrap_or(0);
+            too_large = match too_large.take() {
+                _ if u64::try_from(held).is_ok_and(|held| held <= source.max_slot_wal_bytes) => None,
+                Some(waiting) => Some(waiting),
+                None => {
+                    let what = format!(
+                        "slot {} holds {held} bytes of log, more than max_slot_wal = {}",
+                        source.slot, source.max_slot_wal_bytes
+                    );
+                    tracing::warn!(pipeline = %pipeline.name, "{what}");
+                    Some(Waiting::begin(&pipeline, what))
+                }
+            };
+        }
+    });
+    SlotWatch(task.abort_handle())
+}
+
+async fn beat(connection: &Connection) -> Result<(), Fault> {
+    let message = format!("SELECT pg_logical_emit_message(false, '{HEARTBEAT}', '')");
+    let sent = connection.client().simple_query(&message).await;
+    sent.map(|_| ()).map_err(|error| connection.fault("send a heartbeat", error))
+}
+
+fn show(slot: &Slot, newest: Lsn, meter: &PostgresMeter) {
+    let held = slot.held_wal_bytes.unwrap_or(0);
+    meter.slot_held_bytes.set(held);
+    let behind = slot.confirmed.map_or(0, |confirmed| newest.0.saturating_sub(confirmed.0));
+    meter.lag_bytes.set(i64::try_from(behind).unwrap_or(i64::MAX));
+    meter.slot_safe_bytes.set(slot.safe_wal_bytes.unwrap_or(-1));
+    meter.slot_wal_status.set(match slot.wal_status.as_deref() {
+        Some("extended") => 1,
+        Some("unreserved") => 2,
+        Some("lost") => 3,
+        _ => 0,
+    });
+}
+
+/// Age of the newest transaction read, while there is something that was not confirmed.
+fn lag_seconds(commit_time_us: i64, slot: &Slot, newest: u64) -> i64 {
+    let behind = slot.confirmed.is_some_and(|confirmed| confirmed.0 < newest);
+    if !behind || commit_time_us == 0 {
+        return 0;
+    }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    (i64::try_from(now.as_secs()).unwrap_or(i64::MAX) - commit_time_us / 1_000_000).max(0)
+}

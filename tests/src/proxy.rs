@@ -1,0 +1,455 @@
+//! A bad network between a process under test and a server: a TCP proxy that cuts, refuses, stalls, swallows and slows.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+use tidemill_test_kafka::free_port;
+
+/// Between two looks at whether somebody wants to connect.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(5);
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+const PIECE_BYTES: usize = 64 * 1024;
+/// A slow line gets its bytes in this many pieces a second.
+const PIECES_PER_SECOND: u64 = 20;
+
+/// What happens to the bytes of open connections, in both directions.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Traffic {
+    /// They pass.
+    #[default]
+    Flowing,
+    /// They pass at this many bytes a second, per connection and direction.
+    Slow(u64),
+    /// They wait, and pass later: a line without bandwidth.
+    Stalled,
+    /// They vanish, and so does the end of a connection, while each side believes the other to be there: a firewall that
+    /// forgot the connection. Connections that are open now stay like that until they are [cut](Proxy::cut), whatever is
+    /// set later.
+    Swallowed,
+}
+
+/// Listens on a port of 127.0.0.1 and passes connections on to a server. Dropping it cuts them all.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    line: Arc<Line>,
+    listener: Option<thread::JoinHandle<()>>,
+}
+
+/// Shared between the test, which sets, and the threads, which look after each piece of bytes.
+#[derive(Debug, Default)]
+struct Line {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    traffic: Traffic,
+    /// What the test wants.
+    refusing: bool,
+    /// What is.
+    listening: bool,
+    ended: bool,
+    accepted: u64,
+    swallowed_bytes: u64,
+    open: BTreeMap<u64, Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    client: TcpStream,
+    server: TcpStream,
+    swallowed: bool,
+}
+
+/// What to do with a piece of bytes that was read.
+enum Piece {
+    Pass,
+    Swallow,
+    Drop,
+}
+
+impl Proxy {
+    /// In front of the server at `upstream`, which need not be there yet.
+    ///
+    /// # Panics
+    /// When there is no free port.
+    #[must_use]
+    pub fn to(upstream: SocketAddr) -> Self {
+        let port = free_port().expect("there is a free port");
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let listener = listen(address).expect("the port can be bound");
+        let line = Arc::new(Line {
+            state: Mutex::new(State { listening: true, ..State::default() }),
+            ..Line::default()
+        });
+        let for_thread = Arc::clone(&line);
+        let listener = thread::spawn(move || for_thread.accept(address, listener, upstream));
+        Self { address, line, listener: Some(listener) }
+    }
+
+    /// In front of a port of 127.0.0.1.
+    ///
+    /// # Panics
+    /// When there is no free port.
+    #[must_use]
+    pub fn to_port(port: u16) -> Self {
+        Self::to(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+    }
+
+    /// Where to connect.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The port to connect to, of 127.0.0.1.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Changes what happens to bytes from now on.
+    pub fn set(&self, traffic: Traffic) {
+        let mut state = self.line.state();
+        state.traffic = traffic;
+        if traffic == Traffic::Swallowed {
+            state.open.values_mut().for_each(|connection| connection.swallowed = true);
+        }
+        self.line.changed.notify_all();
+    }
+
+    /// Closes all connections in both directions; returns how many there were.
+    pub fn cut(&self) -> usize {
+        let mut state = self.line.state();
+        let open = std::mem::take(&mut state.open);
+        open.values().for_each(Connection::close);
+        self.line.changed.notify_all();
+        open.len()
+    }
+
+    /// Closes the port: who connects is refused. Open connections stay.
+    pub fn refuse(&self) {
+        self.listening(true);
+    }
+
+    /// Opens the port again.
+    pub fn accept(&self) {
+        self.listening(false);
+    }
+
+    fn listening(&self, refusing: bool) {
+        let mut state = self.line.state();
+        state.refusing = refusing;
+        while state.listening == refusing {
+            state = self.line.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Connections that were let in so far.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.line.state().accepted
+    }
+
+    /// Connections that are open.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.line.state().open.len()
+    }
+
+    /// Bytes that vanished: a test of a half-open connection shows with it that somebody spoke.
+    #[must_use]
+    pub fn swallowed_bytes(&self) -> u64 {
+        self.line.state().swallowed_bytes
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.line.state().ended = true;
+        self.cut();
+        if let Some(listener) = self.listener.take() {
+            // It cannot panic in a way that matters now.
+            drop(listener.join());
+        }
+    }
+}
+
+impl Line {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A thread that panicked has failed the test already.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Until something changes, at most this long.
+    fn wait<'a>(&'a self, state: MutexGuard<'a, State>, limit: Duration) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// The life of the listening thread.
+    fn accept(self: &Arc<Self>, address: SocketAddr, listener: TcpListener, upstream: SocketAddr) {
+        let mut listener = Some(listener);
+        loop {
+            let state = self.state();
+            if state.ended {
+                return;
+            }
+            let refusing = state.refusing;
+            drop(state);
+            listener = match listener {
+                Some(_) if refusing => None,
+                // The port may be in use for a moment by a connection that is just being closed.
+                None if !refusing => listen(address).ok(),
+                unchanged => unchanged,
+            };
+            let client = listener.as_ref().and_then(|listener| listener.accept().ok());
+            let mut state = self.state();
+            if state.listening != listener.is_some() {
+                state.listening = listener.is_some();
+                self.changed.notify_all();
+            }
+            match client {
+                Some((client, _)) => {
+                    drop(state);
+                    // A server that is not there ends the connection at once: as near as a proxy comes to refusing it.
+                    drop(self.connect(client, upstream));
+                }
+                None => drop(self.wait(state, ACCEPT_PAUSE)),
+            }
+        }
+    }
+
+    fn connect(self: &Arc<Self>, client: TcpStream, upstream: SocketAddr) -> io::Result<()> {
+        client.set_nonblocking(false)?;
+        let server = TcpStream::connect_timeout(&upstream, CONNECT_WITHIN)?;
+        client.set_nodelay(true)?;
+        server.set_nodelay(true)?;
+        let ways = [(client.try_clone()?, server.try_clone()?), (server.try_clone()?, client.try_clone()?)];
+        let mut state = self.state();
+        let id = state.accepted;
+        state.accepted += 1;
+        let swallowed = state.traffic == Traffic::Swallowed;
+        state.open.insert(id, Connection { client, server, swallowed });
+        drop(state);
+        for (from, into) in ways {
+            let line = Arc::clone(self);
+            thread::spawn(move || line.pump(id, from, into));
+        }
+        Ok(())
+    }
+
+    /// Passes bytes on in one direction until either side is closed.
+    fn pump(&self, id: u64, mut from: TcpStream, mut into: TcpStream) {
+        let mut bytes = vec![0; PIECE_BYTES];
+        loop {
+            let wanted = self.piece_bytes();
+            let Ok(read @ 1..) = from.read(&mut bytes[..wanted]) else { break };
+            match self.judge(id, read) {
+                Piece::Pass if into.write_all(&bytes[..read]).is_ok() => {}
+                Piece::Swallow => {}
+                Piece::Pass | Piece::Drop => break,
+            }
+        }
+        // The end of a connection is news, too, and vanishes like all else. Half-closed connections are not passed on:
+        // neither PostgreSQL nor HTTP needs them.
+        let mut state = self.state();
+        if state.open.get(&id).is_some_and(|connection| !connection.swallowed)
+            && let Some(connection) = state.open.remove(&id)
+        {
+            connection.close();
+            self.changed.notify_all();
+        }
+    }
+
+    fn piece_bytes(&self) -> usize {
+        match self.state().traffic {
+            Traffic::Slow(rate) => {
+                usize::try_from(rate / PIECES_PER_SECOND).unwrap_or(PIECE_BYTES).clamp(1, PIECE_BYTES)
+            }
+            Traffic::Flowing | Traffic::Stalled | Traffic::Swallowed => PIECE_BYTES,
+        }
+    }
+
+    /// Decides about a piece that was read, and holds it for as long as the line is slow or stalled.
+    fn judge(&self, id: u64, bytes: usize) -> Piece {
+        let bytes = bytes as u64;
+        let begun = Instant::now();
+        let mut state = self.state();
+        loop {
+            let Some(connection) = state.open.get(&id) else { return Piece::Drop };
+            if connection.swallowed {
+                state.swallowed_bytes += bytes;
+                return Piece::Swallow;
+            }
+            let left = match state.traffic {
+                Traffic::Flowing | Traffic::Swallowed => return Piece::Pass,
+                Traffic::Stalled => Duration::MAX,
+                Traffic::Slow(rate) => {
+                    Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64).saturating_sub(begun.elapsed())
+                }
+            };
+            if left.is_zero() {
+                return Piece::Pass;
+            }
+            state = match left {
+                Duration::MAX => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                left => self.wait(state, left),
+            };
+        }
+    }
+}
+
+impl Connection {
+    fn close(&self) {
+        // Closed by the other side, maybe.
+        drop(self.client.shutdown(Shutdown::Both));
+        drop(self.server.shutdown(Shutdown::Both));
+    }
+}
+
+/// Not blocking, so that the thread can be told to stop.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Proxy, Traffic};
+    use crate::wait_until;
+    use std::{
+        io::{ErrorKind, Read, Write},
+        net::{TcpListener, TcpStream},
+        thread,
+        time::{Duration, Instant},
+    };
+
+    const SOON: Duration = Duration::from_secs(10);
+    /// As long as one looks for something that should not happen.
+    const A_MOMENT: Duration = Duration::from_millis(200);
+
+    /// A server that sends back what it gets, and a proxy in front of it.
+    fn echo() -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                thread::spawn(move || {
+                    let mut back = stream.try_clone().expect("a second handle");
+                    drop(std::io::copy(&mut { stream }, &mut back));
+                });
+            }
+        });
+        Proxy::to(address)
+    }
+
+    fn connect(proxy: &Proxy) -> TcpStream {
+        let stream = TcpStream::connect_timeout(&proxy.address(), SOON).expect("let in");
+        stream.set_read_timeout(Some(SOON)).expect("a socket");
+        stream
+    }
+
+    fn echoed(stream: &mut TcpStream, bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+        stream.write_all(bytes)?;
+        let mut back = vec![0; bytes.len()];
+        stream.read_exact(&mut back)?;
+        Ok(back)
+    }
+
+    /// Nothing comes back in a moment, and neither does an end.
+    fn silent(stream: &mut TcpStream) -> bool {
+        stream.set_read_timeout(Some(A_MOMENT)).expect("a socket");
+        let outcome = stream.read(&mut [0]);
+        stream.set_read_timeout(Some(SOON)).expect("a socket");
+        outcome.is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
+    }
+
+    #[test]
+    fn bytes_pass_until_the_line_is_cut() {
+        let proxy = echo();
+        let mut stream = connect(&proxy);
+        let bytes: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
+        let mut half = stream.try_clone().expect("a second handle");
+        let writer = {
+            let bytes = bytes.clone();
+            thread::spawn(move || half.write_all(&bytes))
+        };
+        let mut back = vec![0; bytes.len()];
+        stream.read_exact(&mut back).expect("all comes back");
+        writer.join().expect("no panic").expect("all is sent");
+        assert!(back == bytes);
+        assert_eq!(proxy.cut(), 1);
+        assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0, "it ends");
+        assert_eq!(echoed(&mut connect(&proxy), b"again").expect("a new one works"), b"again");
+        assert_eq!(proxy.accepted(), 2);
+    }
+
+    #[test]
+    fn a_closed_port_refuses_and_keeps_what_is_open() {
+        let proxy = echo();
+        let mut stream = connect(&proxy);
+        assert_eq!(echoed(&mut stream, b"before").expect("open"), b"before");
+        proxy.refuse();
+        let refused = TcpStream::connect_timeout(&proxy.address(), SOON).expect_err("the port is closed");
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(echoed(&mut stream, b"still").expect("open"), b"still");
+        proxy.accept();
+        assert_eq!(echoed(&mut connect(&proxy), b"again").expect("open again"), b"again");
+    }
+
+    #[test]
+    fn a_stalled_line_loses_nothing() {
+        let proxy = echo();
+        let mut stream = connect(&proxy);
+        proxy.set(Traffic::Stalled);
+        stream.write_all(b"later").expect("taken");
+        assert!(silent(&mut stream));
+        proxy.set(Traffic::Flowing);
+        let mut back = [0; 5];
+        stream.read_exact(&mut back).expect("it comes");
+        assert_eq!(&back, b"later");
+    }
+
+    #[test]
+    fn a_swallowed_connection_stays_open_and_dead() {
+        let proxy = echo();
+        let mut stream = connect(&proxy);
+        proxy.set(Traffic::Swallowed);
+        stream.write_all(b"gone").expect("taken");
+        wait_until(SOON, || (proxy.swallowed_bytes() == 4).then_some(())).expect("swallowed");
+        proxy.set(Traffic::Flowing);
+        stream.write_all(b"gone, too").expect("taken");
+        assert!(silent(&mut stream), "it does not come back to life");
+        assert_eq!(proxy.open(), 1);
+        assert_eq!(echoed(&mut connect(&proxy), b"new").expect("new ones live"), b"new");
+        assert!(proxy.cut() >= 1);
+        assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0, "it ends");
+    }
+
+    #[test]
+    fn a_slow_line_takes_its_time() {
+        let proxy = echo();
+        let mut stream = connect(&proxy);
+        proxy.set(Traffic::Slow(100_000));
+        let begun = Instant::now();
+        assert_eq!(echoed(&mut stream, &[7; 30_000]).expect("all comes back").len(), 30_000);
+        assert!(begun.elapsed() >= Duration::from_millis(290), "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_ends_connections() {
+        let port = tidemill_test_kafka::free_port().expect("a free port");
+        let proxy = Proxy::to_port(port);
+        let mut stream = connect(&proxy);
+        assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0, "it ends");
+        assert_eq!(proxy.open(), 0);
+    }
+}
