@@ -1,251 +1,19 @@
 //! A real listener, real lanes and a real stage; loads are ended by the test.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
+use rustls::pki_types::pem::PemObject as _;
 
-use super::HttpFeed;
-use super::control::Control;
-use crate::batch::Batch;
-use crate::batch::stage::fakes::{Shown, destination, owner};
-use crate::batch::stage::{Done, Registration, StageHandle};
-use crate::budget::{Budget, Share};
-use crate::chain::Chain;
-use crate::config::model::{BatchLimits, Http, Secret, TableModel};
-use crate::dead_letter::Rejects;
-use crate::delivery::owner::Owner;
-use crate::delivery::{Alarm, Stop};
+use crate::config::model::{Http, HttpTls, Secret};
 use crate::fault::Fault;
-use crate::lane::{Lane, LaneParts};
-use crate::ledger::Ledger;
-use crate::rows::{Target, Targets};
-use crate::source::{Gathering, Parts};
 
-const SOON: Duration = Duration::from_secs(20);
-const LINGER: Duration = Duration::from_millis(200);
-const ROW_BYTES_MAX: u64 = 1_000;
+mod bench;
 
-/// A pipeline of one table behind a listener.
-struct Bench {
-    address: SocketAddr,
-    started: mpsc::Receiver<(Batch, Done)>,
-    share: Share,
-    owner: Arc<Owner>,
-    ledger: Ledger,
-    alarm: Alarm,
-    stop: Stop,
-    control: Option<std::thread::JoinHandle<Result<(), Fault>>>,
-    /// Behind everything that runs on it.
-    runtime: tokio::runtime::Runtime,
-}
-
-fn settings() -> Http {
-    Http {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        tls: None,
-        tokens: Vec::new(),
-        insecure: false,
-        max_body_bytes: 1 << 20,
-        max_records: 10_000,
-        read_timeout: SOON,
-        request_timeout: SOON,
-        answer_timeout: SOON,
-        max_connections: 1_000,
-        idempotency_window: SOON,
-        idempotency_keys: 100,
-    }
-}
-
-impl Bench {
-    fn new() -> Bench {
-        Bench::with(settings(), 16 << 20)
-    }
-
-    fn with(http: Http, budget: u64) -> Bench {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let runtime = runtime.expect("a runtime");
-        let stage = StageHandle::start(runtime.handle().clone()).expect("a thread");
-        let share = Budget::new(budget).share(budget, 0);
-        let (shows, started) = mpsc::channel();
-        let registration = Registration {
-            destinations: vec![destination("orders")],
-            limits: BatchLimits { max_rows: 100_000, max_bytes: 64 << 20, linger: LINGER },
-            in_flight: 1,
-            share: share.clone(),
-            outlet: Arc::new(Shown(shows)),
-        };
-        stage.register(0, registration).expect("the stage lives");
-        let (ledger, alarm, stop) = (Ledger::new(), Alarm::default(), Stop::default());
-        let owner = Arc::new(owner(0, &share, Rejects::Answer));
-        let targets = Targets {
-            tables: vec![Target { model: TableModel::Duplicate }],
-            own: Some(0),
-            row_bytes_max: ROW_BYTES_MAX,
-        };
-        let lane_parts = LaneParts {
-            stage: stage.clone(),
-            ledger: ledger.clone(),
-            owner: Arc::clone(&owner),
-            targets,
-            line_feeds: true,
-        };
-        let parts = Parts {
-            lanes: 2,
-            gathering: Gathering { line_feeds: true, ..Gathering::default() },
-            ledger: ledger.clone(),
-            meter: Arc::clone(&owner.meter),
-            stage,
-            pipeline: 0,
-            share: share.clone(),
-            runtime: runtime.handle().clone(),
-            giving_up: Arc::clone(&owner.giving_up),
-            alarm: alarm.clone(),
-            stop: stop.clone(),
-            shutdown_timeout: SOON,
-            stall_after: SOON,
-            label_stem: "stem".into(),
-        };
-        let spawn = |_number: usize, feed: HttpFeed| {
-            let parts = lane_parts.clone();
-            std::thread::Builder::new().spawn(move || {
-                let chain = Chain::start(&[], &|_| Vec::new())?;
-                Lane::new(parts, feed, chain).run()
-            })
-        };
-        let control = Control::start(http, parts, spawn).expect("a free port");
-        let address = control.address();
-        let control = Some(std::thread::spawn(move || control.run()));
-        Bench { address, started, share, owner, ledger, alarm, stop, control, runtime }
-    }
-
-    fn connect(&self) -> Client {
-        let stream = TcpStream::connect(self.address).expect("listening");
-        stream.set_read_timeout(Some(SOON)).expect("a time-out");
-        Client { stream, read: Vec::new() }
-    }
-
-    /// The next load, on its way.
-    fn load(&self) -> (Batch, Done) {
-        self.started.recv_timeout(SOON).expect("a load")
-    }
-
-    /// The next load becomes durable; returns its rows.
-    fn land(&self) -> Vec<String> {
-        let (batch, done) = self.load();
-        let rows = rows(&batch);
-        batch.pieces.into_iter().for_each(|piece| drop(piece.settle()));
-        self.runtime.block_on(done.finish());
-        rows
-    }
-
-    fn answered(&self, status: u16) -> u64 {
-        self.owner.meter.http().answered_with(status)
-    }
-
-    fn end(&mut self) -> Result<(), Fault> {
-        self.stop.request();
-        self.control.take().expect("not ended yet").join().expect("no panic")
-    }
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        self.stop.request();
-        if let Some(control) = self.control.take() {
-            // What it was asked to do is another thing than what the test is about.
-            self.alarm.raise(Fault::retry("the test has ended"));
-            let _ = control.join();
-        }
-    }
-}
-
-fn rows(batch: &Batch) -> Vec<String> {
-    let rows = batch.pieces.iter().flat_map(|piece| (0..piece.len()).map(|place| piece.row(place).to_vec()));
-    rows.map(|row| String::from_utf8(row).expect("text").trim_end().to_owned()).collect()
-}
-
-#[track_caller]
-fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}");
-        std::thread::yield_now();
-    }
-}
-
-/// A client that writes bytes.
-struct Client {
-    stream: TcpStream,
-    read: Vec<u8>,
-}
-
-#[derive(Debug)]
-struct Said {
-    status: u16,
-    head: String,
-    body: serde_json::Value,
-}
-
-impl Client {
-    fn write(&mut self, bytes: impl AsRef<[u8]>) -> &mut Client {
-        self.stream.write_all(bytes.as_ref()).expect("the connection is open");
-        self
-    }
-
-    fn post(&mut self, path: &str, headers: &str, body: impl AsRef<[u8]>) -> &mut Client {
-        let body = body.as_ref();
-        let head =
-            format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n{headers}\r\n", body.len());
-        self.write([head.as_bytes(), body].concat())
-    }
-
-    /// The next answer.
-    fn said(&mut self) -> Said {
-        let end = loop {
-            if let Some(end) = find(&self.read, b"\r\n\r\n") {
-                break end + 4;
-            }
-            assert!(self.more() > 0, "closed without an answer: {:?}", String::from_utf8_lossy(&self.read));
-        };
-        let head = String::from_utf8(self.read.drain(..end).collect()).expect("text").to_ascii_lowercase();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
-        let length: usize = length.map_or(0, |text| text.parse().expect("a number"));
-        while self.read.len() < length {
-            assert!(self.more() > 0, "closed within an answer");
-        }
-        let body: Vec<u8> = self.read.drain(..length).collect();
-        let status = head.split(' ').nth(1).expect("a status").parse().expect("a number");
-        let body = serde_json::from_slice(&body).expect("JSON");
-        Said { status, head, body }
-    }
-
-    fn more(&mut self) -> usize {
-        let mut buffer = [0; 4096];
-        let read = self.stream.read(&mut buffer).expect("an answer in time");
-        self.read.extend_from_slice(&buffer[..read]);
-        read
-    }
-
-    fn is_closed(&mut self) -> bool {
-        let mut buffer = [0; 16];
-        matches!(self.stream.read(&mut buffer), Ok(0) | Err(_))
-    }
-}
-
-fn find(within: &[u8], what: &[u8]) -> Option<usize> {
-    within.windows(what.len()).position(|window| window == what)
-}
-
-fn gzip(body: &[u8]) -> Vec<u8> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-    encoder.write_all(body).expect("a vector takes everything");
-    encoder.finish().expect("a vector takes everything")
-}
+use bench::{Bench, Client, ROW_BYTES_MAX, SOON, gzip, rows, settings, wait_until};
 
 #[test]
 fn a_request_is_answered_when_its_rows_are_durable() {
@@ -374,6 +142,69 @@ fn without_a_token_nothing_is_read() {
     let said = bench.connect().post("/e?ack=queued", "authorization: Bearer hunter2\r\n", "{}").said();
     assert_eq!(said.status, 202);
     assert_eq!(bench.connect().write("GET /health HTTP/1.1\r\nhost: x\r\n\r\n").said().status, 200);
+}
+
+#[test]
+fn a_client_that_asks_whether_to_send_its_body_is_told_before_it_does() {
+    let bench = Bench::new();
+    let head = |length: usize| {
+        format!("POST /e HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {length}\r\n\r\n")
+    };
+    assert_eq!(bench.connect().write(head(2 << 20)).said().status, 413);
+    let mut client = bench.connect();
+    client.write(head(2));
+    while !client.read.ends_with(b"\r\n\r\n") {
+        assert!(client.more() > 0, "closed");
+    }
+    assert!(client.read.starts_with(b"HTTP/1.1 100 "));
+    client.read.clear();
+    client.write("{}");
+    assert_eq!(bench.land(), ["{}"]);
+    assert_eq!(client.said().status, 200);
+}
+
+#[test]
+fn a_request_larger_than_the_budget_passes_alone() {
+    let bench = Bench::with(settings(), 2_000);
+    let body = "{}\n".repeat(1_000);
+    let mut client = bench.connect();
+    client.post("/e", "", body);
+    assert_eq!(bench.land().len(), 1_000);
+    assert_eq!(client.said().status, 200);
+}
+
+#[test]
+fn https_is_spoken_where_there_is_a_certificate() {
+    let fixture =
+        |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("src/sink/starrocks/fixtures").join(name);
+    let files = |client_ca: Option<PathBuf>| {
+        let tls = HttpTls { certificate: fixture("localhost.pem"), key: fixture("localhost.key"), client_ca };
+        Http { tls: Some(tls), read_timeout: Duration::from_secs(2), ..settings() }
+    };
+    let speak = |bench: &Bench| {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut roots = rustls::RootCertStore::empty();
+        let authority = rustls::pki_types::CertificateDer::from_pem_file(fixture("localhost.pem"));
+        roots.add(authority.expect("a certificate")).expect("an authority");
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = "127.0.0.1".try_into().expect("a name");
+        let connection = rustls::ClientConnection::new(Arc::new(config), name).expect("a client");
+        let mut stream = rustls::StreamOwned::new(connection, bench.connect().stream);
+        let sent = stream.write_all(b"POST /e?ack=queued HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}");
+        let mut said = [0; 12];
+        sent.and_then(|()| stream.read_exact(&mut said)).map(|()| said)
+    };
+    let bench = Bench::with(files(None), 16 << 20);
+    assert_eq!(speak(&bench).expect("an answer"), *b"HTTP/1.1 202");
+    let mut plain = bench.connect();
+    plain.post("/e", "", "{}");
+    assert!(plain.is_closed() || plain.is_closed(), "spoken to without TLS");
+    let asks = Bench::with(files(Some(fixture("localhost.pem"))), 16 << 20);
+    assert!(speak(&asks).is_err(), "taken without a client certificate");
 }
 
 #[test]
