@@ -12,7 +12,7 @@ use crate::fault::Fault;
 use crate::pipeline::{Destinations, Shared, load_plugins};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::query::{Column, Query};
-use crate::source::kafka;
+use crate::source::{http, kafka};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -79,7 +79,8 @@ fn offline(pipeline: &Pipeline, shared: &Shared, faults: &mut Vec<Fault>) -> Vec
 async fn online(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>) {
     let source = match &pipeline.source {
         Source::Kafka(source) => kafka::check(source).map(drop),
-        Source::Postgres(_) | Source::Http(_) => Ok(()),
+        Source::Http(source) => http::check(source).await,
+        Source::Postgres(_) => Ok(()),
     };
     faults.extend(source.err());
     let client = Client::new(std::sync::Arc::new(pipeline.sink.clone()));

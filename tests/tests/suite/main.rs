@@ -5,6 +5,7 @@ mod crash;
 mod demo;
 mod formats;
 mod group;
+mod http;
 mod kafka_faults;
 mod load;
 mod memory;
