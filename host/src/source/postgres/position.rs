@@ -75,6 +75,54 @@ impl Observer for Unobserved {
     fn possible_duplicate(&self, _label: &str) {}
 }
 
+/// The statement that makes the table.
+pub(super) fn create_statement(database: &str) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS `{database}`.`{TABLE}` (id VARCHAR(64) NOT NULL, pipeline VARCHAR(256), slot \
+         VARCHAR(64), source_table VARCHAR(1024), system_identifier VARCHAR(32), lsn BIGINT, lsn_text VARCHAR(32)) \
+         PRIMARY KEY (id) DISTRIBUTED BY HASH (id) BUCKETS 1"
+    )
+}
+
+/// What is known of a pipeline's slot; none if the table is not there. Changes nothing.
+///
+/// # Errors
+/// If StarRocks cannot be asked.
+pub(super) async fn known(sink: &StarRocks, pipeline: &str, slot: &str) -> Result<Option<Known>, Fault> {
+    let mut query = Query::connect(sink).await?;
+    if !query.table_exists(TABLE).await? {
+        return Ok(None);
+    }
+    rows(&mut query, &sink.database, pipeline, slot).await.map(Some)
+}
+
+async fn rows(query: &mut Query, database: &str, pipeline: &str, slot: &str) -> Result<Known, Fault> {
+    let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "''");
+    let statement = format!(
+        "SELECT source_table, lsn, system_identifier FROM `{database}`.`{TABLE}` WHERE pipeline = '{}' AND slot = '{}'",
+        quoted(pipeline),
+        quoted(slot)
+    );
+    let mut known = Known::default();
+    for row in query.execute(&statement).await? {
+        let [Some(table), Some(lsn), system] = row.as_slice() else { continue };
+        let lsn = lsn.parse().map(Lsn).map_err(|error| {
+            Fault::halt(
+                format!("a row of {database}.{TABLE} has no position"),
+                "mend or delete the pipeline's rows there",
+            )
+            .caused_by(error)
+        })?;
+        if table.is_empty() {
+            known.stream = Some(lsn);
+        } else {
+            known.copied.insert(table.clone(), lsn);
+        }
+        known.system = system.clone().or(known.system);
+    }
+    Ok(known)
+}
+
 impl Positions {
     /// Makes the table if it is not there.
     ///
@@ -91,12 +139,7 @@ impl Positions {
         let own = Arc::new(own);
         let mut query = Query::connect(&own).await?;
         if !query.table_exists(TABLE).await? {
-            let statement = format!(
-                "CREATE TABLE IF NOT EXISTS `{}`.`{TABLE}` (id VARCHAR(64) NOT NULL, pipeline VARCHAR(256), slot \
-                 VARCHAR(64), source_table VARCHAR(1024), system_identifier VARCHAR(32), lsn BIGINT, lsn_text \
-                 VARCHAR(32)) PRIMARY KEY (id) DISTRIBUTED BY HASH (id) BUCKETS 1",
-                own.database
-            );
+            let statement = create_statement(&own.database);
             query.execute(&statement).await.map_err(|fault| {
                 fault.with_hint(format!("grant the user CREATE TABLE on the database, or run: {statement}"))
             })?;
@@ -130,32 +173,8 @@ impl Positions {
     /// # Errors
     /// If StarRocks cannot be asked.
     pub(super) async fn read(&self) -> Result<Known, Fault> {
-        let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "''");
-        let statement = format!(
-            "SELECT source_table, lsn, system_identifier FROM `{}`.`{TABLE}` WHERE pipeline = '{}' AND slot = '{}'",
-            self.sink.database,
-            quoted(&self.pipeline),
-            quoted(&self.slot)
-        );
-        let rows = Query::connect(&self.sink).await?.execute(&statement).await?;
-        let mut known = Known::default();
-        for row in rows {
-            let [Some(table), Some(lsn), system] = row.as_slice() else { continue };
-            let lsn = lsn.parse().map(Lsn).map_err(|error| {
-                Fault::halt(
-                    format!("a row of {}.{TABLE} has no position", self.sink.database),
-                    "mend or delete the pipeline's rows there",
-                )
-                .caused_by(error)
-            })?;
-            if table.is_empty() {
-                known.stream = Some(lsn);
-            } else {
-                known.copied.insert(table.clone(), lsn);
-            }
-            known.system = system.clone().or(known.system);
-        }
-        Ok(known)
+        let mut query = Query::connect(&self.sink).await?;
+        rows(&mut query, &self.sink.database, &self.pipeline, &self.slot).await
     }
 
     /// All changes before `lsn` are in StarRocks. Done when everybody can see it.
