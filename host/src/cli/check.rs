@@ -12,7 +12,7 @@ use crate::fault::Fault;
 use crate::pipeline::{Destinations, Shared, load_plugins};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::query::{Column, Query};
-use crate::source::{http, kafka};
+use crate::source::{http, kafka, postgres};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -26,7 +26,8 @@ pub(super) struct Check {
     /// Pipeline files
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Also ask Kafka for its topics and StarRocks for its tables; changes nothing
+    /// Also look at what the pipeline talks to: Kafka's topics or the Postgres server, the address of an HTTP source, and
+    /// StarRocks with its tables; changes nothing
     #[arg(long)]
     online: bool,
     #[command(flatten)]
@@ -77,23 +78,56 @@ fn offline(pipeline: &Pipeline, shared: &Shared, faults: &mut Vec<Fault>) -> Vec
 }
 
 async fn online(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>) {
-    let source = match &pipeline.source {
-        Source::Kafka(source) => kafka::check(source).map(drop),
-        Source::Http(source) => http::check(source).await,
-        Source::Postgres(_) => Ok(()),
+    let survey = match &pipeline.source {
+        Source::Kafka(source) => kafka::check(source).map(|_| None),
+        Source::Http(source) => http::check(source).await.map(|()| None),
+        Source::Postgres(source) => postgres::Survey::of(source, &pipeline.name).await.map(Some),
     };
-    faults.extend(source.err());
-    let client = Client::new(std::sync::Arc::new(pipeline.sink.clone()));
-    let reached = match client {
-        Ok(client) => client.ping().await,
-        Err(fault) => Err(fault),
-    };
-    if let Err(fault) = reached {
+    let mut survey = survey.unwrap_or_else(|fault| {
         faults.push(fault);
-        return;
+        None
+    });
+    if let Err(fault) = check_warehouse(pipeline, tables, survey.as_mut(), faults).await {
+        faults.push(fault);
     }
-    if let Err(fault) = check_tables(pipeline, tables, faults).await {
-        faults.push(fault);
+    if let Some(survey) = survey {
+        tell(&pipeline.file, &survey, faults);
+    }
+}
+
+async fn check_warehouse(
+    pipeline: &Pipeline,
+    tables: &[String],
+    survey: Option<&mut postgres::Survey>,
+    faults: &mut Vec<Fault>,
+) -> Result<(), Fault> {
+    Client::new(std::sync::Arc::new(pipeline.sink.clone()))?.ping().await?;
+    let mut tables = tables.to_vec();
+    if matches!(pipeline.source, Source::Postgres(_)) {
+        // Its own table is a pattern, which the survey knows what to make of.
+        tables.retain(|table| Some(table) != pipeline.sink.table.as_ref());
+    }
+    if let Some(survey) = survey {
+        survey.look_at_warehouse(pipeline).await?;
+        for (table, key) in survey.destinations().iter().filter(|(_, key)| !key.is_empty()) {
+            println!("{}: table {table}: primary key ({})", pipeline.file.display(), key.join(", "));
+        }
+    }
+    check_tables(pipeline, &tables, faults).await
+}
+
+/// Says what was found of a Postgres source, each defect with what mends it.
+fn tell(file: &Path, survey: &postgres::Survey, faults: &mut Vec<Fault>) {
+    for line in survey.defects().lines() {
+        let begins = ["error: ", "warning: "].iter().any(|kind| line.starts_with(kind));
+        if begins { eprintln!("{}: {line}", file.display()) } else { eprintln!("{line}") }
+    }
+    print!("{}", survey.steps());
+    if survey.is_blocked() {
+        faults.push(Fault::halt(
+            "the database cannot be followed as it is",
+            "mend what is named above, and check again",
+        ));
     }
 }
 

@@ -6,6 +6,7 @@ pub mod connect;
 mod control;
 mod copy;
 pub mod copy_text;
+mod destination;
 pub mod facts;
 mod feed;
 mod gather;
@@ -29,6 +30,7 @@ pub mod session;
 pub mod setup;
 pub mod snapshot;
 mod snapshot_phase;
+mod survey;
 pub mod table;
 pub mod tls;
 mod transport;
@@ -44,6 +46,7 @@ use crate::source::{Fed, Feed};
 
 pub(crate) use control::{Wiring, run};
 pub(crate) use prepare::{Prepared, prepare};
+pub(crate) use survey::Survey;
 
 /// A lane's input: its part of the copy, or the stream.
 pub(crate) enum PostgresFeed {

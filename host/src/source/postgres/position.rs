@@ -98,6 +98,65 @@ impl Observer for Unobserved {
     fn possible_duplicate(&self, _label: &str) {}
 }
 
+/// The statement that makes the table.
+pub(super) fn create_statement(database: &str) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS `{database}`.`{TABLE}` (id VARCHAR(64) NOT NULL, pipeline VARCHAR(256), slot \
+         VARCHAR(64), source_table VARCHAR(1024), system_identifier VARCHAR(32), lsn BIGINT, lsn_text VARCHAR(32), \
+         stem VARCHAR(128), first_label BIGINT, end_label BIGINT) PRIMARY KEY (id) DISTRIBUTED BY HASH (id) BUCKETS 1"
+    )
+}
+
+/// What is known of a pipeline's slot; none if the table is not there. Changes nothing.
+///
+/// # Errors
+/// If StarRocks cannot be asked.
+pub(super) async fn known(sink: &StarRocks, pipeline: &str, slot: &str) -> Result<Option<Known>, Fault> {
+    let mut query = Query::connect(sink).await?;
+    if !query.table_exists(TABLE).await? {
+        return Ok(None);
+    }
+    rows(&mut query, &sink.database, pipeline, slot).await.map(Some)
+}
+
+async fn rows(query: &mut Query, database: &str, pipeline: &str, slot: &str) -> Result<Known, Fault> {
+    let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "''");
+    let statement = format!(
+        "SELECT source_table, lsn, system_identifier, stem, first_label, end_label FROM `{database}`.`{TABLE}` \
+         WHERE pipeline = '{}' AND slot = '{}'",
+        quoted(pipeline),
+        quoted(slot)
+    );
+    let number = |text: &str| {
+        text.parse::<u64>().map_err(|error| {
+            Fault::halt(
+                format!("a row of {database}.{TABLE} has no number where one belongs"),
+                "mend or delete the pipeline's rows there",
+            )
+            .caused_by(error)
+        })
+    };
+    let mut known = Known::default();
+    for row in query.execute(&statement).await? {
+        let [Some(table), Some(lsn), system, stem, first, end] = row.as_slice() else { continue };
+        let place = number(lsn)?;
+        match table.as_str() {
+            STREAM => known.stream = Some(Lsn(place)),
+            CLAIM => {
+                let text = |cell: &Option<String>| cell.clone().unwrap_or_default();
+                let (first, end) = (number(&text(first))?, number(&text(end))?);
+                known.claim = Some(Claim { generation: place, stem: text(stem), first, end });
+                continue;
+            }
+            table => {
+                known.copied.insert(table.to_owned(), Lsn(place));
+            }
+        }
+        known.system = system.clone().or(known.system);
+    }
+    Ok(known)
+}
+
 impl Positions {
     /// Makes the table if it is not there.
     ///
@@ -114,12 +173,7 @@ impl Positions {
         let own = Arc::new(own);
         let mut query = Query::connect(&own).await?;
         if !query.table_exists(TABLE).await? {
-            let statement = format!(
-                "CREATE TABLE IF NOT EXISTS `{}`.`{TABLE}` (id VARCHAR(64) NOT NULL, pipeline VARCHAR(256), slot \
-                 VARCHAR(64), source_table VARCHAR(1024), system_identifier VARCHAR(32), lsn BIGINT, lsn_text \
-                 VARCHAR(32), stem VARCHAR(128), first_label BIGINT, end_label BIGINT) PRIMARY KEY (id) DISTRIBUTED BY HASH (id) BUCKETS 1",
-                own.database
-            );
+            let statement = create_statement(&own.database);
             query.execute(&statement).await.map_err(|fault| {
                 fault.with_hint(format!("grant the user CREATE TABLE on the database, or run: {statement}"))
             })?;
@@ -153,42 +207,8 @@ impl Positions {
     /// # Errors
     /// If StarRocks cannot be asked.
     pub(super) async fn read(&self) -> Result<Known, Fault> {
-        let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "''");
-        let statement = format!(
-            "SELECT source_table, lsn, system_identifier, stem, first_label, end_label FROM `{}`.`{TABLE}` WHERE pipeline = '{}' AND slot = '{}'",
-            self.sink.database,
-            quoted(&self.pipeline),
-            quoted(&self.slot)
-        );
-        let rows = Query::connect(&self.sink).await?.execute(&statement).await?;
-        let mut known = Known::default();
-        for row in rows {
-            let [Some(table), Some(lsn), system, stem, first, end] = row.as_slice() else { continue };
-            let number = |text: &str| {
-                text.parse::<u64>().map_err(|error| {
-                    Fault::halt(
-                        format!("a row of {}.{TABLE} has no number where one belongs", self.sink.database),
-                        "mend or delete the pipeline's rows there",
-                    )
-                    .caused_by(error)
-                })
-            };
-            let place = number(lsn)?;
-            match table.as_str() {
-                STREAM => known.stream = Some(Lsn(place)),
-                CLAIM => {
-                    let text = |cell: &Option<String>| cell.clone().unwrap_or_default();
-                    let (first, end) = (number(&text(first))?, number(&text(end))?);
-                    known.claim = Some(Claim { generation: place, stem: text(stem), first, end });
-                    continue;
-                }
-                table => {
-                    known.copied.insert(table.to_owned(), Lsn(place));
-                }
-            }
-            known.system = system.clone().or(known.system);
-        }
-        Ok(known)
+        let mut query = Query::connect(&self.sink).await?;
+        rows(&mut query, &self.sink.database, &self.pipeline, &self.slot).await
     }
 
     /// All changes before `lsn` are in StarRocks. Done when everybody can see it.

@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use super::catalog;
 use super::connect::Connector;
+use super::destination::{self, Standing};
 use super::facts::Facts;
 use super::feed::NOT_COPIED;
 use super::kind::Types;
 use super::leadership::Leadership;
 use super::preflight;
-use super::schema::{Followed, unfit};
+use super::schema::Followed;
 use super::setup;
 use super::table::Table;
-use super::warehouse_table::{Comparison, Refusal, check_key, create_table};
-use crate::config::model::{Pipeline, Postgres, StarRocks, TableModel};
+use super::warehouse_table::Refusal;
+use crate::config::model::{Pipeline, Postgres, StarRocks};
 use crate::delivery::Stop;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::{PipelineMeter, Waiting};
@@ -117,7 +118,6 @@ async fn looked_at(
 /// Each table with its destination, which is made if the file says so.
 async fn destined(facts: &Facts, types: &Types, pipeline: &Pipeline) -> Result<Vec<Followed>, Fault> {
     let sink = &pipeline.sink;
-    let template = sink.table.as_deref().unwrap_or("{table}");
     let tables = facts.tables();
     if tables.is_empty() {
         return Err(Fault::halt(
@@ -129,18 +129,14 @@ async fn destined(facts: &Facts, types: &Types, pipeline: &Pipeline) -> Result<V
     let mut names: Vec<String> = Vec::new();
     let (mut followed, mut refusals) = (Vec::new(), Vec::new());
     for table in tables {
-        let name = template.replace("{schema}", &table.name.schema).replace("{table}", &table.name.name);
+        let name = destination::name_of(&table, sink);
         let place = names.iter().position(|known| *known == name).unwrap_or_else(|| {
             names.push(name.clone());
             names.len() - 1
         });
-        let columns = columns_there(&mut query, sink, &table, types, &name).await?;
-        match columns {
+        match made_ready(&mut query, sink, &table, types, &name).await? {
             Ok(warehouse) => {
-                let key: Vec<String> =
-                    warehouse.iter().filter(|column| column.key).map(|column| column.name.clone()).collect();
-                let names: Vec<&str> = key.iter().map(String::as_str).collect();
-                refusals.extend(check_key(&table, &names).err());
+                let key = destination::key_of(&warehouse);
                 let destination = u16::try_from(place).unwrap_or(u16::MAX);
                 let warehouse_table = name;
                 followed.push(Followed {
@@ -168,75 +164,41 @@ fn refused(refusals: &[Refusal]) -> Fault {
 }
 
 /// The columns of a destination, which is made or grown if the file says so.
-async fn columns_there(
+async fn made_ready(
     query: &mut Query,
     sink: &StarRocks,
     table: &Table,
     types: &Types,
     name: &str,
 ) -> Result<Result<Vec<Column>, Vec<Refusal>>, Fault> {
-    let there = match query.columns(name).await? {
-        Some(columns) => columns,
-        None => {
-            let statement = match create_table(table, types, &sink.database, name) {
-                Ok(statement) => statement,
-                Err(refusals) => return Ok(Err(refusals)),
-            };
-            if !sink.create_tables {
-                return Err(Fault::halt(
-                    format!("there is no table {}.{name} for the rows of {}", sink.database, table.name),
-                    format!("set create_tables = true in [sink.starrocks], or run: {statement}"),
-                ));
-            }
-            tracing::info!(table = name, "starrocks: {statement}");
-            query.execute(&statement).await.map_err(Fault::halting)?;
-            query.columns(name).await?.unwrap_or_default()
+    match destination::look(query, sink, table, types, name).await? {
+        Standing::Fits(there) => Ok(Ok(there)),
+        Standing::Refused(refusals) => Ok(Err(refusals)),
+        Standing::Missing { create } if sink.create_tables => {
+            tracing::info!(table = name, "starrocks: {create}");
+            query.execute(&create).await.map_err(Fault::halting)?;
+            Ok(Ok(query.columns(name).await?.unwrap_or_default()))
         }
-    };
-    let model = sink.table_model.or(query.table_model(name).await?);
-    if model != Some(TableModel::Primary) {
-        return Err(Fault::halt(
-            format!(
-                "table {}.{name} is no Primary Key table, so it cannot take the updates of {}",
-                sink.database, table.name
-            ),
-            "make it anew with a PRIMARY KEY, or let create_tables = true do it",
-        ));
+        Standing::Missing { create } => Ok(Err(vec![Refusal {
+            what: format!("there is no table {}.{name} for the rows of {}", sink.database, table.name),
+            hint: format!("set create_tables = true in [sink.starrocks], or run: {create}"),
+        }])),
+        Standing::Narrow { added, .. } if sink.create_tables => {
+            let statements: Vec<String> = added.into_iter().map(|added| added.sql).collect();
+            add_columns(query, name, &statements).await?;
+            Ok(Ok(query.columns(name).await?.unwrap_or_default()))
+        }
+        Standing::Narrow { there, added } => {
+            let names: Vec<&str> = added.iter().map(|added| added.column.as_str()).collect();
+            tracing::warn!(
+                table = name,
+                "StarRocks lacks columns of {}, whose values are left out: {}",
+                table.name,
+                names.join(", ")
+            );
+            Ok(Ok(there))
+        }
     }
-    grown(query, sink, table, types, name, there).await.map(Ok)
-}
-
-/// The columns of a destination after those that it lacks were added.
-async fn grown(
-    query: &mut Query,
-    sink: &StarRocks,
-    table: &Table,
-    types: &Types,
-    name: &str,
-    there: Vec<Column>,
-) -> Result<Vec<Column>, Fault> {
-    let comparison =
-        Comparison { table, types, database: &sink.database, name, warehouse: &there, before: None };
-    let difference = comparison.difference();
-    if let Some(first) = difference.incompatible.first() {
-        return Err(unfit(&first.what, &first.hint, &difference.side_by_side));
-    }
-    if difference.added.is_empty() {
-        return Ok(there);
-    }
-    if !sink.create_tables {
-        let names: Vec<&str> = difference.added.iter().map(|added| added.column.as_str()).collect();
-        tracing::warn!(
-            table = name,
-            "StarRocks lacks columns of {}, whose values are left out: {}",
-            table.name,
-            names.join(", ")
-        );
-        return Ok(there);
-    }
-    let statements: Vec<String> = difference.added.iter().map(|added| added.sql.clone()).collect();
-    add_columns(query, name, &statements).await?;
-    Ok(query.columns(name).await?.unwrap_or_default())
 }
 
 /// Runs `ALTER TABLE … ADD COLUMN` statements and waits until the table has so many columns more.
