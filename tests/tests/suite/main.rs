@@ -15,6 +15,7 @@ mod postgres;
 mod postgres_check;
 mod postgres_faults;
 mod postgres_shapes;
+mod postgres_fence;
 mod postgres_storm;
 mod records;
 mod rejects;
