@@ -16,7 +16,8 @@ pub(super) fn by_log(bad: &mut [(Piece, Vec<BadRow>)], rejection: &Rejection, ke
     let mut before = 0;
     for (piece, rows) in bad {
         let own = named.range(before..before + piece.len());
-        rows.extend(own.map(|(at, why)| BadRow { row: at - before, code: "refused", why: why.clone() }));
+        let why = |reason: &str| format!("{}: {reason}", rejection.message);
+        rows.extend(own.map(|(at, reason)| BadRow { row: at - before, code: "refused", why: why(reason) }));
         before += piece.len();
     }
 }
