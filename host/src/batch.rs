@@ -56,6 +56,8 @@ pub struct Piece {
     ticket: Ticket,
     permit: Permit,
     owner: Arc<Owner>,
+    /// Records whose rows were replaced by later ones of the same batch: they count with this piece.
+    absorbed: u64,
 }
 
 impl Piece {
@@ -71,7 +73,7 @@ impl Piece {
         assert!(index.ends.len() == index.deltas.len(), "a row index has one entry a row");
         assert!(index.keys.is_empty() || index.keys.len() == index.ends.len(), "all rows have keys, or none");
         let rows = 0..index.ends.len();
-        Self { segment, index: Arc::new(index), rows, plugin, ticket, permit, owner }
+        Self { segment, index: Arc::new(index), rows, plugin, ticket, permit, owner, absorbed: 0 }
     }
 
     /// The pipeline that the rows are of.
@@ -114,9 +116,15 @@ impl Piece {
         end.saturating_sub(self.start_of(self.rows.start)) as u64
     }
 
-    /// Number of records whose first row is in this piece.
+    /// Number of records whose first row is in this piece, or was until it was replaced.
     pub fn records(&self) -> u64 {
-        self.index.deltas[self.rows.clone()].iter().filter(|delta| **delta & FIRST_ROW != 0).count() as u64
+        let rows = self.index.deltas[self.rows.clone()].iter();
+        rows.filter(|delta| **delta & FIRST_ROW != 0).count() as u64 + self.absorbed
+    }
+
+    /// Counts records whose rows were replaced by later ones.
+    pub fn absorb(&mut self, records: u64) {
+        self.absorbed += records;
     }
 
     /// Each row with the position of its record.
@@ -154,6 +162,7 @@ impl Piece {
             ticket: self.ticket.hold(),
             permit: self.permit.empty(),
             owner: Arc::clone(&self.owner),
+            absorbed: 0,
         };
         self.rows.end = at;
         rest.permit.resize(rest.bytes());
@@ -192,9 +201,9 @@ impl Piece {
                 index.keys.extend(self.key(place));
             }
         }
-        let Piece { plugin, ticket, mut permit, owner, .. } = self;
+        let Piece { plugin, ticket, mut permit, owner, absorbed, .. } = self;
         permit.resize(body.len() as u64);
-        Piece::new(body.into(), index, plugin, ticket, permit, owner)
+        Piece { absorbed, ..Piece::new(body.into(), index, plugin, ticket, permit, owner) }
     }
 
     /// The row at `place`, its line feed included.
@@ -223,6 +232,7 @@ impl Piece {
             ticket: self.ticket.hold(),
             permit: self.permit.empty(),
             owner: Arc::clone(&self.owner),
+            absorbed: 0,
         }
     }
 

@@ -18,6 +18,7 @@ mod json;
 mod kind;
 mod nearest;
 mod node;
+pub(crate) mod pattern;
 mod problem;
 mod process;
 mod reference;

@@ -37,7 +37,7 @@ pub struct Load {
     pub destination: Arc<Destination>,
     /// The idempotency key; kept for every attempt until the outcome is known.
     pub label: String,
-    /// NDJSON, or CSV if the cluster's format says so, in pieces; each piece ends with a line feed.
+    /// NDJSON in pieces; each piece ends with a line feed.
     pub segments: Vec<Bytes>,
     /// Sum of the segments' lengths.
     pub bytes: u64,
@@ -47,23 +47,23 @@ pub struct Load {
     /// values, and a row that is new gets their defaults. None = whole rows, or what the file's
     /// `columns` say. All rows of a load have one set of columns.
     pub columns: Option<Arc<[String]>>,
-    /// The body as it is sent, if the cluster's loads are compressed; made once, for all attempts.
+    /// The body as it is sent, if that is CSV or compressed; made once, for all attempts.
     pub packed: Option<Packed>,
     /// Whether a body was ever sent under this label: "already exists" is only then about us.
     pub body_sent: bool,
 }
 
-/// A compressed body.
+/// A body that is not the rows as they are.
 #[derive(Debug, Clone)]
 pub struct Packed {
-    /// One compressed frame, in pieces.
+    /// CSV, or one compressed frame, in pieces.
     pub segments: Vec<Bytes>,
     /// Sum of the pieces' lengths.
     pub bytes: u64,
 }
 
 impl Load {
-    /// What is sent: the compressed body if there is one.
+    /// What is sent.
     pub fn body(&self) -> &[Bytes] {
         self.packed.as_ref().map_or(&self.segments, |packed| &packed.segments)
     }

@@ -7,11 +7,11 @@ use clap::Args;
 
 use super::{EXIT_FAILED, EXIT_OK};
 use crate::config::Overrides;
-use crate::config::model::{Pipeline, Source};
+use crate::config::model::{Pipeline, Source, StarRocks, TableModel};
 use crate::fault::Fault;
 use crate::pipeline::{Destinations, Shared, load_plugins};
 use crate::sink::starrocks::client::Client;
-use crate::sink::starrocks::query::Query;
+use crate::sink::starrocks::query::{Column, Query};
 use crate::source::{http, kafka};
 
 const AFTER_HELP: &str = "\
@@ -111,10 +111,48 @@ async fn check_tables(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<F
                 format!("table {full} is of the {} model, the file says {}", found.name(), said.name()),
                 "mend or leave out [sink.starrocks] table_model",
             )),
-            (Some(found), _) => println!("{}: table {full}: {}", pipeline.file.display(), found.name()),
+            (Some(found), _) if sink.partial_update && found != TableModel::Primary => {
+                faults.push(Fault::halt(
+                    format!(
+                        "table {full} is of the {} model, whose rows cannot be updated in part",
+                        found.name()
+                    ),
+                    "leave out `partial_update` in [sink.starrocks], or use a Primary Key table",
+                ));
+            }
+            (Some(found), _) => {
+                println!("{}: table {full}: {}", pipeline.file.display(), found.name());
+                let columns = query.columns(table).await?.unwrap_or_default();
+                check_columns(sink, (&full, found), &columns, faults);
+            }
         }
     }
     Ok(())
+}
+
+/// Whether the table has the columns of the file, and the file the key of a Primary Key table.
+fn check_columns(
+    sink: &StarRocks,
+    (full, model): (&str, TableModel),
+    found: &[Column],
+    faults: &mut Vec<Fault>,
+) {
+    let missing = sink.columns.iter().filter(|name| found.iter().all(|column| column.name != **name));
+    for name in missing {
+        faults.push(Fault::halt(
+            format!("table {full} has no column `{name}`"),
+            "mend `columns` in [sink.starrocks]: names are told apart by case",
+        ));
+    }
+    if sink.columns.is_empty() || model != TableModel::Primary {
+        return;
+    }
+    for key in found.iter().filter(|column| column.key && !sink.columns.contains(&column.name)) {
+        faults.push(Fault::halt(
+            format!("`columns` lacks the key column `{}` of table {full}", key.name),
+            "add it to `columns` in [sink.starrocks]",
+        ));
+    }
 }
 
 fn summary(pipeline: &Pipeline, tables: &[String]) -> String {

@@ -25,20 +25,11 @@ pub(super) fn check(
             table.note_at(key, what, |problem| problem.expected("columns = [\"id\", \"amount\"] or such"));
         }
     }
-    let twice = columns.iter().enumerate().find(|(at, name)| columns[..*at].contains(name));
-    if let Some((_, name)) = twice {
-        let what = format!("`columns` names {name:?} twice");
-        table.note_at("columns", what, |problem| problem.expected("each column once"));
-    }
     if let Some(model) = model.filter(|model| partial && *model != TableModel::Primary) {
         let what = format!("`partial_update` of tables of the {} model", model.name());
         table.note_at("partial_update", what, |problem| {
             problem.expected("Primary Key tables, the only ones whose rows StarRocks can update in part")
         });
-    }
-    if partial_update == Some(false) && table.has("partial_update_mode") {
-        let what = "`partial_update_mode` without `partial_update = true`";
-        table.note_at("partial_update_mode", what, |problem| problem.expected("both or neither"));
     }
     let mapping =
         properties.and_then(|properties| MAPPINGS.iter().find(|name| properties.contains_key(**name)));

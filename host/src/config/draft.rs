@@ -13,6 +13,7 @@ use super::model::{
     BatchLimits, DeadLetters, Kafka, KafkaSecurity, MaxRejects, Pipeline, Sasl, Secret,
     Source as ModelSource, StarRocks, TableModel, Tls, Transform,
 };
+use super::pattern;
 use super::problem::Problem;
 use super::sections::{self, ROOT};
 use super::source::Source;
@@ -265,7 +266,8 @@ fn read_starrocks(table: &Table<'_>, root: &Table<'_>, source: Option<&str>) -> 
         properties: properties?,
         format: format?,
         columns: columns?,
-        partial_update: if partial_update? { Some(mode?) } else { None },
+        partial_update: partial_update?,
+        partial_update_mode: mode?,
         compression: compression?,
     })
 }
@@ -375,7 +377,7 @@ fn read_dead_topic(table: &Table<'_>, source: Option<&ModelSource>) -> Option<De
         Some(ModelSource::Postgres(_) | ModelSource::Http(_)) => (Default::default(), true),
         None => (Default::default(), false),
     };
-    if topic.as_ref().is_some_and(|topic| topics.contains(topic)) {
+    if topic.as_ref().is_some_and(|topic| pattern::is_read(topics, topic)) {
         let what = "`topic` is one that the pipeline reads, so a dead letter would come back for ever";
         table.note_at("topic", what, |problem| problem.expected("a topic of its own"));
     }

@@ -213,7 +213,7 @@ pub struct HttpTls {
 pub struct Kafka {
     /// `host:port` each.
     pub brokers: Vec<String>,
-    /// Topics by name.
+    /// Topics by name, or by a POSIX extended regular expression that begins with `^`.
     pub topics: Vec<String>,
     /// Consumer group; the pipeline's name by default.
     pub group: String,
@@ -360,7 +360,9 @@ pub struct StarRocks {
     /// Columns that rows bring, for all tables; empty = all that a row names.
     pub columns: Vec<String>,
     /// Whether only `columns` are updated, with the others as they were.
-    pub partial_update: Option<PartialUpdate>,
+    pub partial_update: bool,
+    /// How partial updates are written, also those of a source whose rows bring columns of their own.
+    pub partial_update_mode: PartialUpdate,
     /// How bodies are compressed.
     pub compression: Compression,
 }
@@ -404,11 +406,11 @@ pub enum Compression {
     /// Bodies are sent as they are.
     #[default]
     None,
-    /// LZ4 frames: the cheapest.
+    /// LZ4 frames: the cheapest to unpack.
     Lz4,
     /// gzip.
     Gzip,
-    /// zstd: the smallest.
+    /// zstd at its lowest level: the smallest, and the fastest to pack here.
     Zstd,
 }
 
@@ -435,6 +437,7 @@ impl StarRocks {
             format,
             columns,
             partial_update,
+            partial_update_mode,
             compression,
         } = self;
         *fe == other.fe
@@ -448,6 +451,7 @@ impl StarRocks {
             && *format == other.format
             && *columns == other.columns
             && *partial_update == other.partial_update
+            && *partial_update_mode == other.partial_update_mode
             && *compression == other.compression
     }
 }

@@ -272,8 +272,9 @@ fn a_duplicate_key_does_not_hide_other_mistakes() {
     let expected = [
         "13:1: `user` stands here twice",
         "14:1: unknown key `lode_timeout` in [sink.starrocks]; expected one of `fe`, `query`, `database`, `table`, \
-         `tables`, `create_tables`, `user`, `password`, `table_model`, `in_flight`, `load_timeout`, `redirect_hosts`, `ca`, `format`, \
-         `properties`; did you mean `load_timeout`?",
+         `tables`, `create_tables`, `user`, `password`, `table_model`, `in_flight`, `load_timeout`, `redirect_hosts`, \
+         `ca`, `format`, `properties`, `columns`, `partial_update`, `partial_update_mode`, `compression`; did you \
+         mean `load_timeout`?",
     ];
     check(&text, &expected);
 }

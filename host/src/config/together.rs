@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::draft::Draft;
 use super::model::{Kafka, Pipeline, Postgres, Source as ModelSource, StarRocks};
+use super::pattern::{self, Pattern};
 use super::problem::Problem;
 use super::source::Source;
 
@@ -97,11 +98,20 @@ fn check_reads(earlier: (&Source, &Draft, &Pipeline), later: (&Source, &Draft, &
     note(later.0, &later.1.reads, what, expected);
 }
 
+/// A topic that both may read as one group: of two patterns nobody can say that they have none in common.
 fn shared_topic<'a>(theirs: &Kafka, ours: &'a Kafka) -> Option<&'a str> {
     let same_group =
         ours.group == theirs.group && ours.brokers.iter().any(|broker| theirs.brokers.contains(broker));
-    let shared = ours.topics.iter().find(|topic| theirs.topics.contains(topic));
+    let has_pattern = |topics: &[String]| topics.iter().any(|topic| pattern::is_pattern(topic));
+    let shared = ours.topics.iter().find(|topic| match pattern::is_pattern(topic) {
+        true => has_pattern(&theirs.topics) || theirs.topics.iter().any(|other| is_meant(topic, other)),
+        false => pattern::is_read(&theirs.topics, topic),
+    });
     shared.filter(|_| same_group).map(String::as_str)
+}
+
+fn is_meant(pattern: &str, topic: &str) -> bool {
+    Pattern::new(pattern).is_ok_and(|pattern| pattern.matches(topic))
 }
 
 fn place(source: &Source, span: &Range<usize>) -> String {

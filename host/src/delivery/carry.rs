@@ -157,8 +157,12 @@ impl Shared {
         let mut loads = 0;
         while let Some(mut part) = parts.next() {
             if part.rows() == 0 {
-                // Spans whose rows were all replaced by others, or dropped.
-                part.pieces.into_iter().for_each(|piece| drop(piece.settle()));
+                // Spans whose rows were all replaced by others.
+                for piece in part.pieces {
+                    let meter = Arc::clone(&piece.owner().meter);
+                    meter.leave(&meter.records_loaded, piece.records());
+                    drop(piece.settle());
+                }
                 continue;
             }
             drop_rows(&mut part.pieces, |piece| {
@@ -190,6 +194,7 @@ impl Shared {
                 }
                 Delivered::BadRows(rejection) => {
                     loads += 1;
+                    tracing::debug!(label = %load.label, rows = load.rows, "refused for its rows: {}", rejection.message);
                     let tired = loads >= ISOLATING_LOADS_MAX;
                     self.set_bad_rows_aside(part, &rejection, &mut parts, halted, tired).await;
                 }

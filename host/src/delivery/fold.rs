@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::batch::{PARTIAL_ROW, Piece};
+use crate::batch::{FIRST_ROW, PARTIAL_ROW, Piece};
 
 /// How a row says that it deletes its key; `rows` writes it last.
 const DELETE_MARK: &[u8] = b"\"__op\":1}";
@@ -170,7 +170,9 @@ fn apart(pieces: Vec<Piece>, fates: &BTreeMap<Place, Fate>) -> Vec<Group> {
             whole.push(piece);
             continue;
         }
-        whole.push(piece.rewritten(|row, _, text, body| match own(row) {
+        let replaced = (0..piece.len()).filter(|row| matches!(own(*row), Some(Fate::Replaced)));
+        let absorbed = replaced.filter(|row| piece.flags(*row) & FIRST_ROW != 0).count() as u64;
+        let mut rest = piece.rewritten(|row, _, text, body| match own(row) {
             None => {
                 body.extend_from_slice(text);
                 true
@@ -180,7 +182,9 @@ fn apart(pieces: Vec<Piece>, fates: &BTreeMap<Place, Fate>) -> Vec<Group> {
                 true
             }
             Some(Fate::Replaced | Fate::Partial(..)) => false,
-        }));
+        });
+        rest.absorb(absorbed);
+        whole.push(rest);
     }
     let groups = partial.into_iter().map(|(columns, pieces)| Group { columns: Some(columns), pieces });
     groups.chain([Group { columns: None, pieces: whole }]).collect()
@@ -278,7 +282,8 @@ mod tests {
     /// Folds rows of a table with key `id`, given as text and whether they are partial, in pieces; returns
     /// columns and rows of each group.
     fn check(pieces: &[&[(&str, bool)]], expected: &[(Option<&[&str]>, &[&str])]) {
-        let pieces: Vec<Piece> = pieces.iter().map(|piece| rows(piece, |row| key_of(row))).collect();
+        let pieces: Vec<Piece> = pieces.iter().map(|piece| rows(piece, key_of)).collect();
+        let given: u64 = pieces.iter().map(Piece::records).sum();
         let groups = fold(pieces, &["id".to_owned()]);
         let text = |row: &[u8]| String::from_utf8_lossy(row).trim_end().to_owned();
         let found: Vec<(Option<Vec<String>>, Vec<String>)> = groups
@@ -293,9 +298,9 @@ mod tests {
         let expected: Vec<_> =
             expected.iter().map(|(columns, rows)| (columns.map(owned), owned(rows))).collect();
         assert_eq!(found, expected);
-        for piece in groups.into_iter().flat_map(|group| group.pieces) {
-            drop(piece.settle());
-        }
+        let pieces = groups.into_iter().flat_map(|group| group.pieces);
+        let records: u64 = pieces.map(|piece| (piece.records(), piece.settle()).0).sum();
+        assert_eq!(records, given, "each record counts once, whatever became of its row");
     }
 
     fn key_of(row: &str) -> u64 {

@@ -5,7 +5,7 @@
 //! BE wants it · [`outcome`] turns an answer into an [`Outcome`](crate::sink::Outcome) · [`state`] reads
 //! what a label's transaction came to · [`label`] names loads. Beside it, [`query`] speaks to the query
 //! port (models, columns, versions), [`create_table`] writes the statement for a missing table,
-//! [`compress`] packs bodies, [`csv`] writes rows as CSV, and [`error_log`] finds refused rows.
+//! `prepared` makes the body that is sent, by [`csv`] and [`compress`], and [`error_log`] finds refused rows.
 //!
 //! All requests go through `transport`, also those that a library client could make: there is then one
 //! set of TLS roots, one connect time-out and one rule for where credentials may go.
@@ -24,12 +24,15 @@ pub mod state;
 mod address;
 mod body;
 mod frontends;
+mod prepared;
 mod redirect;
 mod request;
 mod transport;
 
 #[cfg(test)]
 mod bench;
+#[cfg(test)]
+mod formats_tests;
 #[cfg(test)]
 mod sandbox_tests;
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Kafka: a consumer group read by lanes, released by the control thread.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::config::model::Kafka;
+use crate::config::pattern::{self, Pattern};
 use crate::delivery::marker::Marker;
 use crate::fault::Fault;
 use crate::source::Parts;
@@ -40,7 +42,8 @@ pub(crate) struct Wiring {
 /// # Errors
 /// Halt, within ten seconds, naming brokers and topics.
 pub fn check(kafka: &Kafka) -> Result<usize, Fault> {
-    ask_topics(&consumer::connect(kafka)?, kafka)
+    let topics = ask_topics(&consumer::connect(kafka)?, kafka)?;
+    Ok(topics.values().sum())
 }
 
 /// Checks that a broker answers.
@@ -81,9 +84,10 @@ fn unreachable_brokers(reader: &consumer::Reader, kafka: &Kafka, error: KafkaErr
     }
 }
 
-fn ask_topics(reader: &consumer::Reader, kafka: &Kafka) -> Result<usize, Fault> {
-    let mut partitions = 0;
-    for topic in &kafka.topics {
+/// The topics that are there to be read, each once, with the number of partitions.
+fn ask_topics(reader: &consumer::Reader, kafka: &Kafka) -> Result<BTreeMap<String, usize>, Fault> {
+    let mut topics = BTreeMap::new();
+    for topic in kafka.topics.iter().filter(|topic| !pattern::is_pattern(topic)) {
         let answer = reader.fetch_metadata(Some(topic), start::ASK_TIMEOUT);
         let metadata = answer.map_err(|error| unreachable_brokers(reader, kafka, error))?;
         let found = metadata.topics().iter().find(|found| found.name() == topic);
@@ -98,9 +102,43 @@ fn ask_topics(reader: &consumer::Reader, kafka: &Kafka) -> Result<usize, Fault> 
                 "create it, or mend the name in [source.kafka] topics",
             ));
         }
-        partitions += count;
+        topics.insert(topic.clone(), count);
     }
-    Ok(partitions)
+    ask_patterns(reader, kafka, &mut topics)?;
+    Ok(topics)
+}
+
+/// Adds the topics that match a pattern. That there are none yet is told, and is no fault.
+fn ask_patterns(
+    reader: &consumer::Reader,
+    kafka: &Kafka,
+    topics: &mut BTreeMap<String, usize>,
+) -> Result<(), Fault> {
+    let patterns: Vec<&String> = kafka.topics.iter().filter(|topic| pattern::is_pattern(topic)).collect();
+    if patterns.is_empty() {
+        return Ok(());
+    }
+    let answer = reader.fetch_metadata(None, start::ASK_TIMEOUT);
+    let metadata = answer.map_err(|error| unreachable_brokers(reader, kafka, error))?;
+    for text in patterns {
+        let pattern = Pattern::new(text).map_err(|why| {
+            let hint = "mend it in [source.kafka] topics";
+            Fault::halt(format!("`{text}` is not a regular expression: {why}"), hint)
+        })?;
+        let found = metadata.topics().iter().filter(|found| pattern.matches(found.name()));
+        let mut count = 0;
+        for found in found {
+            count += 1;
+            topics.insert(found.name().to_owned(), found.partitions().len());
+        }
+        if count == 0 {
+            tracing::warn!(
+                pattern = text, brokers = %kafka.brokers.join(", "),
+                "no topic matches yet, or none that the user may DESCRIBE; it is read once it is there"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// What librdkafka says of its connections; the first complaint tells most, those after it that brokers
@@ -127,7 +165,13 @@ where
     S: Fn(usize, KafkaFeed) -> std::io::Result<JoinHandle<Result<(), Fault>>>,
 {
     let reader = Arc::new(consumer::connect(&wiring.kafka)?);
-    let partitions = ask_topics(&reader, &wiring.kafka)?;
-    let lanes = wiring.parts.lanes.min(partitions).max(1);
-    control::Control::start(wiring, lanes, reader, spawn_lane)?.run()
+    let topics = ask_topics(&reader, &wiring.kafka)?;
+    let partitions: usize = topics.values().sum();
+    // Topics of a pattern may yet come, so their number limits nothing.
+    let lanes = match start::may_grow(&wiring.kafka) {
+        true => wiring.parts.lanes,
+        false => wiring.parts.lanes.min(partitions),
+    };
+    let rule = start::Rule::new(&wiring.kafka, topics.into_keys().collect());
+    control::Control::start(wiring, lanes.max(1), rule, reader, spawn_lane)?.run()
 }

@@ -49,7 +49,7 @@ pub(crate) enum PostgresFeed {
     /// The copy.
     Copy(copy::CopyFeed),
     /// The stream.
-    Stream(feed::StreamFeed),
+    Stream(Box<feed::StreamFeed>),
 }
 
 impl Feed for PostgresFeed {

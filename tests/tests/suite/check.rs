@@ -95,6 +95,22 @@ fn online_check_finds_what_is_missing_and_passes_what_is_there() {
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains("nobody-made-this-topic"), "{said}");
 
+        let mut nothing_yet = good.clone();
+        nothing_yet.topics = vec!["^nobody-made-this-".to_owned()];
+        let (code, said) = check(&nothing_yet);
+        assert_eq!(code, Some(0), "{said}");
+        assert!(said.contains("no topic matches yet"), "{said}");
+
+        let mut columns = good.clone();
+        columns.sink_more = "columns = [\"id\", \"amounts\"]".to_owned();
+        let (code, said) = check(&columns);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("has no column `amounts`"), "{said}");
+        columns.sink_more = "columns = [\"id\", \"amount\"]\npartial_update = true".to_owned();
+        let (code, said) = check(&columns);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("cannot be updated in part"), "{said}");
+
         let mut no_table = good;
         no_table.table = "nobody_made_me".to_owned();
         let (code, said) = check(&no_table);

@@ -3,13 +3,16 @@
 mod check;
 mod crash;
 mod demo;
+mod formats;
 mod group;
 mod http;
 mod kafka_faults;
 mod load;
 mod memory;
+mod patterns;
 mod plugins;
 mod postgres;
+mod postgres_storm;
 mod records;
 mod rejects;
 mod several;

@@ -8,7 +8,7 @@ use super::{Done, Outlet, PipelineId};
 use crate::batch::Batch;
 use crate::budget::Share;
 use crate::buffers::Buffers;
-use crate::config::model::{Compression, RowFormat, Secret, StarRocks, TableModel};
+use crate::config::model::{Compression, PartialUpdate, RowFormat, Secret, StarRocks, TableModel};
 use crate::dead_letter::Rejects;
 use crate::delivery::Alarm;
 use crate::delivery::owner::Owner;
@@ -44,7 +44,8 @@ pub(crate) fn cluster(fe: Vec<String>) -> StarRocks {
         properties: BTreeMap::new(),
         format: RowFormat::Json,
         columns: Vec::new(),
-        partial_update: None,
+        partial_update: false,
+        partial_update_mode: PartialUpdate::Row,
         compression: Compression::None,
     }
 }

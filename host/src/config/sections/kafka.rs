@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::config::address;
 use crate::config::kind::{Bytes, FilePath, Hidden, OneOf, Properties, Refusal, StartAt, Text, Texts, Time};
 use crate::config::model::Isolation;
+use crate::config::pattern::{self, Pattern};
 use crate::config::refused;
 use crate::config::schema::{Key, Presence, Section};
 
@@ -33,12 +34,18 @@ pub(in crate::config) static TOPICS: Key<Texts> = Key {
     name: "topics",
     kind: Texts {
         expected: "a topic's name or a list of them, such as [\"orders\"]",
-        each: Text { expected: TOPIC_EXPECTED, parse: topic },
+        each: Text { expected: TOPIC_OR_PATTERN, parse: topic_or_pattern },
         may_be_empty: false,
     },
     presence: Presence::Required("[\"orders\"]"),
-    doc: "Topics by name. Rows of all of them share the pipeline's batches.",
+    doc: "Topics by name, or by a regular expression that begins with `^`, such as \"^shop\\\\..*\" (POSIX \
+          extended, matched anywhere behind the `^`: end it with `$` for whole names). New topics that match \
+          are read from their beginning, half a minute after they were made. Rows of all topics share the \
+          pipeline's batches.",
 };
+
+const TOPIC_OR_PATTERN: &str =
+    "a topic's name (1 to 249 of A-Z a-z 0-9 . _ -) or a regular expression that begins with ^";
 
 pub(in crate::config) static GROUP: Key<Text> = Key {
     name: "group",
@@ -173,13 +180,21 @@ pub(super) fn not_empty(text: &str) -> Result<String, Refusal> {
     if text.trim().is_empty() { Refusal::because("it is empty") } else { Ok(text.to_owned()) }
 }
 
+/// A topic's name, or a pattern that librdkafka will take.
+fn topic_or_pattern(text: &str) -> Result<String, Refusal> {
+    if !pattern::is_pattern(text) {
+        return topic(text);
+    }
+    match Pattern::new(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(why) => Refusal::because(format!("not a regular expression: {why}")),
+    }
+}
+
 /// A topic's name by Kafka's own rule; a regular expression is not one.
 pub(super) fn topic(text: &str) -> Result<String, Refusal> {
     const TOPIC_CHARS_MAX: usize = 249;
     let valid = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '_' || c == '-';
-    if text.starts_with('^') {
-        return Refusal::because("topics are given by name, not as regular expressions");
-    }
     if let Some(bad) = text.chars().find(|c| !valid(*c)) {
         return Refusal::because(format!("{bad:?} cannot be part of a topic's name"));
     }

@@ -1,4 +1,4 @@
-//! Compressing a load's body: once for all its attempts, and never on the runtime.
+//! Compressed bodies. Pure, and slow: not for the runtime.
 //!
 //! The result is a single frame (gzip: one member), because a BE stops unpacking JSON at the end of the
 //! first one (`CompressedStreamLoadPipeReader`, reference/starrocks-load-protocol.md §1.5); it is kept in
@@ -9,8 +9,6 @@ use std::io::{self, Write};
 use bytes::Bytes;
 
 use crate::config::model::Compression;
-use crate::fault::Fault;
-use crate::sink::{Load, Packed};
 
 /// Length of all pieces but the last.
 const PIECE_BYTES: usize = 256 << 10;
@@ -27,61 +25,42 @@ pub(super) fn header(compression: Compression) -> Option<&'static str> {
     }
 }
 
-/// Gives `load` its compressed body, if its cluster asks for one and it has none yet. The work is done on
-/// a blocking thread; the load's own segments stay as they are.
-///
-/// # Errors
-/// Halt, if that thread panicked or the compression failed: neither is known to happen.
-pub async fn pack(load: &mut Load) -> Result<(), Fault> {
-    let compression = load.destination.cluster.compression;
-    if load.packed.is_some() || header(compression).is_none() {
-        return Ok(());
-    }
-    let segments = load.segments.clone();
-    let failed = || {
-        let hint =
-            "nothing was loaded; set compression = \"none\" in [sink.starrocks], and report this defect";
-        Fault::halt(format!("cannot compress the body of load {}", load.label), hint)
-    };
-    let packing = tokio::task::spawn_blocking(move || compress(compression, &segments));
-    let packed = match packing.await {
-        Ok(Ok(packed)) => packed,
-        Ok(Err(error)) => return Err(failed().caused_by(error)),
-        Err(error) => return Err(failed().caused_by(error)),
-    };
-    let bytes = packed.iter().map(|piece| piece.len() as u64).sum();
-    load.packed = Some(Packed { segments: packed, bytes });
-    Ok(())
-}
-
-/// `segments` behind one another as one compressed frame; with [`Compression::None`] as they are.
+/// `segments` behind one another as one compressed frame; with [`Compression::None`] a copy of them.
 ///
 /// # Errors
 /// What the compressor says; memory takes all that is written.
 pub fn compress(compression: Compression, segments: &[Bytes]) -> io::Result<Vec<Bytes>> {
+    packed(compression, |into| segments.iter().try_for_each(|segment| into.write_all(segment)))
+}
+
+/// What `write` writes, as one compressed frame.
+pub(super) fn packed<E: From<io::Error>>(
+    compression: Compression,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+) -> Result<Vec<Bytes>, E> {
     match compression {
-        Compression::None => Ok(segments.to_vec()),
+        Compression::None => {
+            let mut pieces = Pieces::default();
+            write(&mut pieces)?;
+            Ok(pieces.finish())
+        }
         Compression::Lz4 => {
             let frame = lz4_flex::frame::FrameInfo::new().block_size(lz4_flex::frame::BlockSize::Max1MB);
             let mut packer = lz4_flex::frame::FrameEncoder::with_frame_info(frame, Pieces::default());
-            write_all(&mut packer, segments)?;
+            write(&mut packer)?;
             Ok(packer.finish().map_err(io::Error::other)?.finish())
         }
         Compression::Gzip => {
             let mut packer = flate2::write::GzEncoder::new(Pieces::default(), flate2::Compression::fast());
-            write_all(&mut packer, segments)?;
+            write(&mut packer)?;
             Ok(packer.finish()?.finish())
         }
         Compression::Zstd => {
             let mut packer = zstd::Encoder::new(Pieces::default(), ZSTD_LEVEL)?;
-            write_all(&mut packer, segments)?;
+            write(&mut packer)?;
             Ok(packer.finish()?.finish())
         }
     }
-}
-
-fn write_all(into: &mut impl Write, segments: &[Bytes]) -> io::Result<()> {
-    segments.iter().try_for_each(|segment| into.write_all(segment))
 }
 
 /// Takes bytes into pieces of one length.

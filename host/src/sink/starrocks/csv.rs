@@ -1,12 +1,14 @@
 //! A row as a line of CSV: the values of named columns, for StarRocks to split instead of parse.
 //!
-//! Rows are JSON objects up to here, so each is parsed once on our side; what that buys is a cheaper load
-//! on the BE. The form is the one of [`HEADERS`]: control characters between columns, line feeds between
-//! rows, and quotes only around values that hold one of them (reference/starrocks-load-protocol.md §1.5
-//! and §7; quotes need StarRocks 3.0). Pure: no I/O, no clock.
+//! Rows are JSON objects up to the load, so that plugins, folding, isolation and dead letters know only one
+//! form of them; each is parsed once more here. What that buys is a cheaper load on the BE. The form is the
+//! one of [`HEADERS`]: control characters between columns, line feeds between rows, and quotes only around
+//! values that hold one of them (reference/starrocks-load-protocol.md §1.5 and §7; quotes need StarRocks
+//! 3.0). Pure: no I/O, no clock.
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io::{self, Write};
 use std::sync::Arc;
 
 use serde::de::{DeserializeSeed, Deserializer as _, IgnoredAny, MapAccess, Visitor};
@@ -16,6 +18,8 @@ use serde_json::value::RawValue;
 pub(super) const HEADERS: [(&str, &str); 4] =
     [("format", "csv"), ("column_separator", "\\x01"), ("row_delimiter", "\\n"), ("enclose", "\"")];
 
+/// The field of a row that is no column.
+const OP_FIELD: &str = "__op";
 const COLUMN_SEPARATOR: u8 = 1;
 const ROW_DELIMITER: u8 = b'\n';
 const ENCLOSE: u8 = b'"';
@@ -36,13 +40,13 @@ pub enum NotCsv {
     TooLong(usize),
 }
 
-/// Writes rows of one destination. One for each lane: it reuses its memory.
+/// Writes rows of one load; it reuses its memory.
 #[derive(Debug)]
 pub struct CsvWriter {
     columns: Arc<[String]>,
-    /// Whether each line ends with `__op`.
+    /// Whether each line ends with the row's `__op`.
     ops: bool,
-    /// Where the columns' values stand in the row at hand; empty = not there.
+    /// Where the columns' values stand in the row at hand, and behind them that of `__op`; empty = not there.
     values: Vec<std::ops::Range<u32>>,
 }
 
@@ -50,7 +54,7 @@ impl CsvWriter {
     /// A writer of `columns`, in this order. `ops` puts `__op` behind them: for Primary Key tables, on all
     /// lines, since the number of columns is one for a whole load.
     pub fn new(columns: Arc<[String]>, ops: bool) -> Self {
-        let values = vec![0..0; columns.len()];
+        let values = vec![0..0; columns.len() + 1];
         Self { columns, ops, values }
     }
 
@@ -59,27 +63,32 @@ impl CsvWriter {
     ///
     /// # Errors
     /// Why the row cannot be written; `out` is then as it was.
-    pub fn append_row(&mut self, row: &[u8], delete: bool, out: &mut Vec<u8>) -> Result<(), NotCsv> {
+    pub fn append_row(&mut self, row: &[u8], out: &mut Vec<u8>) -> Result<(), NotCsv> {
         if u32::try_from(row.len()).is_err() {
             return Err(NotCsv::TooLong(row.len()));
         }
         self.values.fill(0..0);
-        let mut parser = serde_json::Deserializer::from_slice(row);
         let find = Find { base: row.as_ptr() as usize, columns: &self.columns, values: &mut self.values };
-        parser.deserialize_map(find).and_then(|()| parser.end()).map_err(NotCsv::NotAnObject)?;
+        // One look at the whole row for UTF-8 is cheaper than one at each of its texts.
+        let found = match std::str::from_utf8(row) {
+            Ok(row) => find.run(serde_json::Deserializer::from_str(row)),
+            Err(_) => find.run(serde_json::Deserializer::from_slice(row)),
+        };
+        found.map_err(NotCsv::NotAnObject)?;
         let start = out.len();
-        for (at, value) in self.values.iter().enumerate() {
+        let token = |at: usize| &row[self.values[at].start as usize..self.values[at].end as usize];
+        for (at, column) in self.columns.iter().enumerate() {
             if at > 0 {
                 out.push(COLUMN_SEPARATOR);
             }
-            let token = &row[value.start as usize..value.end as usize];
-            if let Err(Unwritable) = append_value(token, out) {
+            if let Err(Unwritable) = append_value(token(at), out) {
                 out.truncate(start);
-                return Err(NotCsv::NullText(self.columns[at].clone()));
+                return Err(NotCsv::NullText(column.clone()));
             }
         }
         if self.ops {
-            out.extend_from_slice(&[COLUMN_SEPARATOR, if delete { b'1' } else { b'0' }]);
+            out.push(COLUMN_SEPARATOR);
+            append_op(token(self.columns.len()), out);
         }
         if out.len() == start {
             // A blank line would be skipped: this is a row whose only value is an empty text.
@@ -88,6 +97,70 @@ impl CsvWriter {
         out.push(ROW_DELIMITER);
         Ok(())
     }
+
+    /// Writes all rows of a segment, which end with line feeds, in pieces of some [`WRITE_BYTES`].
+    ///
+    /// # Errors
+    /// The first row that cannot be written, or what `into` says.
+    pub(super) fn write_segment(&mut self, segment: &[u8], into: &mut dyn Write) -> Result<(), NotWritten> {
+        let mut out = Vec::with_capacity(WRITE_BYTES + segment.len().min(WRITE_BYTES));
+        let mut rest = segment;
+        while !rest.is_empty() {
+            let mut end = line_end(rest, 0);
+            // A row of several lines, which JSON allows, is taken line by line until it is whole.
+            while let Err(refused) = self.append_line(&rest[..end], &mut out) {
+                let open = matches!(&refused, NotCsv::NotAnObject(error) if error.is_eof());
+                if !open || end == rest.len() {
+                    return Err(refused.into());
+                }
+                end = line_end(rest, end);
+            }
+            rest = &rest[end..];
+            if out.len() >= WRITE_BYTES {
+                into.write_all(&out)?;
+                out.clear();
+            }
+        }
+        Ok(into.write_all(&out)?)
+    }
+
+    fn append_line(&mut self, line: &[u8], out: &mut Vec<u8>) -> Result<(), NotCsv> {
+        let row = line.trim_ascii();
+        if row.is_empty() { Ok(()) } else { self.append_row(row, out) }
+    }
+}
+
+/// Bytes that are gathered before they are written.
+const WRITE_BYTES: usize = 64 << 10;
+
+/// Where the line ends that goes on at `from`, its line feed included.
+fn line_end(text: &[u8], from: usize) -> usize {
+    text[from..].iter().position(|byte| *byte == b'\n').map_or(text.len(), |at| from + at + 1)
+}
+
+/// Why a segment was not written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotWritten {
+    /// A row cannot be CSV.
+    #[error(transparent)]
+    Row(#[from] NotCsv),
+    /// Whoever takes the bytes does not.
+    #[error("cannot write the rows")]
+    Io(#[from] io::Error),
+}
+
+/// Writes the op of a row: 0 unless it says otherwise.
+fn append_op(token: &[u8], out: &mut Vec<u8>) {
+    match token {
+        b"" | b"null" | b"0" | b"false" | b"\"0\"" => out.push(b'0'),
+        b"1" | b"true" | b"\"1\"" => out.push(b'1'),
+        other => append_text(&unescaped_or(other), out),
+    }
+}
+
+/// A token as text, whatever it is: StarRocks says what is wrong with it.
+fn unescaped_or(token: &[u8]) -> Cow<'_, [u8]> {
+    if token.len() > 1 && token.starts_with(b"\"") { unescaped(token) } else { Cow::Borrowed(token) }
 }
 
 /// A text that means NULL.
@@ -170,6 +243,16 @@ struct Find<'a> {
     values: &'a mut [std::ops::Range<u32>],
 }
 
+impl Find<'_> {
+    fn run<'de, R: serde_json::de::Read<'de>>(
+        self,
+        mut parser: serde_json::Deserializer<R>,
+    ) -> Result<(), serde_json::Error> {
+        parser.deserialize_map(self)?;
+        parser.end()
+    }
+}
+
 impl<'de> Visitor<'de> for Find<'_> {
     type Value = ();
 
@@ -218,6 +301,9 @@ impl Visitor<'_> for Column<'_> {
     fn visit_str<E>(self, key: &str) -> Result<Option<usize>, E> {
         if self.columns.get(self.guess).is_some_and(|name| name == key) {
             return Ok(Some(self.guess));
+        }
+        if key == OP_FIELD {
+            return Ok(Some(self.columns.len()));
         }
         Ok(self.columns.iter().position(|name| name == key))
     }

@@ -7,7 +7,7 @@ fn writer(columns: &[&str], ops: bool) -> CsvWriter {
 /// One row of columns `a`, `b` and `c` without ops; `|` stands for the separator.
 fn check(row: &str, expected: &str) {
     let mut out = Vec::new();
-    writer(&["a", "b", "c"], false).append_row(row.as_bytes(), false, &mut out).expect(row);
+    writer(&["a", "b", "c"], false).append_row(row.as_bytes(), &mut out).expect(row);
     assert_eq!(String::from_utf8_lossy(&out).replace('\u{1}', "|"), expected, "{row}");
 }
 
@@ -31,15 +31,21 @@ fn values_are_written_as_starrocks_reads_them() {
 fn ops_are_the_last_column_of_every_line() {
     let mut out = Vec::new();
     let mut writer = writer(&["id"], true);
-    writer.append_row(br#"{"id":1}"#, false, &mut out).expect("a row");
-    writer.append_row(br#"{"id":2,"__op":0}"#, true, &mut out).expect("a row");
-    assert_eq!(out, b"1\x010\n2\x011\n");
+    for row in
+        ["{\"id\":1}", "{\"id\":2,\"__op\":1}", "{\"__op\":\"0\",\"id\":3}", "{\"id\":4,\"__op\":\"x\"}"]
+    {
+        writer.append_row(row.as_bytes(), &mut out).expect(row);
+    }
+    assert_eq!(out, b"1\x010\n2\x011\n3\x010\n4\x01x\n");
+    let mut out = Vec::new();
+    self::writer(&["id"], false).append_row(br#"{"id":1,"__op":1}"#, &mut out).expect("a row");
+    assert_eq!(out, b"1\n", "a table without ops");
 }
 
 #[test]
 fn a_lone_empty_text_is_no_blank_line() {
     let mut out = Vec::new();
-    writer(&["a"], false).append_row(br#"{"a":""}"#, false, &mut out).expect("a row");
+    writer(&["a"], false).append_row(br#"{"a":""}"#, &mut out).expect("a row");
     assert_eq!(out, b"\"\"\n");
 }
 
@@ -48,14 +54,30 @@ fn what_cannot_be_written_leaves_nothing_behind() {
     let mut out = b"before\n".to_vec();
     let mut writer = writer(&["a", "b"], false);
     for row in ["[1]", "{\"a\":1", "{\"a\":1}{}", "nonsense", "", "{\"a\":\"\u{1}\"}"] {
-        let refused = writer.append_row(row.as_bytes(), false, &mut out);
+        let refused = writer.append_row(row.as_bytes(), &mut out);
         assert!(matches!(refused, Err(NotCsv::NotAnObject(_))), "{row}: {refused:?}");
     }
-    let refused = writer.append_row(br#"{"a":"x","b":"\\N"}"#, false, &mut out).expect_err("means NULL");
+    let refused = writer.append_row(br#"{"a":"x","b":"\\N"}"#, &mut out).expect_err("means NULL");
     assert!(refused.to_string().contains("`b`"), "{refused}");
-    let refused = writer.append_row(b"{\"a\":\"\xff\"}", false, &mut out);
+    let refused = writer.append_row(b"{\"a\":\"\xff\"}", &mut out);
     assert!(matches!(refused, Err(NotCsv::NotAnObject(_))), "{refused:?}");
     assert_eq!(out, b"before\n");
+}
+
+#[test]
+fn a_segment_is_written_row_by_row() {
+    let write = |segment: &str| {
+        let mut out = Vec::new();
+        let written = writer(&["a"], false).write_segment(segment.as_bytes(), &mut out);
+        written.map(|()| String::from_utf8(out).expect("text"))
+    };
+    let many = "{\"a\":1}\n".repeat(3 * WRITE_BYTES);
+    assert_eq!(write(&many).expect("rows").len(), 2 * 3 * WRITE_BYTES);
+    let lines = "{\"a\":1}\n\n { \"a\"\n : [\n2] }\r\n{\"a\":3}";
+    assert_eq!(write(lines).expect("rows"), "1\n[2]\n3\n");
+    for broken in ["{\"a\":1}\n{\"a\":\n", "{\"a\":1}{\"a\":2}\n", "{\"a\":1}\n[1]\n"] {
+        assert!(matches!(write(broken), Err(NotWritten::Row(_))), "{broken}");
+    }
 }
 
 /// Splits as StarRocks does: the opposite of the writer.
@@ -89,8 +111,8 @@ proptest::proptest! {
         proptest::prop_assume!(a != "\\N" && b != "\\N");
         let row = serde_json::json!({ "b": b, "a": a }).to_string();
         let mut out = Vec::new();
-        writer(&["a", "b"], true).append_row(row.as_bytes(), true, &mut out).expect("a row");
+        writer(&["a", "b"], true).append_row(row.as_bytes(), &mut out).expect("a row");
         let fields = split(out.strip_suffix(b"\n").expect("a line"));
-        proptest::prop_assert_eq!(fields, vec![a.into_bytes(), b.into_bytes(), b"1".to_vec()]);
+        proptest::prop_assert_eq!(fields, vec![a.into_bytes(), b.into_bytes(), b"0".to_vec()]);
     }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::client::Client;
-use super::compress;
 use super::outcome::foreign_label;
+use super::prepared::{Unprepared, prepare};
 use super::state::LabelState;
 use crate::fault::{Fault, FaultKind};
 use crate::retry::{Backoff, Pace, Waited};
@@ -105,10 +105,12 @@ impl fmt::Debug for DeliverContext {
 }
 
 /// Sends `load` until its outcome is known. Waits as long as it takes unless told to stop. The body is
-/// compressed here, if the cluster asks for it: once for all attempts.
+/// written as CSV and compressed here, if the file says so: once for all attempts.
 pub async fn deliver(client: &Client, load: &mut Load, context: &DeliverContext) -> Delivered {
-    if let Err(fault) = compress::pack(load).await {
-        return Delivered::Halt(fault);
+    match prepare(load).await {
+        Ok(()) => {}
+        Err(Unprepared::BadRow(rejection)) => return Delivered::BadRows(rejection),
+        Err(Unprepared::Halt(fault)) => return Delivered::Halt(fault),
     }
     let mut delivery = Delivery {
         client,

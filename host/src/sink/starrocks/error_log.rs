@@ -144,6 +144,10 @@ fn blemish(reason: &str) -> Option<Blemish> {
         let (value, column) = of.rsplit_once(", column=")?;
         return misfit(column, value);
     }
+    if let Some(rest) = reason.strip_prefix("The field (name = ") {
+        let (column, rest) = rest.split_once(", pos = ")?;
+        return misfit(column, rest.split_once(", Value: ")?.1);
+    }
     let (column, rest) = reason.strip_prefix("column_name[")?.split_once(']')?;
     let (_, lengths) = rest.rsplit_once("] schema length: ")?;
     too_long(column, lengths.split_once(';')?.0)

@@ -10,6 +10,7 @@ Error: NULL value in non-nullable column 'id'. Row: [NULL, 'a', 0]
 Error: String 'DTX2P1-UPK3BP1-PMS2P11'(length=22) is too long. The max length of 'symbol' is 20. Row: 
 Error: Decimal '123.4' is out of range. The type of 'price' is DECIMAL32(4,2)'. Row: 
 Error: Value count does not match column count. Expect 2, but got 1. Row: 0,aaaa
+Error: The field (name = qty, pos = 2) is out of range. Type: INT, Value: many. Row: 3\u{1}c\u{1}many
 Reason: column_name[country], the length of input is too long than schema. first 32 bytes of input str: [USA] schema length: 1; actual length: 3; . src line []; 
 ";
 
@@ -28,6 +29,7 @@ fn every_kind_of_entry_is_understood() {
         (too_long("symbol", 20), None),
         (misfit("price", "123.4"), None),
         (None, Some("0,aaaa")),
+        (misfit("qty", "many"), Some("3\u{1}c\u{1}many")),
         (too_long("country", 1), None),
     ];
     let found = complaints(LOG);

@@ -5,6 +5,7 @@
 //! what is known. `Success` and `Publish Timeout` are durable. What nobody has seen before is
 //! [`Outcome::Unsure`] once a body has left, and never a success.
 
+use bytes::Bytes;
 use serde_json::{Map, Value};
 
 use super::create_table::suggest_create_table;
@@ -120,6 +121,11 @@ fn failed(seen: &Seen<'_>, fields: &Fields) -> Classified {
     if says(&["has already been used"]) {
         return conflict(seen, fields);
     }
+    if is_still_packed(seen, &lower) {
+        let hint = "this StarRocks does not unpack such bodies (JSON from 3.2.7 on): set compression = \"none\" under \
+                    [sink.starrocks], or update it";
+        return Classified::plain(Outcome::Refused(Fault::halt(refusal(seen, &message), hint)));
+    }
     let syntax = says(SYNTAX);
     if syntax || says(&["too many filtered rows"]) {
         let filtered_rows = fields.number("numberfilteredrows").and_then(|rows| u64::try_from(rows).ok());
@@ -142,6 +148,21 @@ fn failed(seen: &Seen<'_>, fields: &Fields) -> Classified {
     }
     let fault = Fault::retry(refusal(seen, &message));
     Classified::plain(if seen.body_left { Outcome::Unsure(fault) } else { Outcome::Refused(fault) })
+}
+
+/// Whether StarRocks took a compressed body for the rows themselves, or could not unpack it: then nothing
+/// is wrong with the rows, and none may be blamed.
+fn is_still_packed(seen: &Seen<'_>, lower: &str) -> bool {
+    let first = |segments: &[Bytes]| segments.iter().flatten().next().copied();
+    let (Some(_), Some(sent)) = (&seen.load.packed, first(seen.load.body())) else { return false };
+    if lower.contains("decompress") || lower.contains("unsupported compression") {
+        return true;
+    }
+    let started =
+        lower.split_once("illegal json started with ").map(|(_, byte)| byte.as_bytes().first().copied());
+    started.is_some_and(|byte| {
+        byte == Some(sent.to_ascii_lowercase()) && Some(sent) != first(&seen.load.segments)
+    })
 }
 
 /// The body could not be read as JSON: one row's syntax fails all of it.
@@ -199,8 +220,20 @@ fn halt_hint(seen: &Seen<'_>, lower: &str) -> Option<String> {
             "lower `max_bytes` under [batch]: StarRocks takes 100 MB of JSON in one load".to_owned(),
         );
     }
-    if says(&["only primary key table support"]) {
-        return Some("remove the property, or use a Primary Key table".to_owned());
+    if says(&["only primary key table support", "only support primary key table", "merge condition column"]) {
+        return Some(
+            "remove `partial_update` or the property `merge_condition`, or use a Primary Key table and a column of it \
+             that is no key"
+                .to_owned(),
+        );
+    }
+    if says(&["not in partial update columns"]) {
+        return Some(
+            "add it to `columns` under [sink.starrocks]: a partial update needs the whole key".to_owned(),
+        );
+    }
+    if says(&["unsupported compression"]) {
+        return Some("set another `compression` under [sink.starrocks]: \"none\" always works".to_owned());
     }
     if says(&[
         "unknown column",
@@ -210,8 +243,8 @@ fn halt_hint(seen: &Seen<'_>, lower: &str) -> Option<String> {
         "unknown data format",
     ]) {
         return Some(format!(
-            "compare the columns of `{database}`.`{table}` with `columns` and `jsonpaths` under \
-             [sink.starrocks.properties]"
+            "compare the columns of `{database}`.`{table}` with `columns` under [sink.starrocks] and the \
+             properties `columns` and `jsonpaths`"
         ));
     }
     None

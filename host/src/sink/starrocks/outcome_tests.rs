@@ -164,6 +164,9 @@ fn what_only_a_person_can_change_halts_with_a_hint() {
         "unknown database, database=shop",
         "primary key size exceed the limit.",
         "Only primary key table support partial update",
+        "Conditional update only support primary key table",
+        "key column id not in partial update columns",
+        "unsupported compression type: lz4_frame",
         "Column has no default value. column: id",
         "Syntax error in line 1:\\nfoo\\nEncountered: CREATE\\nExpected: CREATE is keyword, maybe `CREATE`\\n",
         "The size of this batch exceed the max size [104857600]  of json type data  data [ 104857601 ]. Set ignore_json_size to skip the check",
@@ -229,4 +232,27 @@ proptest::proptest! {
         let seen = Seen { body: message.as_bytes(), ..seen };
         proptest::prop_assert!(!matches!(classify(&seen).outcome, Outcome::Durable(_)), "{}", message);
     }
+}
+
+#[test]
+fn a_body_that_was_not_unpacked_blames_no_row() {
+    let check = |packed: Option<&'static [u8]>, rows: &'static [u8], message: &str, halts: bool| {
+        let mut load = load(cluster(&["http://fe:8030"]));
+        load.segments = vec![rows.into()];
+        load.packed =
+            packed.map(|body| crate::sink::Packed { segments: vec![body.into()], bytes: body.len() as u64 });
+        let body = serde_json::json!({ "Status": "Fail", "Message": message }).to_string();
+        let seen =
+            Seen { status: 200, body: body.as_bytes(), body_left: true, sent_before: false, load: &load };
+        let found = short(&classify(&seen).outcome);
+        let expected = if halts { Short::Halt } else { Short::Bad { syntax: true, filtered: 0 } };
+        assert_eq!(found, expected, "{message}");
+    };
+    let zstd = Some(&b"(\xb5/\xfd"[..]);
+    check(zstd, b"{}\n", "illegal json started with (", true);
+    check(Some(&b"\x1f\x8b"[..]), b"{}\n", "illegal json started with \u{1f}", true);
+    check(zstd, b"{}\n", "Failed to decompress the body", true);
+    check(zstd, b"(1\n", "illegal json started with (", false);
+    check(zstd, b"5\n", "illegal json started with 5", false);
+    check(None, b"(1\n", "illegal json started with (", false);
 }

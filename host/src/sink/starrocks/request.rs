@@ -4,7 +4,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::{compress, csv};
-use crate::config::model::{PartialUpdate, RowFormat, StarRocks, TableModel};
+use crate::config::model::{RowFormat, StarRocks, TableModel};
 use crate::fault::Fault;
 use crate::sink::Load;
 
@@ -67,7 +67,7 @@ pub(super) fn add_load_headers(headers: &mut HeaderMap, load: &Load) -> Result<(
     set("label", label);
     let cluster = &load.destination.cluster;
     let (columns, partial) = match &load.columns {
-        Some(columns) => (&columns[..], Some(cluster.partial_update.unwrap_or_default())),
+        Some(columns) => (&columns[..], true),
         None => (&cluster.columns[..], cluster.partial_update),
     };
     if columns.is_empty() {
@@ -79,9 +79,9 @@ pub(super) fn add_load_headers(headers: &mut HeaderMap, load: &Load) -> Result<(
         Fault::halt("cannot write the columns' names into a header", hint)
     })?;
     set("columns", value);
-    if let Some(mode) = partial {
+    if partial {
         set("partial_update", HeaderValue::from_static("true"));
-        set("partial_update_mode", HeaderValue::from_static(PartialUpdate::name(mode)));
+        set("partial_update_mode", HeaderValue::from_static(cluster.partial_update_mode.name()));
     }
     if load.columns.is_some() {
         // Paths go with the file's own columns, by position; these columns are the rows' keys.
@@ -161,7 +161,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::config::model::Compression;
+    use crate::config::model::{Compression, PartialUpdate};
     use crate::sink::Destination;
     use crate::sink::starrocks::scripted::{cluster, load};
 
@@ -240,15 +240,15 @@ mod tests {
         check(&load(file.clone()), [None; 4]);
         file.columns = vec!["id".into(), "order".into()];
         check(&load(file.clone()), [Some("`id`,`order`"), None, None, None]);
-        file.partial_update = Some(PartialUpdate::Column);
+        file.partial_update = true;
+        file.partial_update_mode = PartialUpdate::Column;
         file.properties.insert("jsonpaths".into(), "[\"$.x\"]".into());
         let partial = [Some("`id`,`order`"), Some("true"), Some("column"), Some("[\"$.x\"]")];
         check(&load(file.clone()), partial);
         let mut own = load(file);
-        let model = TableModel::Primary;
-        let whole = &own.destination;
-        let (cluster, table) = (Arc::clone(&whole.cluster), whole.table.clone());
-        own.destination = Arc::new(Destination { cluster, table, model, key: Vec::new() });
+        let (cluster, table) = (Arc::clone(&own.destination.cluster), own.destination.table.clone());
+        own.destination =
+            Arc::new(Destination { cluster, table, model: TableModel::Primary, key: Vec::new() });
         own.columns = Some(["id".to_owned(), "text".to_owned()].into());
         check(&own, [Some("`id`,`text`,__op"), Some("true"), Some("column"), None]);
     }

@@ -298,11 +298,11 @@ async fn a_large_body_arrives_whole() {
     let mut load = Load {
         destination: Arc::new(destination),
         label: "j-1".into(),
-        columns: None,
-        packed: None,
         bytes: segments.iter().map(|segment| segment.len() as u64).sum(),
         segments,
         rows: 250_000,
+        columns: None,
+        packed: None,
         body_sent: false,
     };
     durable(&Bench::new().deliver_with(&client(&sandbox), &mut load).await);

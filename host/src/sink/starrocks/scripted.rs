@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-use crate::config::model::{Compression, RowFormat, Secret, StarRocks, TableModel};
+use crate::config::model::{Compression, PartialUpdate, RowFormat, Secret, StarRocks, TableModel};
 use crate::sink::{Destination, Load};
 
 /// A settings table as a file would give it.
@@ -31,7 +31,8 @@ pub(super) fn cluster(fe: &[&str]) -> StarRocks {
         properties: BTreeMap::new(),
         format: RowFormat::Json,
         columns: Vec::new(),
-        partial_update: None,
+        partial_update: false,
+        partial_update_mode: PartialUpdate::Row,
         compression: Compression::None,
     }
 }

@@ -12,6 +12,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
 use crate::config::model::{Isolation, Kafka, KafkaSecurity};
+use crate::config::pattern;
 use crate::fault::Fault;
 
 /// The consumer that control and lanes share.
@@ -146,6 +147,8 @@ fn settings(kafka: &Kafka) -> ClientConfig {
     secure(&mut config, &kafka.security);
     config.set("bootstrap.servers", kafka.brokers.join(","));
     config.set("group.id", &kafka.group);
+    // Only a pattern could mean them.
+    config.set("topic.blacklist", pattern::INTERNAL_TOPICS);
     config.set("partition.assignment.strategy", "cooperative-sticky");
     config.set("enable.auto.commit", "false");
     config.set("enable.auto.offset.store", "false");

@@ -19,6 +19,7 @@ use super::queue::{Commits, Queue, cached_end};
 use super::start::{self, Claim};
 use super::{KafkaFeed, Wiring};
 use crate::config::model::Kafka;
+use crate::config::pattern;
 use crate::delivery::marker::Marker;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::{PipelineMeter, Waiting};
@@ -91,6 +92,7 @@ pub(super) struct Control {
     reader: Arc<Reader>,
     commits: Commits,
     claim: Claim,
+    rule: start::Rule,
     lanes: Vec<Lane>,
     held: BTreeMap<(String, i32), Held>,
     /// Topics of which StarRocks was told that they are read.
@@ -116,6 +118,7 @@ impl Control {
     pub(super) fn start<S>(
         wiring: Wiring,
         lane_count: usize,
+        rule: start::Rule,
         reader: Arc<Reader>,
         spawn_lane: S,
     ) -> Result<Control, Fault>
@@ -136,6 +139,7 @@ impl Control {
         let now = Instant::now();
         Ok(Control {
             claim: Claim::new(&parts.label_stem),
+            rule,
             commits: Commits::new(&reader)
                 .ok_or_else(|| Fault::retry("cannot make a librdkafka queue for commits"))?,
             reader,
@@ -161,7 +165,8 @@ impl Control {
 
     /// Reads until it is told to stop or something halts the pipeline, then drains.
     pub(super) fn run(mut self) -> Result<(), Fault> {
-        let topics: Vec<&str> = self.kafka.topics.iter().map(String::as_str).collect();
+        let topics = pattern::subscription(&self.kafka.topics);
+        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         let subscribed = self.reader.subscribe(&topics);
         let subscribed =
             subscribed.map_err(|error| Fault::retry("cannot subscribe to the topics").caused_by(error));
@@ -314,7 +319,7 @@ impl Control {
             list.elements().iter().map(|one| (one.topic().to_owned(), one.partition())).collect();
         let marker = &self.marker;
         let gone = |topic: &str| marker.has_read(topic).then(|| marker.offsets_gone(topic));
-        let starts = start::find(&self.reader, &named, self.kafka.start, gone)?;
+        let starts = start::find(&self.reader, &named, &mut self.rule, gone)?;
         let claims = starts.iter().filter(|(_, found)| !found.committed);
         let claims: BTreeMap<_, _> = claims.map(|(place, found)| (place.clone(), found.offset - 1)).collect();
         self.commit_now(&claims)
@@ -533,7 +538,8 @@ impl Control {
         if self.trouble.is_none() || !self.rebalances.is_empty() {
             return;
         }
-        let topic = self.kafka.topics.first().map(String::as_str);
+        let topic = self.kafka.topics.iter().find(|topic| !pattern::is_pattern(topic));
+        let topic = topic.map(String::as_str);
         if self.reader.fetch_metadata(topic, TROUBLE_ASK).is_ok() {
             tracing::info!(pipeline = %self.parts.meter.name, "kafka answers again");
             self.trouble = None;

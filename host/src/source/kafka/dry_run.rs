@@ -23,18 +23,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// If the brokers do not answer or refuse.
 pub(crate) fn read(kafka: &Kafka, records: usize) -> Result<Vec<Columns>, Fault> {
     let reader = consumer::connect(kafka)?;
-    super::ask_topics(&reader, kafka)?;
+    let topics = super::ask_topics(&reader, kafka)?;
     let mut named = Vec::new();
-    for topic in &kafka.topics {
+    for topic in topics.keys() {
         let metadata = reader
             .fetch_metadata(Some(topic), start::ASK_TIMEOUT)
             .map_err(|error| Fault::retry("cannot ask for the topic's partitions").caused_by(error))?;
         let partitions = metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions);
         named.extend(partitions.map(|partition| (topic.clone(), partition.id())));
     }
+    let mut rule = start::Rule::new(kafka, topics.into_keys().collect());
     let failed = |error| Fault::retry("cannot assign partitions").caused_by(error);
     let mut assignment = TopicPartitionList::new();
-    for ((topic, partition), found) in start::find(&reader, &named, kafka.start, |_| None)? {
+    for ((topic, partition), found) in start::find(&reader, &named, &mut rule, |_| None)? {
         assignment.add_partition_offset(&topic, partition, Offset::Offset(found.offset)).map_err(failed)?;
     }
     reader.assign(&assignment).map_err(failed)?;

@@ -10,7 +10,8 @@ use rdkafka::consumer::{Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use crate::config::model::Start;
+use crate::config::model::{Kafka, Start};
+use crate::config::pattern;
 use crate::fault::Fault;
 
 /// How long one question to the broker may take.
@@ -32,6 +33,56 @@ fn passing(what: String) -> impl FnOnce(KafkaError) -> Fault {
     move |error| Fault::retry(what).caused_by(error)
 }
 
+/// Whether topics may yet come that the pipeline reads.
+pub(super) fn may_grow(kafka: &Kafka) -> bool {
+    kafka.topics.iter().any(|topic| pattern::is_pattern(topic))
+}
+
+/// Where topics begin of which the group has no offset.
+///
+/// A topic that the file names begins where the file says. So does one that a pattern found when the group
+/// read for the first time; one that came later begins at its beginning, or what was written before it was
+/// noticed would be skipped.
+#[derive(Debug)]
+pub(super) struct Rule {
+    start: Start,
+    /// Topics that were there when this process began.
+    found: BTreeSet<String>,
+    named: BTreeSet<String>,
+    /// Whether the group had no offset of any of `found`; asked once, before this process commits one.
+    first: Option<bool>,
+}
+
+impl Rule {
+    /// For the topics that are `found` now.
+    pub(super) fn new(kafka: &Kafka, found: BTreeSet<String>) -> Self {
+        let named = kafka.topics.iter().filter(|topic| !pattern::is_pattern(topic)).cloned().collect();
+        // Without a pattern it makes no difference, and is not asked.
+        let first = if may_grow(kafka) { None } else { Some(true) };
+        Self { start: kafka.start, found, named, first }
+    }
+
+    /// Learns whether the group reads for the first time, if that makes a difference.
+    fn learn<C: ConsumerContext>(
+        &mut self,
+        consumer: &rdkafka::consumer::BaseConsumer<C>,
+    ) -> Result<(), Fault> {
+        if self.first.is_none() {
+            let mut first = true;
+            for found in &self.found {
+                first = first && !committed_offsets(consumer, found)?.values().any(Option::is_some);
+            }
+            self.first = Some(first);
+        }
+        Ok(())
+    }
+
+    fn of(&self, topic: &str) -> Start {
+        let from_the_first = self.first == Some(true) && self.found.contains(topic);
+        if self.named.contains(topic) || from_the_first { self.start } else { Start::Earliest }
+    }
+}
+
 /// Finds where each of `partitions` begins. `gone` is asked about a topic of which the group has no
 /// offset at all: a fault, if it should have.
 ///
@@ -40,9 +91,10 @@ fn passing(what: String) -> impl FnOnce(KafkaError) -> Fault {
 pub(super) fn find<C: ConsumerContext>(
     consumer: &rdkafka::consumer::BaseConsumer<C>,
     partitions: &[(String, i32)],
-    start: Start,
+    rule: &mut Rule,
     gone: impl Fn(&str) -> Option<Fault>,
 ) -> Result<Starts, Fault> {
+    rule.learn(consumer)?;
     let topics: BTreeSet<&str> = partitions.iter().map(|(topic, _)| topic.as_str()).collect();
     let mut starts = Starts::new();
     for topic in topics {
@@ -53,11 +105,11 @@ pub(super) fn find<C: ConsumerContext>(
         if let Some(fault) = if known_topic { None } else { gone(topic) } {
             return Err(fault);
         }
+        // The group knows the topic, so a partition without an offset was added later: all of it is new.
+        let start = if known_topic { Start::Earliest } else { rule.of(topic) };
         for partition in mine {
             let found = match committed.get(&partition).copied().flatten() {
                 Some(offset) => Found { offset, committed: true },
-                // The group knows the topic, so this partition was added later: all of it is new.
-                None if known_topic => begin(consumer, topic, partition, Start::Earliest)?,
                 None => begin(consumer, topic, partition, start)?,
             };
             starts.insert((topic.to_owned(), partition), found);
@@ -146,5 +198,35 @@ impl Claim {
     /// The metadata text.
     pub(super) fn text(&self) -> &str {
         &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::model::{Isolation, KafkaSecurity};
+
+    #[test]
+    fn what_a_pattern_finds_later_is_read_from_its_beginning() {
+        let kafka = Kafka {
+            brokers: Vec::new(),
+            topics: vec!["named".into(), "^shop".into()],
+            group: "g".into(),
+            start: Start::Latest,
+            isolation: Isolation::ReadCommitted,
+            commit_interval: Duration::from_secs(1),
+            fetch_queue_bytes: 1 << 20,
+            security: KafkaSecurity::default(),
+            properties: BTreeMap::new(),
+        };
+        let check = |first: bool, topic: &str, expected: Start| {
+            let found = BTreeSet::from(["named".to_owned(), "shop.a".to_owned()]);
+            let rule = Rule { first: Some(first), ..Rule::new(&kafka, found) };
+            assert_eq!(rule.of(topic), expected, "{topic}");
+        };
+        check(true, "shop.a", Start::Latest);
+        check(true, "shop.later", Start::Earliest);
+        check(false, "shop.a", Start::Earliest);
+        check(false, "named", Start::Latest);
     }
 }

@@ -33,10 +33,11 @@ pub async fn facts(control: &Control, source: &Postgres) -> Result<Facts, Fault>
         tokio::try_join!(reader.server(), reader.slot(&source.slot), reader.relations())?;
     let (mut relations, unmatched) = names.choose(listed);
     let (publication, ()) = tokio::try_join!(
-        reader.publication(&source.publication, server.version),
+        reader.publication(&source.publication, &source.slot, server.version),
         reader.complete(&mut relations)
     )?;
     let types = reader.types(&relations).await?;
+    let relations = relations.into_iter().map(|relation| (relation.oid, relation)).collect();
     Ok(Facts { server, role, relations, unmatched, publication, slot, writers, types })
 }
 
@@ -56,10 +57,10 @@ pub async fn slot(control: &Control, name: &str) -> Result<Option<Slot>, Fault> 
 /// What the server says when it refuses.
 pub async fn publication(
     control: &Control,
-    name: &str,
+    source: &Postgres,
     server: &Server,
 ) -> Result<Option<Publication>, Fault> {
-    Reader { control }.publication(name, server.version).await
+    Reader { control }.publication(&source.publication, &source.slot, server.version).await
 }
 
 type Failed = tokio_postgres::Error;
@@ -175,16 +176,17 @@ impl Reader<'_> {
         Ok(())
     }
 
-    async fn publication(&self, name: &str, version: u32) -> Result<Option<Publication>, Fault> {
+    async fn publication(&self, name: &str, slot: &str, version: u32) -> Result<Option<Publication>, Fault> {
         let attempted = "read the publication";
         let contents = if version >= WITH_COLUMN_LISTS {
             queries::PUBLISHED_TABLES
         } else {
             queries::PUBLISHED_TABLES_BEFORE_15
         };
+        let named: [Parameter<'_>; 2] = [&name, &slot];
         let parameters: [Parameter<'_>; 1] = [&name];
         let (publications, tables) = tokio::try_join!(
-            self.each(attempted, queries::PUBLICATION, &parameters, publication_of),
+            self.each(attempted, queries::PUBLICATION, &named, publication_of),
             self.each(attempted, contents, &parameters, |row| {
                 let published = Published { columns: row.try_get(1)?, filter: row.try_get(2)? };
                 Ok((row.try_get::<_, Oid>(0)?, published))
@@ -395,6 +397,7 @@ fn publication_of(row: &Row) -> Result<Publication, Failed> {
         deletes: row.try_get(5)?,
         truncates: row.try_get(6)?,
         via_root: row.try_get(7)?,
+        newer_than_slot: row.try_get(8)?,
         tables: HashMap::new(),
     })
 }

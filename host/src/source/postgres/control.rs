@@ -213,7 +213,7 @@ impl Control {
             truncate: self.prepared.source.truncate,
             meter: self.meter.clone(),
         });
-        let lane = spawn_lane(self.lanes.len(), PostgresFeed::Stream(feed));
+        let lane = spawn_lane(self.lanes.len(), PostgresFeed::Stream(Box::new(feed)));
         self.lanes
             .push(Some(lane.map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?));
         let (confirm, _) = watch::channel(from);
@@ -251,11 +251,13 @@ impl Control {
             let Some(streaming) = &self.streaming else { return Ok(()) };
             let from = streaming.written;
             let connector = Arc::clone(&self.prepared.connector);
-            let started = self.parts.runtime.block_on(PgWire::start(&connector, from));
+            let started = self.parts.runtime.block_on(async {
+                let transport = PgWire::start(&connector, from).await?;
+                // Another process may have had the slot until now: what it wrote counts.
+                Ok::<_, Fault>((transport, positions.read().await?))
+            });
             match started {
-                Ok(transport) => {
-                    // Another process may have had the slot until now: what it wrote counts.
-                    let known = self.parts.runtime.block_on(positions.read())?;
+                Ok((transport, known)) => {
                     let newest = known.stream.unwrap_or(from);
                     let Some(streaming) = &mut self.streaming else { return Ok(()) };
                     if newest != from {
@@ -348,13 +350,21 @@ impl Control {
         if self.parts.ledger.open_spans() > 0 {
             return Ok(());
         }
-        self.parts.runtime.clone().block_on(self.do_what_is_asked(&barrier))?;
-        self.progress.pass();
-        Ok(())
+        match self.parts.runtime.clone().block_on(self.do_what_is_asked(&barrier)) {
+            Ok(()) => {
+                self.progress.pass();
+                Ok(())
+            }
+            Err(fault) if fault.kind == FaultKind::Retry => {
+                tracing::warn!(pipeline = %self.parts.meter.name, "{}; trying again", fault.story());
+                Ok(())
+            }
+            Err(fault) => Err(fault),
+        }
     }
 
     async fn do_what_is_asked(&mut self, barrier: &Barrier) -> Result<(), Fault> {
-        let mut query = Query::connect(&self.sink).await.map_err(Fault::halting)?;
+        let mut query = Query::connect(&self.sink).await?;
         let warehouse = |name: &super::table::TableName| {
             let followed = self.prepared.followed.iter().find(|followed| followed.table.name == *name);
             followed.map(|followed| (followed.warehouse_table.clone(), followed.destination))

@@ -1,6 +1,6 @@
 //! What is known of a source before anything is set up: plain data, read by [`super::catalog`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use super::kind::TypeInfo;
@@ -14,8 +14,8 @@ pub struct Facts {
     pub server: Server,
     /// Our role.
     pub role: Role,
-    /// What `tables` names and `exclude` does not, in the order of names, and all partitions of those.
-    pub relations: Vec<Relation>,
+    /// What `tables` names and `exclude` does not, and all partitions of those, by their oids.
+    pub relations: BTreeMap<u32, Relation>,
     /// Patterns of `tables` that name nothing, each with the nearest names that there are.
     pub unmatched: Vec<Unmatched>,
     /// The publication, if there is one of that name.
@@ -146,6 +146,18 @@ pub enum Named {
     ByPattern,
     /// None does, but a table that it is a partition of is named.
     AsPartition,
+    /// `exclude` names it, and yet a table that it is a partition of is named.
+    Excluded,
+}
+
+impl Named {
+    /// Whether it is to be followed in its own right.
+    pub fn itself(self) -> bool {
+        match self {
+            Named::Exactly | Named::ByPattern => true,
+            Named::AsPartition | Named::Excluded => false,
+        }
+    }
 }
 
 /// A column as the catalogue has it.
@@ -187,6 +199,8 @@ pub struct Publication {
     pub truncates: bool,
     /// Changes of partitions are told as changes of the partitioned table.
     pub via_root: bool,
+    /// It was made or altered when the slot stood already where it stands; there it may not be known.
+    pub newer_than_slot: bool,
     /// What is published in effect, by the table's oid: partitions or their root, as `via_root` says.
     pub tables: HashMap<u32, Published>,
 }
@@ -276,21 +290,38 @@ impl From<TypeRow> for TypeInfo {
 impl Facts {
     /// A relation by its oid.
     pub fn relation(&self, oid: u32) -> Option<&Relation> {
-        self.relations.iter().find(|relation| relation.oid == oid)
+        self.relations.get(&oid)
     }
 
-    /// The tables to be followed: those named, without what can be no table if only a wildcard named it, and
-    /// without partitions of which the whole table is named.
-    pub fn chosen(&self) -> impl Iterator<Item = &Relation> {
-        self.relations.iter().filter(|relation| {
-            let table = matches!(relation.kind, Kind::Table | Kind::Partitioned);
+    /// The tables to be followed, in the order of their names: those named, without what can be no table if only a
+    /// wildcard named it, and without partitions of which the whole table is named.
+    pub fn chosen(&self) -> Vec<&Relation> {
+        let is_chosen = |relation: &&Relation| {
             let named = match relation.named {
                 Named::Exactly => true,
-                Named::ByPattern => table,
-                Named::AsPartition => false,
+                Named::ByPattern => matches!(relation.kind, Kind::Table | Kind::Partitioned),
+                Named::AsPartition | Named::Excluded => false,
             };
-            named && !self.ancestors(relation).any(|ancestor| ancestor.named != Named::AsPartition)
-        })
+            named && !self.ancestors(relation).any(|ancestor| ancestor.named.itself())
+        };
+        let mut chosen: Vec<&Relation> = self.relations.values().filter(is_chosen).collect();
+        chosen.sort_by_key(|relation| &relation.name);
+        chosen
+    }
+
+    /// How many published tables are neither followed, nor parts of what is followed, nor the whole of it.
+    pub fn published_for_nothing(&self) -> usize {
+        let Some(publication) = &self.publication else { return 0 };
+        let chosen: HashSet<u32> = self.chosen().into_iter().map(|relation| relation.oid).collect();
+        let concerns_us = |oid: &&u32| {
+            self.relation(**oid).is_some_and(|relation| {
+                let is_chosen = |other: &Relation| chosen.contains(&other.oid);
+                is_chosen(relation)
+                    || self.ancestors(relation).any(is_chosen)
+                    || self.heaps(relation).into_iter().any(is_chosen)
+            })
+        };
+        publication.tables.keys().filter(|oid| !concerns_us(oid)).count()
     }
 
     /// The tables that a relation is a partition of, as far as they are known, the nearest first.
@@ -304,7 +335,7 @@ impl Facts {
         match relation.kind {
             Kind::Partitioned => self
                 .relations
-                .iter()
+                .values()
                 .filter(|leaf| leaf.kind != Kind::Partitioned)
                 .filter(|leaf| self.ancestors(leaf).any(|ancestor| ancestor.oid == relation.oid))
                 .collect(),
@@ -344,7 +375,7 @@ impl Facts {
 
     /// All tables to be followed, with their published columns.
     pub fn tables(&self) -> Vec<Table> {
-        self.chosen().map(|relation| self.table(relation)).collect()
+        self.chosen().into_iter().map(|relation| self.table(relation)).collect()
     }
 }
 

@@ -16,17 +16,20 @@ use super::schema::{Change, Schema};
 use super::table::TableName;
 use super::transport::Event;
 use crate::config::model::Truncate as TruncatePolicy;
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 use crate::ledger::Ledger;
 use crate::meter::PostgresMeter;
 use crate::position::{Epoch, Partition, Span, Stay};
 use crate::record::Columns;
+use crate::retry::{Backoff, Pace};
 use crate::source::{Fed, Feed, Gathering};
 
 /// Bytes that all tables may have gathered before the fullest is handed on.
 const GATHERED_BYTES_MAX: usize = 4 << 20;
 /// How long rows wait for more of their chunk while the stream is quiet.
 const MORE_WAIT: Duration = Duration::from_millis(5);
+/// How often a source that is away is asked again.
+const ASKING_AGAIN: Pace = Pace { cap: Duration::from_secs(2), ..Pace::PASSING };
 /// How long a feed with nothing gathered waits before its lane looks around.
 const IDLE_WAIT: Duration = Duration::from_millis(50);
 
@@ -193,13 +196,36 @@ impl StreamFeed {
         }
     }
 
+    /// Asks the source until it answers: it may be restarting. None if the feed is asked to end.
+    fn asked<T>(
+        parts: &mut FeedParts,
+        mut ask: impl AsyncFnMut(&mut Schema) -> Result<T, Fault>,
+    ) -> Result<Option<T>, Fault> {
+        let mut backoff = Backoff::new(ASKING_AGAIN);
+        while !parts.progress.has_ended() {
+            let FeedParts { runtime, schema, .. } = parts;
+            match runtime.block_on(ask(schema)) {
+                Ok(answer) => return Ok(Some(answer)),
+                Err(fault) if fault.kind == FaultKind::Retry => {
+                    tracing::debug!("{}; asking again", fault.story());
+                    runtime.block_on(backoff.wait());
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(None)
+    }
+
     fn update(&mut self, table: usize, update: &Update<'_>) -> Result<(), Fault> {
         let records = match self.tables[table].update(self.place + 1, update, &self.transaction)? {
             Ok(records) => records,
             Err(Incomplete) => {
                 self.parts.meter.rows_read_back.inc();
                 let layout = &self.tables[table].layout;
-                let row = self.parts.runtime.block_on(self.parts.schema.read_back(layout, update))?;
+                let row =
+                    Self::asked(&mut self.parts, async |schema| schema.read_back(layout, update).await)?;
+                // A feed that ends hands nothing on any more.
+                let Some(row) = row else { return Ok(()) };
                 self.tables[table].update_read_back(
                     self.place + 1,
                     update,
@@ -235,7 +261,8 @@ impl StreamFeed {
     /// A table is told of: mostly again, and as it was.
     fn relation(&mut self, relation: &Relation<'_>) -> Result<(), Fault> {
         self.last = None;
-        let change = self.parts.runtime.block_on(self.parts.schema.told(relation))?;
+        let change = Self::asked(&mut self.parts, async |schema| schema.told(relation).await)?;
+        let Some(change) = change else { return Ok(()) };
         let (layout, destination, statements) = match change {
             Change::NotFollowed => {
                 self.by_relation.insert(relation.id, None);

@@ -5,6 +5,8 @@ use super::pgoutput::{Field, Old, Tuple, Update};
 use super::value::{Noted, ValueError, append_json};
 
 mod column_sets;
+#[cfg(test)]
+mod every_type;
 mod layout;
 #[cfg(test)]
 mod tests;
@@ -120,7 +122,8 @@ impl Layout {
         out: &mut Vec<u8>,
     ) -> Result<(), RowError> {
         self.check_length(new.len())?;
-        self.append_object(self.filled(new, old)?, |column| column.in_key, |_| {}, out).map(|_| ())
+        let fields = self.filled(new, old)?.take(self.key_end());
+        self.append_object(fields, |column| column.in_key, |_| {}, out).map(|_| ())
     }
 
     /// Appends the key of a row of the snapshot.
@@ -129,7 +132,7 @@ impl Layout {
     /// See [`RowError`].
     pub fn append_copied_key(&self, row: &CopyRow<'_>, out: &mut Vec<u8>) -> Result<(), RowError> {
         self.check_length(row.len())?;
-        let fields = row.fields().map(|field| field.map_or(Field::Null, Field::Text));
+        let fields = row.fields().map(|field| field.map_or(Field::Null, Field::Text)).take(self.key_end());
         self.append_object(fields, |column| column.in_key, |_| {}, out).map(|_| ())
     }
 
@@ -154,6 +157,9 @@ impl Layout {
 
     /// Appends the key that `update` took away from its row, if it is another than `new_key`, which
     /// [`append_key`](Self::append_key) gave. If so, the old key's row has to be deleted first.
+    ///
+    /// If the new row is a partial one besides, the values that it lacks are in the old key's row, which is
+    /// about to go: they have to come from the same batch or from the source itself.
     ///
     /// # Errors
     /// See [`RowError`].

@@ -78,6 +78,12 @@ impl Exported {
     pub fn pid(&self) -> i32 {
         self.session.pid()
     }
+
+    /// Ends the export, when every connection that copies has taken the snapshot over. Dropping does it too, but then
+    /// the server's log speaks of a client that vanished.
+    pub async fn release(self) {
+        self.session.close().await;
+    }
 }
 
 /// What a server says of itself on a replication connection.

@@ -111,8 +111,8 @@ fn followed(
             None => return Ok(Copied::Ended),
         }
     }
-    control.parts.runtime.block_on(positions.reached(from))?;
-    Ok(Copied::Follow { from })
+    let reached = retried(control, |control| control.parts.runtime.block_on(positions.reached(from)))?;
+    Ok(if reached.is_some() { Copied::Follow { from } } else { Copied::Ended })
 }
 
 /// Does something until it works; none if the pipeline is asked to stop meanwhile.
@@ -295,7 +295,10 @@ impl Watched<'_> {
             Remember::Point => self.point,
             Remember::Start(start) => *start,
         };
-        control.parts.runtime.block_on(positions.copied(name, upto))?;
+        if retried(control, |control| control.parts.runtime.block_on(positions.copied(name, upto)))?.is_none()
+        {
+            return Ok(());
+        }
         for followed in control.prepared.followed.iter_mut().filter(|followed| followed.table.name == *name) {
             followed.copied_upto = upto;
         }

@@ -90,10 +90,13 @@ impl Names {
         (relations, unmatched)
     }
 
-    /// What `exclude` names is as good as not named; as a partition its rows belong to the whole table.
+    /// What `exclude` names is dropped, unless it is a partition of something that is named.
     fn named(&self, name: &TableName) -> Named {
         let excluded = self.exclude.iter().any(|pattern| pattern.names(name));
-        let exact = self.tables.iter().filter(|pattern| !excluded && pattern.names(name)).map(|by| by.exact);
+        if excluded {
+            return Named::Excluded;
+        }
+        let exact = self.tables.iter().filter(|pattern| pattern.names(name)).map(|by| by.exact);
         match exact.max() {
             None => Named::AsPartition,
             Some(true) => Named::Exactly,
@@ -105,7 +108,7 @@ impl Names {
 fn named_or_partitions_of_named(relations: &[Relation]) -> HashSet<u32> {
     let by_oid: HashMap<u32, &Relation> = relations.iter().map(|relation| (relation.oid, relation)).collect();
     let up = |oid: &u32| by_oid.get(oid).and_then(|relation| relation.parent);
-    let named = |oid: u32| by_oid.get(&oid).is_some_and(|relation| relation.named != Named::AsPartition);
+    let named = |oid: u32| by_oid.get(&oid).is_some_and(|relation| relation.named.itself());
     let kept = |oid: &u32| std::iter::successors(Some(*oid), up).any(named);
     relations.iter().map(|relation| relation.oid).filter(kept).collect()
 }
@@ -163,6 +166,7 @@ mod tests {
         check(&["public.a[1]"], &[], &["public.a[1] Exactly"]);
         check(&["audit.log"], &[], &["audit.log Exactly", "audit.log_2026 AsPartition"]);
         check(&["audit.*"], &["audit.log"], &["audit.log_2026 ByPattern"]);
+        check(&["audit.*"], &["audit.log_*"], &["audit.log ByPattern", "audit.log_2026 Excluded"]);
     }
 
     #[test]

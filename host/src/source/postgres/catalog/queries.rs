@@ -54,11 +54,12 @@ pub(super) const UNIQUE_INDEXES: &str = "
     WHERE i.indrelid = ANY ($1) AND i.indisunique
     ORDER BY i.indrelid, c.relname";
 
-/// One row, or none.
+/// One row, or none. The catalogue as of transactions before the slot's `catalog_xmin` is what the slot sees.
 pub(super) const PUBLICATION: &str = "
-    SELECT pg_has_role(pubowner, 'USAGE'), pg_get_userbyid(pubowner)::text, puballtables, pubinsert, pubupdate,
-        pubdelete, pubtruncate, pubviaroot
-    FROM pg_publication WHERE pubname = $1";
+    SELECT pg_has_role(p.pubowner, 'USAGE'), pg_get_userbyid(p.pubowner)::text, p.puballtables, p.pubinsert,
+        p.pubupdate, p.pubdelete, p.pubtruncate, p.pubviaroot,
+        COALESCE((SELECT age(p.xmin) <= age(s.catalog_xmin) FROM pg_replication_slots s WHERE s.slot_name = $2), false)
+    FROM pg_publication p WHERE p.pubname = $1";
 
 /// What is published in effect.
 pub(super) const PUBLISHED_TABLES: &str = "

@@ -54,6 +54,16 @@ pub(crate) fn relation(oid: u32, name: &str) -> Relation {
     }
 }
 
+/// Adds relations.
+pub(crate) fn add(facts: &mut Facts, relations: impl IntoIterator<Item = Relation>) {
+    facts.relations.extend(relations.into_iter().map(|relation| (relation.oid, relation)));
+}
+
+/// A relation that is there, to be changed.
+pub(crate) fn change(facts: &mut Facts, oid: u32) -> &mut Relation {
+    facts.relations.get_mut(&oid).expect("it is there")
+}
+
 /// A column.
 pub(crate) fn attribute(number: i16, name: &str, type_oid: u32, not_null: bool) -> Attribute {
     Attribute {
@@ -96,7 +106,7 @@ pub(crate) fn facts() -> Facts {
             page_bytes: 8192,
         },
         role: Role { name: "reader".to_owned(), superuser: false, replication: true, may_create: true },
-        relations: vec![orders],
+        relations: [(1, orders)].into(),
         unmatched: Vec::new(),
         publication: Some(Publication {
             owned: true,
@@ -107,6 +117,7 @@ pub(crate) fn facts() -> Facts {
             deletes: true,
             truncates: true,
             via_root: true,
+            newer_than_slot: false,
             tables: [(1, published)].into(),
         }),
         slot: Some(Slot {

@@ -11,6 +11,7 @@ pub(super) fn check(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
     match &facts.publication {
         None => check_missing(facts, source, found),
         Some(publication) => {
+            check_age(source, publication, found);
             check_operations(facts, source, publication, found);
             check_partitions(facts, source, publication, found);
             check_tables(facts, source, publication, found);
@@ -42,7 +43,8 @@ fn check_missing(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
     if facts.role.superuser {
         return;
     }
-    let foreign: Vec<&Relation> = facts.chosen().filter(|relation| !relation.owned).collect();
+    let mut foreign = facts.chosen();
+    foreign.retain(|relation| !relation.owned);
     if !foreign.is_empty() {
         let owners: Vec<String> =
             foreign.iter().map(|table| format!("{} of {}", table.owner, table.name)).collect();
@@ -60,6 +62,19 @@ fn check_missing(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
             identifier(&source.user)
         );
         found.push(Defect::blocks(what, vec![sql(grant), sql(statement)]));
+    }
+}
+
+/// The slot reads the log with the catalogue of its time.
+fn check_age(source: &Postgres, publication: &Publication, found: &mut Vec<Defect>) {
+    if publication.newer_than_slot {
+        let what = format!(
+            "publication {} was made or altered later than the place in the log at which slot {} stands: if it was made \
+             then, the slot will never get past that place",
+            source.publication, source.slot
+        );
+        let drop = format!("SELECT pg_drop_replication_slot({})", literal(&source.slot));
+        found.push(Defect::warns(what, vec![sql(drop)]));
     }
 }
 
@@ -84,22 +99,8 @@ fn check_operations(facts: &Facts, source: &Postgres, publication: &Publication,
     // Whoever has other tables in it may have left updates out on purpose: those without a key could not be updated
     // any more.
     let own = setting("have a publication of its own: `publication` in [source.postgres]");
-    let mend = if foreign_tables(facts, publication) > 0 { vec![own, alter] } else { vec![alter, own] };
+    let mend = if facts.published_for_nothing() > 0 { vec![own, alter] } else { vec![alter, own] };
     found.push(if only_truncate { Defect::warns(what, mend) } else { Defect::blocks(what, mend) });
-}
-
-/// Published tables that are not followed.
-fn foreign_tables(facts: &Facts, publication: &Publication) -> usize {
-    let followed = |oid: &&u32| {
-        facts.relation(**oid).is_some_and(|relation| {
-            let chosen = |oid: u32| facts.chosen().any(|chosen| chosen.oid == oid);
-            let above = facts.ancestors(relation).any(|ancestor| chosen(ancestor.oid));
-            // The whole of which only a partition is followed.
-            let below = || facts.heaps(relation).iter().any(|heap| chosen(heap.oid));
-            chosen(relation.oid) || above || below()
-        })
-    };
-    publication.tables.keys().filter(|oid| !followed(oid)).count()
 }
 
 fn check_partitions(facts: &Facts, source: &Postgres, publication: &Publication, found: &mut Vec<Defect>) {
@@ -157,7 +158,7 @@ fn check_tables(facts: &Facts, source: &Postgres, publication: &Publication, fou
             vec![sql(format!("ALTER PUBLICATION {name} ADD TABLE {}", tables.join(", ")))],
         ));
     }
-    let foreign = foreign_tables(facts, publication);
+    let foreign = facts.published_for_nothing();
     if foreign > 0 {
         let noun = if foreign == 1 { "table" } else { "tables" };
         let what =

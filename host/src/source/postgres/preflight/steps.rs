@@ -79,6 +79,7 @@ pub fn plan(facts: &Facts, source: &Postgres) -> Vec<Step> {
 pub(super) fn create_publication(facts: &Facts, source: &Postgres) -> Option<Step> {
     let tables: Vec<TableName> = facts
         .chosen()
+        .into_iter()
         .filter(|relation| may_be_published(facts, relation))
         .map(|relation| relation.name.clone())
         .collect();
@@ -88,7 +89,10 @@ pub(super) fn create_publication(facts: &Facts, source: &Postgres) -> Option<Ste
 
 /// Tables to be followed that the publication lacks and that may be added.
 pub(super) fn unpublished(facts: &Facts) -> impl Iterator<Item = &Relation> {
-    facts.chosen().filter(|relation| !is_listed(facts, relation) && may_be_published(facts, relation))
+    facts
+        .chosen()
+        .into_iter()
+        .filter(|relation| !is_listed(facts, relation) && may_be_published(facts, relation))
 }
 
 /// Whether a table is published, be it by its partitions or by what it is a partition of; if that is not as it has

@@ -1,13 +1,13 @@
 //! The tables: can their rows be told apart, are they logged, may they be read?
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::publication::addition_by_others;
 use super::{Defect, Mend, copies, setting, sql};
 use crate::config::model::Postgres;
-use crate::source::postgres::facts::{Facts, Kind, Publication, Published, Relation};
+use crate::source::postgres::facts::{Facts, Kind, Named, Publication, Published, Relation};
 use crate::source::postgres::quote::{friendly, friendly_table, identifier};
-use crate::source::postgres::table::{Identity, TableName};
+use crate::source::postgres::table::{Identity, Table, TableName};
 
 pub(super) fn check(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
     for unmatched in &facts.unmatched {
@@ -18,7 +18,7 @@ pub(super) fn check(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
         };
         found.push(Defect::blocks(format!("{:?} names no table", unmatched.pattern), vec![setting(mend)]));
     }
-    if facts.unmatched.is_empty() && facts.chosen().next().is_none() {
+    if facts.unmatched.is_empty() && facts.chosen().is_empty() {
         let mend = setting("mend `tables` and `exclude` in [source.postgres]");
         found.push(Defect::blocks("no table is left to be followed", vec![mend]));
     }
@@ -28,6 +28,9 @@ pub(super) fn check(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
             Kind::View => found.push(no_table(relation, "a view")),
             Kind::Table | Kind::Partitioned => check_table(facts, source, relation, found),
         }
+    }
+    if copies(source) {
+        check_reading(facts, source, found);
     }
 }
 
@@ -48,6 +51,15 @@ fn check_table(facts: &Facts, source: &Postgres, relation: &Relation, found: &mu
             let what = format!("{} is unlogged: its changes leave no trace in the log", heap.name);
             unfit.push(Defect::blocks(what, vec![sql(statement), leave_out(&relation.name)]));
         }
+        if heap.named == Named::Excluded {
+            let what = format!(
+                "{} is in `exclude`, but its rows are rows of {}, which is followed",
+                heap.name, relation.name
+            );
+            let mend =
+                "leave it out of `exclude`, or name the other partitions in `tables` instead of the whole";
+            found.push(Defect::warns(what, vec![setting(mend)]));
+        }
         if heap.kind == Kind::Foreign {
             let what = format!("{} is a foreign table: its rows are not followed", heap.name);
             found.push(Defect::warns(what, vec![leave_out(&heap.name)]));
@@ -62,9 +74,6 @@ fn check_table(facts: &Facts, source: &Postgres, relation: &Relation, found: &mu
     }
     found.append(&mut unfit);
     found.extend(clashing_columns(facts, relation));
-    if copies(source) {
-        check_reading(facts, source, relation, found);
-    }
     if let (Some(publication), Some(published)) = (&facts.publication, facts.published(relation)) {
         check_published(facts, relation, publication, published, found);
     }
@@ -182,39 +191,54 @@ fn clashing_columns(facts: &Facts, relation: &Relation) -> Vec<Defect> {
     clashing.map(defect).collect()
 }
 
-/// Copying needs what following does not: SELECT.
-fn check_reading(facts: &Facts, source: &Postgres, relation: &Relation, found: &mut Vec<Defect>) {
+/// Copying needs what following does not: SELECT, on partitions too.
+fn check_reading(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
     let role = identifier(&source.user);
-    let table = facts.table(relation);
-    for heap in facts.heaps(relation).into_iter().filter(|heap| heap.kind == Kind::Table) {
-        if !heap.may_use_schema {
-            let schema = friendly(&heap.name.schema);
-            let what = format!(
-                "role {} may not use schema {schema}, which copying {} needs",
-                source.user, heap.name
-            );
-            found.push(Defect::blocks(what, vec![sql(format!("GRANT USAGE ON SCHEMA {schema} TO {role}"))]));
-        }
-        let wanted = |name: &str| table.columns.iter().any(|column| column.name == name);
-        let hidden: Vec<&str> = heap
-            .columns
-            .iter()
-            .filter(|attribute| !attribute.may_select && wanted(&attribute.column.name))
-            .map(|attribute| attribute.column.name.as_str())
-            .collect();
-        if !hidden.is_empty() {
-            let all = heap.columns.iter().all(|attribute| !attribute.may_select);
-            let columns: Vec<String> = hidden.iter().map(|name| friendly(name)).collect();
-            let list = if all { String::new() } else { format!(" ({})", columns.join(", ")) };
-            let what = format!("role {} may not read {}{list}, which copying needs", source.user, heap.name);
-            let grant = format!("GRANT SELECT{list} ON {} TO {role}", friendly_table(&heap.name));
-            found.push(Defect::blocks(what, vec![sql(grant)]));
-        }
-        if heap.row_security {
-            let what = format!("row security hides rows of {} from role {}", heap.name, source.user);
-            found.push(Defect::blocks(what, vec![sql(format!("ALTER ROLE {role} BYPASSRLS"))]));
+    let mut schemas = BTreeSet::new();
+    let mut unreadable = Vec::new();
+    let mut partly = Vec::new();
+    for relation in facts.chosen() {
+        let table = facts.table(relation);
+        for heap in facts.heaps(relation).into_iter().filter(|heap| heap.kind == Kind::Table) {
+            if !heap.may_use_schema {
+                schemas.insert(&heap.name.schema);
+            }
+            let hidden = hidden_columns(heap, &table);
+            if heap.columns.iter().all(|attribute| !attribute.may_select) {
+                unreadable.push(&heap.name);
+            } else if !hidden.is_empty() {
+                let list = hidden.join(", ");
+                let what =
+                    format!("role {} may not read {} ({list}), which copying needs", source.user, heap.name);
+                let grant = format!("GRANT SELECT ({list}) ON {} TO {role}", friendly_table(&heap.name));
+                partly.push(Defect::blocks(what, vec![sql(grant)]));
+            }
+            if heap.row_security {
+                let what = format!("row security hides rows of {} from role {}", heap.name, source.user);
+                partly.push(Defect::blocks(what, vec![sql(format!("ALTER ROLE {role} BYPASSRLS"))]));
+            }
         }
     }
+    for schema in schemas {
+        let schema = friendly(schema);
+        let what = format!("role {} may not use schema {schema}, which copying needs", source.user);
+        found.push(Defect::blocks(what, vec![sql(format!("GRANT USAGE ON SCHEMA {schema} TO {role}"))]));
+    }
+    if !unreadable.is_empty() {
+        let names: Vec<String> = unreadable.iter().map(ToString::to_string).collect();
+        let what = format!("role {} may not read {}, which copying needs", source.user, names.join(", "));
+        let tables: Vec<String> = unreadable.into_iter().map(friendly_table).collect();
+        let grant = format!("GRANT SELECT ON {} TO {role}", tables.join(", "));
+        found.push(Defect::blocks(what, vec![sql(grant)]));
+    }
+    found.append(&mut partly);
+}
+
+/// Published columns that our role may not read.
+fn hidden_columns(heap: &Relation, table: &Table) -> Vec<String> {
+    let wanted = |name: &str| table.columns.iter().any(|column| column.name == name);
+    let hidden = heap.columns.iter().filter(|column| !column.may_select && wanted(&column.column.name));
+    hidden.map(|column| friendly(&column.column.name)).collect()
 }
 
 /// Column list and row filter must leave the identity whole, or the owner's own statements fail.

@@ -1,7 +1,7 @@
-use super::fixtures::{attribute, facts, relation, source};
+use super::fixtures::{add, attribute, change, facts, relation, source};
 use super::*;
 use crate::config::model::Truncate;
-use crate::source::postgres::facts::{Kind, Named, Publication, Published, Unmatched, Writer};
+use crate::source::postgres::facts::{Kind, Named, Publication, Published, Relation, Unmatched, Writer};
 use crate::source::postgres::table::{Identity, TableName};
 
 /// Spoils what is well and expects one defect with these words and this first mend.
@@ -24,6 +24,10 @@ fn blocks(spoil: impl FnOnce(&mut Facts, &mut Postgres), words: &str, mend: &str
 
 fn warns(spoil: impl FnOnce(&mut Facts, &mut Postgres), words: &str, mend: &str) {
     check(spoil, Severity::Warns, words, mend);
+}
+
+fn orders(facts: &mut Facts) -> &mut Relation {
+    change(facts, 1)
 }
 
 fn publication(facts: &mut Facts) -> &mut Publication {
@@ -143,8 +147,8 @@ fn the_slot_is_looked_at() {
 #[test]
 fn tables_that_cannot_be_told_apart_are_named_with_what_would_do() {
     let without_key = |facts: &mut Facts| {
-        facts.relations[0].primary_key = Vec::new();
-        facts.relations[0].identity_columns = Vec::new();
+        orders(facts).primary_key = Vec::new();
+        orders(facts).identity_columns = Vec::new();
     };
     blocks(
         |facts, _| without_key(facts),
@@ -154,7 +158,7 @@ fn tables_that_cannot_be_told_apart_are_named_with_what_would_do() {
     blocks(
         |facts, _| {
             without_key(facts);
-            facts.relations[0].unique_index = Some("orders_code".to_owned());
+            orders(facts).unique_index = Some("orders_code".to_owned());
         },
         "has no primary key",
         "ALTER TABLE public.orders REPLICA IDENTITY USING INDEX orders_code;",
@@ -162,31 +166,31 @@ fn tables_that_cannot_be_told_apart_are_named_with_what_would_do() {
     blocks(
         |facts, _| {
             without_key(facts);
-            facts.relations[0].identity = Identity::Full;
+            orders(facts).identity = Identity::Full;
         },
         "has no primary key: its updates",
         "ADD PRIMARY KEY",
     );
     blocks(
         |facts, _| {
-            facts.relations[0].identity = Identity::Nothing;
-            facts.relations[0].identity_columns = Vec::new();
+            orders(facts).identity = Identity::Nothing;
+            orders(facts).identity_columns = Vec::new();
         },
         "REPLICA IDENTITY NOTHING",
         "ALTER TABLE public.orders REPLICA IDENTITY DEFAULT;",
     );
     blocks(
         |facts, _| {
-            facts.relations[0].identity_columns = Vec::new();
-            facts.relations[0].primary_key_deferrable = true;
+            orders(facts).identity_columns = Vec::new();
+            orders(facts).primary_key_deferrable = true;
         },
         "deferrable",
         "REPLICA IDENTITY FULL",
     );
     blocks(
         |facts, _| {
-            facts.relations[0].identity = Identity::Index;
-            facts.relations[0].identity_columns = Vec::new();
+            orders(facts).identity = Identity::Index;
+            orders(facts).identity_columns = Vec::new();
         },
         "lost the index",
         "REPLICA IDENTITY DEFAULT",
@@ -196,7 +200,7 @@ fn tables_that_cannot_be_told_apart_are_named_with_what_would_do() {
 #[test]
 fn tables_that_cannot_be_followed_or_read_are_named() {
     blocks(
-        |facts, _| facts.relations[0].unlogged = true,
+        |facts, _| orders(facts).unlogged = true,
         "public.orders is unlogged",
         "ALTER TABLE public.orders SET LOGGED",
     );
@@ -205,7 +209,7 @@ fn tables_that_cannot_be_followed_or_read_are_named() {
             let mut view = relation(2, "public.totals");
             view.kind = Kind::View;
             view.named = Named::Exactly;
-            facts.relations.push(view);
+            add(facts, [view]);
         },
         "public.totals is a view",
         "exclude = [\"public.totals\"]",
@@ -222,31 +226,31 @@ fn tables_that_cannot_be_followed_or_read_are_named() {
     );
     blocks(
         |facts, _| {
-            facts.relations = Vec::new();
+            facts.relations.clear();
             publication(facts).tables.clear();
         },
         "no table is left",
         "`exclude`",
     );
     blocks(
-        |facts, _| facts.relations[0].may_use_schema = false,
+        |facts, _| orders(facts).may_use_schema = false,
         "may not use schema public",
         "GRANT USAGE ON SCHEMA public TO \"reader\"",
     );
     blocks(
-        |facts, _| facts.relations[0].columns.iter_mut().for_each(|column| column.may_select = false),
+        |facts, _| orders(facts).columns.iter_mut().for_each(|column| column.may_select = false),
         "may not read public.orders,",
         "GRANT SELECT ON public.orders TO \"reader\"",
     );
     blocks(
-        |facts, _| facts.relations[0].columns[1].may_select = false,
+        |facts, _| orders(facts).columns[1].may_select = false,
         "may not read public.orders (name)",
         "GRANT SELECT (name) ON public.orders TO \"reader\"",
     );
-    blocks(|facts, _| facts.relations[0].row_security = true, "row security", "BYPASSRLS");
+    blocks(|facts, _| orders(facts).row_security = true, "row security", "BYPASSRLS");
     blocks(
         |facts, _| {
-            facts.relations[0].columns.push(attribute(3, "Name", 25, false));
+            orders(facts).columns.push(attribute(3, "Name", 25, false));
             let published = publication(facts).tables.get_mut(&1).expect("published");
             published.columns = Some(vec!["id".to_owned(), "name".to_owned(), "Name".to_owned()]);
         },
@@ -258,12 +262,12 @@ fn tables_that_cannot_be_followed_or_read_are_named() {
 #[test]
 fn what_only_copying_needs_is_not_asked_of_a_pipeline_that_does_not_copy() {
     let (mut facts, mut source) = (facts(), source());
-    facts.relations[0].row_security = true;
-    facts.relations[0].columns[1].may_select = false;
+    orders(&mut facts).row_security = true;
+    orders(&mut facts).columns[1].may_select = false;
     source.snapshot = Snapshot::Never;
     assert_eq!(defects(&facts, &source), []);
-    facts.relations[0].row_security = false;
-    facts.relations[0].columns[1].may_select = true;
+    orders(&mut facts).row_security = false;
+    orders(&mut facts).columns[1].may_select = true;
     source.snapshot = Snapshot::Only;
     facts.server.wal_level = "minimal".to_owned();
     facts.role.replication = false;
@@ -313,6 +317,11 @@ fn the_publication_is_looked_at() {
         "(of boss) lacks public.orders",
         "ALTER PUBLICATION tidemill_shop ADD TABLE public.orders;",
     );
+    warns(
+        |facts, _| publication(facts).newer_than_slot = true,
+        "later than the place",
+        "pg_drop_replication_slot",
+    );
     blocks(|facts, _| facts.publication = None, "but slot tidemill_shop does", "pg_drop_replication_slot");
     blocks(
         |facts, _| {
@@ -325,8 +334,8 @@ fn the_publication_is_looked_at() {
     blocks(
         |facts, _| {
             (facts.publication, facts.slot) = (None, None);
-            facts.relations[0].owned = false;
-            facts.relations[0].owner = "boss".to_owned();
+            orders(facts).owned = false;
+            orders(facts).owner = "boss".to_owned();
         },
         "owners: boss of public.orders",
         "CREATE PUBLICATION tidemill_shop FOR TABLE public.orders WITH (publish_via_partition_root = true);",
@@ -339,7 +348,7 @@ fn with_partitions(facts: &mut Facts) {
     root.kind = Kind::Partitioned;
     let mut leaf = relation(3, "public.events_2026");
     leaf.parent = Some(2);
-    facts.relations.extend([root, leaf]);
+    add(facts, [root, leaf]);
     publication(facts).tables.insert(2, Published::default());
 }
 
@@ -349,6 +358,14 @@ fn partitions_are_followed_as_the_whole_table() {
     with_partitions(&mut sound);
     assert_eq!(defects(&sound, &source), []);
     assert_eq!(sound.tables().len(), 2, "the partition is no table of its own");
+    warns(
+        |facts, _| {
+            with_partitions(facts);
+            change(facts, 3).named = Named::Excluded;
+        },
+        "public.events_2026 is in `exclude`",
+        "name the other partitions",
+    );
     blocks(
         |facts, _| {
             with_partitions(facts);
@@ -362,7 +379,7 @@ fn partitions_are_followed_as_the_whole_table() {
     blocks(
         |facts, _| {
             with_partitions(facts);
-            facts.relations[1].named = Named::AsPartition;
+            change(facts, 2).named = Named::AsPartition;
         },
         "changes of public.events_2026 are published as changes of public.events",
         "name public.events in `tables`",
@@ -370,8 +387,8 @@ fn partitions_are_followed_as_the_whole_table() {
     blocks(
         |facts, _| {
             with_partitions(facts);
-            facts.relations[2].identity = Identity::Nothing;
-            facts.relations[2].identity_columns = Vec::new();
+            change(facts, 3).identity = Identity::Nothing;
+            change(facts, 3).identity_columns = Vec::new();
         },
         "public.events_2026, a partition of public.events",
         "ALTER TABLE public.events_2026 REPLICA IDENTITY FULL",
@@ -385,12 +402,12 @@ fn the_plan_makes_the_publication_before_the_slot_and_leaves_out_what_has_no_key
     let mut keyless = relation(2, "public.log");
     keyless.primary_key = Vec::new();
     keyless.identity_columns = Vec::new();
-    facts.relations.extend([keyless, relation(3, "public.Items")]);
+    add(&mut facts, [keyless, relation(3, "public.Items")]);
     let statements: Vec<String> = plan(&facts, &source).iter().map(Step::sql).collect();
     assert_eq!(
         statements,
         [
-            "CREATE PUBLICATION tidemill_shop FOR TABLE public.orders, public.\"Items\" WITH (publish_via_partition_root = true)",
+            "CREATE PUBLICATION tidemill_shop FOR TABLE public.\"Items\", public.orders WITH (publish_via_partition_root = true)",
             "SELECT pg_create_logical_replication_slot('tidemill_shop', 'pgoutput')",
         ]
     );
@@ -399,7 +416,7 @@ fn the_plan_makes_the_publication_before_the_slot_and_leaves_out_what_has_no_key
 #[test]
 fn the_plan_adds_what_the_publication_lacks() {
     let (mut facts, source) = (facts(), source());
-    facts.relations.push(relation(3, "public.items"));
+    add(&mut facts, [relation(3, "public.items")]);
     let add = Step::AddTables {
         publication: "tidemill_shop".to_owned(),
         tables: vec![TableName::new("public", "items")],

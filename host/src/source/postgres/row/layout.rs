@@ -12,7 +12,8 @@ pub struct Layout {
     name: TableName,
     identity: Identity,
     columns: Vec<LayoutColumn>,
-    has_key: bool,
+    /// Columns up to and including the last one of the key; 0 = no key.
+    key_end: usize,
 }
 
 /// A column of a [`Layout`].
@@ -54,7 +55,7 @@ impl Layout {
     /// The layout of rows of a COPY of `table`'s columns, in their order. The key is that of [`key_columns`].
     pub fn of_table(table: &Table, types: &Types) -> Layout {
         let key = key_columns(table);
-        let column = |column: &Column| LayoutColumn {
+        let columns = table.columns.iter().map(|column| LayoutColumn {
             name: column.name.clone(),
             kind: types.kind(column.type_oid),
             type_oid: column.type_oid,
@@ -62,14 +63,10 @@ impl Layout {
             in_identity: table.identity == Identity::Full || column.in_identity,
             may_be_toasted: column.may_be_toasted,
             member: member(&column.name),
-        };
-        Layout {
-            oid: table.oid,
-            name: table.name.clone(),
-            identity: table.identity,
-            columns: table.columns.iter().map(column).collect(),
-            has_key: !key.is_empty(),
-        }
+        });
+        let columns: Vec<LayoutColumn> = columns.collect();
+        let key_end = key_end(&columns);
+        Layout { oid: table.oid, name: table.name.clone(), identity: table.identity, columns, key_end }
     }
 
     /// The same with another key: that of the table in StarRocks.
@@ -84,7 +81,7 @@ impl Layout {
         for column in &mut self.columns {
             column.in_key = key.contains(&column.name.as_str());
         }
-        self.has_key = !key.is_empty();
+        self.key_end = key_end(&self.columns);
         Ok(self)
     }
 
@@ -110,7 +107,12 @@ impl Layout {
 
     /// Whether there are key columns.
     pub fn has_key(&self) -> bool {
-        self.has_key
+        self.key_end > 0
+    }
+
+    /// How many columns have to be read for the key.
+    pub(super) fn key_end(&self) -> usize {
+        self.key_end
     }
 
     /// Names of the columns that rows have which lack `missing`: the `columns` of a partial load.
@@ -118,6 +120,10 @@ impl Layout {
         let told = (0..).zip(&self.columns).filter(|(place, _)| missing.binary_search(place).is_err());
         told.map(|(_, column)| column.name.as_str())
     }
+}
+
+fn key_end(columns: &[LayoutColumn]) -> usize {
+    columns.iter().rposition(|column| column.in_key).map_or(0, |last| last + 1)
 }
 
 fn member(name: &str) -> Vec<u8> {

@@ -101,7 +101,6 @@ fn check(
 fn a_row_has_what_is_told_of_it() {
     let whole = r#"{"id":1,"name":"Ann","note":null}"#;
     check(Identity::Default, None, "1 Ann -", whole, &[], None);
-    // The first column may be the one that is left out.
     check(Identity::Default, None, "1 ? -", r#"{"id":1,"note":null}"#, &["name"], None);
     check(Identity::Default, None, "1 ? ?", r#"{"id":1}"#, &["name", "note"], None);
     // NULL in the key's tuple says nothing of the other columns.
@@ -124,6 +123,17 @@ fn a_row_has_what_is_told_of_it() {
         None,
     );
     check(Identity::Full, Some(('O', "2 Ann -")), "1 Ann ?", whole, &[], Some(r#"{"id":2}"#));
+}
+
+#[test]
+fn the_first_column_may_be_the_one_that_is_left_out() {
+    let table =
+        table(Identity::Default, &[("note", TEXT, None), ("id", INT4, Some(0)), ("name", TEXT, None)]);
+    let layout = Layout::of_table(&table, &Types::new());
+    let (row, missing, key, _) =
+        append(&layout, &mut ColumnSets::new(), &update(None, "? 1 Ann")).expect("a row");
+    assert_eq!((row.as_str(), key.as_str()), (r#"{"id":1,"name":"Ann"}"#, r#"{"id":1}"#));
+    assert_eq!(missing, ["note"]);
 }
 
 #[test]

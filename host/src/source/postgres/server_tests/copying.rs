@@ -205,8 +205,9 @@ async fn what_nobody_takes_is_not_read() {
         if let Copied::Rows { rows: more, bytes, .. } = &copied {
             assert!(bytes.len() > IN_FLIGHT_BYTES);
             assert_eq!(*more, 1);
-            assert!(copying.copied.is_empty(), "another piece waits although there is no room for it");
             rows += more;
+            // After the last one the ends of the ranges wait, which take no room.
+            assert!(rows == 5 || copying.copied.is_empty(), "a piece waits although there is no room for it");
         }
     }
     assert_eq!(rows, 5);

@@ -80,8 +80,8 @@ async fn every_defect_is_found_in_one_go_and_the_printed_sql_mends_them() {
         "error: columns Name and name of public.Mixed are one name in StarRocks",
         "error: row security hides rows of public.guarded from role reader",
         "error: role reader may not use schema hidden",
-        "error: role reader may not read hidden.t",
-        "GRANT SELECT ON public.\"Mixed\" TO \"reader\"",
+        "error: role reader may not read hidden.t, public.Mixed, public.deferred, public.events_2026",
+        "GRANT SELECT ON hidden.t, public.\"Mixed\", public.deferred, public.events_2026",
         "error: public.events_2027, a partition of public.events, has a replica identity",
         "error: publication tidemill_shop does not publish update, delete, truncate",
         "error: publication tidemill_shop tells changes of public.events as changes of its partitions",
@@ -89,7 +89,7 @@ async fn every_defect_is_found_in_one_go_and_the_printed_sql_mends_them() {
     ] {
         assert!(text.contains(words), "{words:?} is not in:\n{text}");
     }
-    assert!(!text.contains("a_view") && !text.contains("events_2026 "), "{text}");
+    assert!(!text.contains("a_view"), "a wildcard does not mean views: {text}");
     mend(&server, &found);
     server.restart(Stop::Fast).expect("the server restarts");
     source.tables.pop();
@@ -194,8 +194,8 @@ async fn the_catalogue_is_read_as_it_is() {
         [
             "point bG - - -1 pg_catalog",
             "numeric bN - - -1 pg_catalog",
-            "mood eE - - -1 public",
             "_mood bA mood - -1 public",
+            "mood eE - - -1 public",
             "price dN - numeric 655366 public",
         ]
     );

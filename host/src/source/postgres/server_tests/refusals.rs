@@ -139,7 +139,7 @@ async fn a_lost_slot_and_a_wrong_wal_level_are_told() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_many_senders_and_a_stopped_server_pass() {
     let mut server: Server = start(&Settings { max_wal_senders: 1, ..Settings::default() });
     run(&server, ROLES);

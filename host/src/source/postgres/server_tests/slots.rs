@@ -43,6 +43,22 @@ async fn a_slot_that_is_held_up_names_who_holds_it_and_leaves_nothing_behind() {
 }
 
 #[tokio::test]
+async fn a_publication_that_is_younger_than_the_slot_is_noticed() {
+    let server = start(&Settings::default());
+    let source = source(&server, "postgres", &["public.*"]);
+    let slot = "SELECT pg_create_logical_replication_slot('tidemill_shop', 'pgoutput')";
+    let publication = "CREATE PUBLICATION tidemill_shop";
+    let newer = async || facts(&source).await.publication.map(|publication| publication.newer_than_slot);
+    run(&server, publication);
+    run(&server, slot);
+    assert_eq!(newer().await, Some(false));
+    run(&server, "DROP PUBLICATION tidemill_shop");
+    assert_eq!(newer().await, None);
+    run(&server, publication);
+    assert_eq!(newer().await, Some(true));
+}
+
+#[tokio::test]
 async fn a_temporary_slot_goes_with_its_connection() {
     let server = start(&Settings::default());
     let source = source(&server, "postgres", &["public.*"]);

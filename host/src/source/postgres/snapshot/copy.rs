@@ -45,8 +45,8 @@ pub enum Copied {
         /// Rows of the range.
         rows: u64,
     },
-    /// A table cannot be completed in this snapshot: nothing more of it comes from this worker, and what came
-    /// before is to be copied again, in a new snapshot. Other tables go on.
+    /// A table cannot be completed in this snapshot, told once: what came of it, and the little that may still come,
+    /// is to be copied again, in a new snapshot. Other tables go on.
     Failed {
         /// As above.
         table: usize,
@@ -218,18 +218,16 @@ impl Worker {
                 Err(Stopped::Unheard) => return,
                 Err(Stopped::Failed(fault)) => {
                     self.session = None;
-                    if let Some(given_up) = given_up {
-                        given_up.store(true, Ordering::Relaxed);
-                    }
-                    if self.sender.send(Copied::Failed { table: range.table, fault }).await.is_err() {
+                    let told = given_up.is_some_and(|given_up| given_up.swap(true, Ordering::Relaxed));
+                    let failed = Copied::Failed { table: range.table, fault };
+                    if !told && self.sender.send(failed).await.is_err() {
                         return;
                     }
                 }
             }
         }
-        if let Some(mut session) = self.session {
-            // The transaction has read only; how it ends is of no consequence.
-            let _ = session.run("COMMIT").await;
+        if let Some(session) = self.session {
+            session.close().await;
         }
     }
 

@@ -81,7 +81,8 @@ impl CopyPlan {
             heaps: facts.heaps(relation).into_iter().map(|heap| measure(facts, heap)).collect(),
             filter: facts.published(relation).and_then(|published| published.filter.clone()),
         };
-        let tables = facts.chosen().filter(|relation| wanted(&relation.name)).map(copied).collect();
+        let tables =
+            facts.chosen().into_iter().filter(|relation| wanted(&relation.name)).map(copied).collect();
         CopyPlan::new(tables, workers)
     }
 
@@ -144,11 +145,11 @@ fn cut(table: usize, heap: usize, held: &Heap, workers: usize, ranges: &mut Vec<
 mod tests {
     use super::*;
     use crate::source::postgres::facts::{Kind, Named, Published};
-    use crate::source::postgres::preflight::fixtures::{facts, relation};
+    use crate::source::postgres::preflight::fixtures::{add, change, facts, relation};
 
     fn plan(pages: u64, rows: u64, workers: usize) -> CopyPlan {
         let facts = facts();
-        let table = facts.table(&facts.relations[0]);
+        let table = facts.table(&facts.relations[&1]);
         let heap = Heap { name: table.name.clone(), pages, rows };
         CopyPlan::new(vec![CopyTable { table, heaps: vec![heap], filter: None }], workers)
     }
@@ -190,7 +191,7 @@ mod tests {
         let published =
             Published { columns: Some(vec!["id".to_owned()]), filter: Some("(id > 5)".to_owned()) };
         publication.tables.insert(1, published);
-        facts.relations[0].bytes = 8192 * 512;
+        change(&mut facts, 1).bytes = 8192 * 512;
         let plan = CopyPlan::of(&facts, 1, |_| true);
         let statements: Vec<String> = plan.ranges.iter().filter_map(|range| plan.statement(range)).collect();
         assert_eq!(
@@ -207,11 +208,11 @@ mod tests {
         let mut facts = facts();
         let mut root = relation(2, "public.events");
         root.kind = Kind::Partitioned;
-        facts.relations.push(root);
+        add(&mut facts, [root]);
         for (oid, name, pages) in [(3, "public.events_a", 1), (4, "public.events_b", 9)] {
             let mut leaf = relation(oid, name);
             (leaf.parent, leaf.named, leaf.bytes) = (Some(2), Named::AsPartition, pages * 8192);
-            facts.relations.push(leaf);
+            add(&mut facts, [leaf]);
         }
         let plan = CopyPlan::of(&facts, 1, |name| &*name.name == "events");
         let statements: Vec<String> = plan.ranges.iter().filter_map(|range| plan.statement(range)).collect();

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::source::postgres::copy_text::CopyText;
 use crate::source::postgres::kind::Types;
 
 fn array_of(element: Kind) -> Kind {
@@ -308,6 +309,28 @@ fn what_is_no_array_is_refused() {
 fn vectors() {
     exact(&Kind::Vector, &[("[1,2,3]", "[1,2,3]"), ("[-0.5,1e-05]", "[-0.5,1e-05]"), ("[]", "[]")]);
     refused(&Kind::Vector, &["", "[", "[1,]", "[1;2]", "{1:1}/5", "[NaN]"]);
+}
+
+#[test]
+fn the_corpus_is_read_without_a_panic() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/value");
+    let (types, mut values) = (Types::new(), 0);
+    for file in std::fs::read_dir(&folder).expect("the corpus is checked in") {
+        let bytes = std::fs::read(file.expect("an entry").path()).expect("a readable file");
+        let read: Result<(), ()> = CopyText::new().feed(&bytes, |row| {
+            for field in row.fields().flatten() {
+                values += 1;
+                for oid in
+                    [16, 20, 701, 1700, 790, 25, 17, 1082, 1114, 1184, 1007, 1022, 1231, 1009, 1001, 1185]
+                {
+                    let _ = json(&types.kind(oid), field);
+                }
+            }
+            Ok(())
+        });
+        assert_eq!(read, Ok(()));
+    }
+    assert!(values >= 25, "{values} values in {}", folder.display());
 }
 
 fn any_kind() -> impl Strategy<Value = Kind> {
