@@ -35,7 +35,9 @@ fn a_restart_goes_on_where_the_last_one_stopped() {
     replica.postgres.run("UPDATE orders SET customer = 'first' WHERE id < 100");
     replica.until_equal(60, &["orders"]);
     tidemill.kill();
-    replica.postgres.run("UPDATE orders SET customer = 'second' WHERE id < 50; DELETE FROM orders WHERE id > 4000");
+    replica
+        .postgres
+        .run("UPDATE orders SET customer = 'second' WHERE id < 50; DELETE FROM orders WHERE id > 4000");
     let _tidemill = replica.run(&replica.pipeline());
     replica.until_equal(60, &["orders"]);
 }

@@ -273,6 +273,7 @@ impl Control {
                         streaming.confirm.subscribe(),
                         self.progress.clone(),
                     );
+                    self.progress.connected();
                     streaming.pump = Some(self.parts.runtime.spawn(pumping));
                     streaming.broken = None;
                     return Ok(());
@@ -300,7 +301,10 @@ impl Control {
             tracing::warn!(pipeline = %self.parts.meter.name, "{}; connecting again", fault.story());
             let waiting = Waiting::begin(&self.parts.meter, fault.story());
             if let Some(streaming) = &mut self.streaming {
-                streaming.pump = None;
+                if let Some(pump) = streaming.pump.take() {
+                    // On a line that went dead it would wait for ever.
+                    pump.abort();
+                }
                 streaming.broken = Some((Instant::now(), waiting));
             }
         }
@@ -350,6 +354,9 @@ impl Control {
         if self.parts.ledger.open_spans() > 0 {
             return Ok(());
         }
+        if let Barrier::Halt { what, hint } = barrier {
+            return Err(Fault::halt(what, hint));
+        }
         match self.parts.runtime.clone().block_on(self.do_what_is_asked(&barrier)) {
             Ok(()) => {
                 self.progress.pass();
@@ -370,6 +377,8 @@ impl Control {
             followed.map(|followed| (followed.warehouse_table.clone(), followed.destination))
         };
         match barrier {
+            // Told before.
+            Barrier::Halt { .. } => Ok(()),
             Barrier::AddColumns { table, statements, .. } => {
                 let Some((name, _)) = warehouse(table) else { return Ok(()) };
                 super::prepare::add_columns(&mut query, &name, statements).await

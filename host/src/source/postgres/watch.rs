@@ -17,6 +17,11 @@ use crate::source::Parts;
 
 /// How often the slot is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long a question may take: on a line that went dead there is no answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// So often the slot must be seen without a reader before our own connection is taken for dead: one look may fall
+/// between the end of a connection and the next one.
+const UNREAD_LOOKS: u32 = 2;
 /// What heartbeat messages are called.
 const HEARTBEAT: &str = "tidemill_heartbeat";
 
@@ -45,6 +50,7 @@ pub(super) fn start(
         let mut too_large: Option<Waiting> = None;
         let mut last = progress.newest().0;
         let mut quiet_since = tokio::time::Instant::now();
+        let mut unread_looks = 0;
         loop {
             every.tick().await;
             let open = match connection.take().filter(|open| !open.is_closed()) {
@@ -60,12 +66,22 @@ pub(super) fn start(
                 (last, quiet_since) = (newest, tokio::time::Instant::now());
             } else if beats && quiet_since.elapsed() >= source.heartbeat {
                 quiet_since = tokio::time::Instant::now();
-                if let Err(fault) = beat(&open).await {
-                    tracing::debug!("{}", fault.story());
+                match tokio::time::timeout(ANSWER_MAX, beat(&open)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(fault)) => tracing::debug!("{}", fault.story()),
+                    Err(_late) => continue,
                 }
             }
-            let Ok(Some(slot)) = catalog::slot(&open, &source.slot).await else { continue };
+            let asked = tokio::time::timeout(ANSWER_MAX, catalog::slot(&open, &source.slot)).await;
+            let Ok(Ok(Some(slot))) = asked else { continue };
             connection = Some(open);
+            unread_looks = if is_unread(&slot, &progress) { unread_looks + 1 } else { 0 };
+            if unread_looks == UNREAD_LOOKS {
+                progress.broke(Fault::retry(format!(
+                    "slot {} has no reader, though our connection seems to be there: the line went dead",
+                    source.slot
+                )));
+            }
             show(&slot, newest, &meter);
             meter.lag_seconds.set(lag_seconds(commit_time_us, &slot, newest.0));
             let held = slot.held_wal_bytes.unwrap_or(0);
@@ -84,6 +100,12 @@ pub(super) fn start(
         }
     });
     SlotWatch(task.abort_handle())
+}
+
+/// The server gives a reader up that does not answer for `wal_sender_timeout`. If the line between is dead, the reader
+/// never learns of it.
+fn is_unread(slot: &Slot, progress: &Progress) -> bool {
+    slot.active_pid.is_none() && progress.is_connected()
 }
 
 async fn beat(connection: &Connection) -> Result<(), Fault> {
