@@ -11,7 +11,7 @@ use super::facts::Slot;
 use super::lsn::Lsn;
 use super::prepare::Prepared;
 use super::progress::Progress;
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 use crate::meter::{PostgresMeter, Waiting};
 use crate::source::Parts;
 
@@ -19,6 +19,10 @@ use crate::source::Parts;
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// How long a question may take: on a line that went dead there is no answer.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// So often the server must refuse a connection before the stream is given up, too. A server that is told to stop
+/// lets nobody in and waits until its readers have confirmed all that it has written; we may be waiting for it, with
+/// a question, or for a StarRocks that is away.
+const REFUSED_LOOKS: u32 = 2;
 /// So often the slot must be seen without a reader before our own connection is taken for dead: one look may fall
 /// between the end of a connection and the next one.
 const UNREAD_LOOKS: u32 = 2;
@@ -50,17 +54,24 @@ pub(super) fn start(
         let mut too_large: Option<Waiting> = None;
         let mut last = progress.newest().0;
         let mut quiet_since = tokio::time::Instant::now();
-        let mut unread_looks = 0;
+        let (mut refused_looks, mut unread_looks) = (0, 0);
         loop {
             every.tick().await;
             let open = match connection.take().filter(|open| !open.is_closed()) {
                 Some(open) => open,
-                // Told by the stream, which cannot go on either.
                 None => match connector.control().await {
                     Ok(open) => open,
-                    Err(_away) => continue,
+                    Err(fault) => {
+                        refused_looks += 1;
+                        let passing = fault.kind == FaultKind::Retry;
+                        if passing && refused_looks == REFUSED_LOOKS && progress.is_connected() {
+                            progress.broke(fault);
+                        }
+                        continue;
+                    }
                 },
             };
+            refused_looks = 0;
             let (newest, commit_time_us) = progress.newest();
             if newest != last {
                 (last, quiet_since) = (newest, tokio::time::Instant::now());
