@@ -164,14 +164,17 @@ impl Warehouse {
         amounts
     }
 
-    /// Waits until a table of `shop` has this many rows.
+    /// Waits until a table of `shop` is there and has this many rows.
     ///
     /// # Panics
     /// When it has not within `seconds`.
     pub fn until_rows(&self, seconds: u64, table: &str, rows: u64) {
         let mut last = 0;
+        let count = format!("SELECT COUNT(*) FROM shop.{table}");
         let outcome = crate::wait_until(Duration::from_secs(seconds), || {
-            last = self.number(&format!("SELECT COUNT(*) FROM shop.{table}"));
+            // The table itself may still be to be made.
+            self.attempt(&count).ok()?;
+            last = self.number(&count);
             (last >= rows).then_some(())
         });
         outcome.unwrap_or_else(|late| panic!("{last} of {rows} rows in {table}: {late}"));

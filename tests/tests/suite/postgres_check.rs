@@ -18,7 +18,8 @@ struct Checked {
 fn check(replica: &Replica, pipeline: &Pipeline) -> Checked {
     let file = replica.write(pipeline);
     let output = tidemill_output(&["check", "--online", file.to_str().expect("text")]);
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let said =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     Checked { code: output.status.code(), said }
 }
 
@@ -62,7 +63,9 @@ fn a_badly_configured_server_is_told_everything_at_once_and_mended_by_what_is_pr
              CREATE UNLOGGED TABLE scratch (id bigint PRIMARY KEY, note text);",
         );
         let warehouse = |sql: &str| replica.warehouse.execute(sql);
-        warehouse("CREATE TABLE shop.orders (id BIGINT, note VARCHAR(100)) DUPLICATE KEY(id) DISTRIBUTED BY HASH(id)");
+        warehouse(
+            "CREATE TABLE shop.orders (id BIGINT, note VARCHAR(100)) DUPLICATE KEY(id) DISTRIBUTED BY HASH(id)",
+        );
         warehouse(
             "CREATE TABLE shop.keyed (note VARCHAR(20) NOT NULL, id BIGINT) PRIMARY KEY(note) DISTRIBUTED BY HASH(note)",
         );
@@ -88,7 +91,8 @@ fn a_badly_configured_server_is_told_everything_at_once_and_mended_by_what_is_pr
         }
         warehouse("DROP TABLE shop.orders");
         warehouse("DROP TABLE shop.keyed");
-        let (there, here): (Vec<_>, Vec<_>) = mends(&said).into_iter().partition(|sql| sql.starts_with("CREATE TABLE"));
+        let (there, here): (Vec<_>, Vec<_>) =
+            mends(&said).into_iter().partition(|sql| sql.starts_with("CREATE TABLE"));
         assert!(here.len() >= 7 && !there.is_empty(), "{said}");
         here.iter().for_each(|sql| drop(replica.postgres.run(sql)));
         there.iter().for_each(|sql| drop(replica.warehouse.execute(sql)));
@@ -147,7 +151,10 @@ fn a_slot_that_was_lost_is_found_before_the_run() {
         replica.postgres.run(&format!("SELECT pg_drop_replication_slot('{}')", replica.slot()));
         let Checked { code, said } = check(&replica, &replica.pipeline());
         assert_eq!(code, Some(1), "{said}");
-        assert!(said.contains("is gone, and changes since") && said.contains("DELETE FROM tidemill_positions"), "{said}");
+        assert!(
+            said.contains("is gone, and changes since") && said.contains("DELETE FROM tidemill_positions"),
+            "{said}"
+        );
     });
 }
 

@@ -324,6 +324,7 @@ impl Control {
                         streaming.confirm.subscribe(),
                         self.progress.clone(),
                     );
+                    self.progress.connected();
                     streaming.pump = Some(self.parts.runtime.spawn(pumping));
                     streaming.broken = None;
                     return Ok(());
@@ -352,7 +353,7 @@ impl Control {
             let waiting = Waiting::begin(&self.parts.meter, fault.story());
             if let Some(streaming) = &mut self.streaming {
                 if let Some(pump) = streaming.pump.take() {
-                    // It may not have noticed: the connection goes with it.
+                    // It may not have noticed; on a line that went dead it would wait for ever.
                     pump.abort();
                 }
                 streaming.broken = Some((Instant::now(), waiting));
@@ -404,6 +405,9 @@ impl Control {
         if self.parts.ledger.open_spans() > 0 {
             return Ok(());
         }
+        if let Barrier::Halt { what, hint } = barrier {
+            return Err(Fault::halt(what, hint));
+        }
         match self.parts.runtime.clone().block_on(self.do_what_is_asked(&barrier)) {
             Ok(()) => {
                 self.progress.pass();
@@ -424,6 +428,8 @@ impl Control {
             followed.map(|followed| (followed.warehouse_table.clone(), followed.destination))
         };
         match barrier {
+            // Told before.
+            Barrier::Halt { .. } => Ok(()),
             Barrier::AddColumns { table, statements, .. } => {
                 let Some((name, _)) = warehouse(table) else { return Ok(()) };
                 super::prepare::add_columns(&mut query, &name, statements).await

@@ -263,8 +263,12 @@ impl StreamFeed {
     /// A table is told of: mostly again, and as it was.
     fn relation(&mut self, relation: &Relation<'_>) -> Result<(), Fault> {
         self.last = None;
-        let change = Self::asked(&mut self.parts, async |schema| schema.told(relation).await)?;
-        let Some(change) = change else { return Ok(()) };
+        let change = match Self::asked(&mut self.parts, async |schema| schema.told(relation).await) {
+            Ok(Some(change)) => change,
+            // The feed ends.
+            Ok(None) => return Ok(()),
+            Err(fault) => return self.halt_here(fault),
+        };
         let (layout, destination, statements) = match change {
             Change::NotFollowed => {
                 self.by_relation.insert(relation.id, None);
@@ -318,7 +322,7 @@ impl StreamFeed {
                 self.barrier = Some(Barrier::Truncate(names));
                 Ok(())
             }
-            TruncatePolicy::Halt => Err(Fault::halt(
+            TruncatePolicy::Halt => self.halt_here(Fault::halt(
                 format!(
                     "the source table {first} was truncated (transaction at {})",
                     self.transaction.final_lsn
@@ -327,6 +331,13 @@ impl StreamFeed {
                  rows there; the pipeline then goes on at the TRUNCATE",
             )),
         }
+    }
+
+    /// Halts when everything before this place is loaded.
+    fn halt_here(&mut self, fault: Fault) -> Result<(), Fault> {
+        let Fault { what, hint, .. } = fault.retold();
+        self.barrier = Some(Barrier::Halt { what, hint: hint.unwrap_or_default() });
+        Ok(())
     }
 
     /// Hands on what was gathered before a barrier, then waits for control; none = go on reading.

@@ -80,9 +80,12 @@ fn setting(words: impl Into<String>) -> Mend {
 pub fn defects(facts: &Facts, source: &Postgres) -> Vec<Defect> {
     let mut found = Vec::new();
     server::check(facts, source, &mut found);
+    if follows(source) {
+        // Before the tables: their mends add to it.
+        publication::check(facts, source, &mut found);
+    }
     tables::check(facts, source, &mut found);
     if follows(source) {
-        publication::check(facts, source, &mut found);
         server::check_slot(facts, source, &mut found);
     }
     found

@@ -57,6 +57,14 @@ pub(super) enum Barrier {
         /// One a column.
         statements: Vec<String>,
     },
+    /// The stream cannot be read past this place until somebody has done something. What came before is loaded
+    /// first, so that it need not be read again in whatever shape the tables have then.
+    Halt {
+        /// Why.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
 }
 
 /// Where a barrier stands.
@@ -79,6 +87,8 @@ struct State {
     received: Lsn,
     commit_time_us: i64,
     gate: Gate,
+    /// There is a connection, as far as anybody here knows.
+    connected: bool,
     /// Why the connection broke off.
     broken: Option<Fault>,
 }
@@ -124,9 +134,21 @@ impl Progress {
         (state.received, state.commit_time_us)
     }
 
-    /// Told by the pump: the connection is gone.
+    /// Told by control: the stream has begun.
+    pub(super) fn connected(&self) {
+        self.lock().connected = true;
+    }
+
+    /// Whether there is a connection, as far as anybody here knows.
+    pub(super) fn is_connected(&self) -> bool {
+        self.lock().connected
+    }
+
+    /// Told by the pump, or by whoever notices it from outside: the connection is gone.
     pub(super) fn broke(&self, fault: Fault) {
-        self.lock().broken.get_or_insert(fault);
+        let mut state = self.lock();
+        state.connected = false;
+        state.broken.get_or_insert(fault);
     }
 
     /// Why the connection is gone, once.

@@ -11,10 +11,14 @@ use super::lsn::Lsn;
 use super::pgoutput::{Field, Relation, Update};
 use super::quote;
 use super::row::{Layout, table_of};
-use super::table::{Table, TableName};
+use super::table::{Column, Table, TableName};
 use super::warehouse_table::{Comparison, Remembered};
 use crate::fault::Fault;
 use crate::sink::starrocks::query::Column as WarehouseColumn;
+
+/// Name, number, type and the type's name for people.
+const COLUMNS_SQL: &str = "SELECT a.attname::text, a.attnum, a.atttypid, format_type(a.atttypid, a.atttypmod) \
+     FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped";
 
 /// A source table and where its rows go.
 #[derive(Debug, Clone)]
@@ -107,9 +111,12 @@ impl Schema {
         }
         let unknown = self.types.unknown(relation.columns.iter().map(|column| column.type_oid));
         self.learn(unknown).await?;
+        let mut table = table_of(relation, self.followed.get(&name).map(|followed| &followed.table));
+        if table.columns.iter().any(|column| column.number == 0 || column.type_name.is_empty()) {
+            self.identify_columns(&mut table).await?;
+        }
         let (types, grows, database) = (&self.types, self.grows, &self.database);
         let Some(followed) = self.followed.get_mut(&name) else { return Ok(Change::NotFollowed) };
-        let table = table_of(relation, Some(&followed.table));
         let key: Vec<&str> = followed.key.iter().map(String::as_str).collect();
         let layout = Layout::of_table(&table, types).keyed_by(&key).map_err(|error| {
             Fault::halt(
@@ -168,6 +175,24 @@ impl Schema {
         let found = catalog::types(self.control().await?, &oids).await?;
         // What the catalogue does not know either stays text.
         found.into_iter().for_each(|row| self.types.add(row.into()));
+        Ok(())
+    }
+
+    /// Asks the catalogue which columns these are: the stream tells names only, and a number survives a rename. The
+    /// catalogue tells of now and the stream of then, so only a column of the same name and type is the same one.
+    async fn identify_columns(&mut self, table: &mut Table) -> Result<(), Fault> {
+        let control = self.control().await?;
+        let rows = control.client().query(COLUMNS_SQL, &[&table.oid]).await;
+        let rows =
+            rows.map_err(|error| control.fault("read the columns of a table that has changed", error))?;
+        for row in rows {
+            let (name, number, type_oid): (&str, i16, u32) = (row.get(0), row.get(1), row.get(2));
+            let same = |column: &&mut Column| column.name == name && column.type_oid == type_oid;
+            if let Some(column) = table.columns.iter_mut().find(same) {
+                column.number = number;
+                column.type_name = row.get(3);
+            }
+        }
         Ok(())
     }
 

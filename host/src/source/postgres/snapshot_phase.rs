@@ -266,14 +266,16 @@ impl Watched<'_> {
                 told = Instant::now();
                 self.tell(control);
             }
+            // Looked at first: what ends while tables are remembered is looked at in the next round.
+            let all_ended =
+                control.lanes.iter().all(Option::is_none) && control.parts.ledger.open_spans() == 0;
             let (done, not): (Vec<usize>, Vec<usize>) =
                 left.into_iter().partition(|table| self.is_durable(control, *table));
             left = not;
             for table in done {
                 self.remember(control, positions, table)?;
             }
-            let all_ended = control.lanes.iter().all(Option::is_none);
-            if all_ended && !left.is_empty() && control.parts.ledger.open_spans() == 0 {
+            if all_ended && !left.is_empty() {
                 return self.given_up(control, &left);
             }
             std::thread::sleep(TURN);

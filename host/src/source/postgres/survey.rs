@@ -9,7 +9,7 @@ use super::kind::Types;
 use super::position::{self, Known};
 use super::preflight::{self, Defect, Mend, Severity};
 use super::setup::identify;
-use super::table::Table;
+use super::table::{Identity, Table};
 use super::warehouse_table::{Added, Refusal};
 use crate::config::model::{Pipeline, Postgres, StarRocks};
 use crate::fault::Fault;
@@ -65,7 +65,8 @@ impl Survey {
         let sink = &pipeline.sink;
         let mut query = Query::connect(sink).await?;
         let tables = self.facts.tables();
-        for table in &tables {
+        for table in tables.iter().filter_map(mended) {
+            let table = &table;
             let name = destination::name_of(table, sink);
             let standing = destination::look(&mut query, sink, table, &self.types, &name).await?;
             let key = match &standing {
@@ -141,6 +142,23 @@ impl Survey {
         };
         let here = listed("`tidemill run` will do in PostgreSQL:", &self.here);
         here + &listed("`tidemill run` will do in StarRocks:", &self.there)
+    }
+}
+
+/// A table as it will be when what preflight says of its identity is mended, so that nothing is told twice; none if
+/// nobody knows yet what its key will be.
+fn mended(table: &Table) -> Option<Table> {
+    let has_key = table.columns.iter().any(|column| column.primary_key.is_some());
+    match table.identity {
+        Identity::Full | Identity::Index => Some(table.clone()),
+        Identity::Default | Identity::Nothing => has_key.then(|| {
+            let mut table = table.clone();
+            table.identity = Identity::Default;
+            for column in &mut table.columns {
+                column.in_identity = column.primary_key.is_some();
+            }
+            table
+        }),
     }
 }
 

@@ -11,12 +11,21 @@ use super::facts::Slot;
 use super::lsn::Lsn;
 use super::prepare::Prepared;
 use super::progress::Progress;
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 use crate::meter::{PostgresMeter, Waiting};
 use crate::source::Parts;
 
 /// How often the slot is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How long a question may take: on a line that went dead there is no answer.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// So often the server must refuse a connection before the stream is given up, too. A server that is told to stop
+/// lets nobody in and waits until its readers have confirmed all that it has written; we may be waiting for it, with
+/// a question, or for a StarRocks that is away.
+const REFUSED_LOOKS: u32 = 2;
+/// So often the slot must be seen without a reader before our own connection is taken for dead: one look may fall
+/// between the end of a connection and the next one.
+const UNREAD_LOOKS: u32 = 2;
 /// What heartbeat messages are called.
 const HEARTBEAT: &str = "tidemill_heartbeat";
 
@@ -45,27 +54,45 @@ pub(super) fn start(
         let mut too_large: Option<Waiting> = None;
         let mut last = progress.newest().0;
         let mut quiet_since = tokio::time::Instant::now();
+        let (mut refused_looks, mut unread_looks) = (0, 0);
         loop {
             every.tick().await;
             let open = match connection.take().filter(|open| !open.is_closed()) {
                 Some(open) => open,
-                // Told by the stream, which cannot go on either.
                 None => match connector.control().await {
                     Ok(open) => open,
-                    Err(_away) => continue,
+                    Err(fault) => {
+                        refused_looks += 1;
+                        let passing = fault.kind == FaultKind::Retry;
+                        if passing && refused_looks == REFUSED_LOOKS && progress.is_connected() {
+                            progress.broke(fault);
+                        }
+                        continue;
+                    }
                 },
             };
+            refused_looks = 0;
             let (newest, commit_time_us) = progress.newest();
             if newest != last {
                 (last, quiet_since) = (newest, tokio::time::Instant::now());
             } else if beats && quiet_since.elapsed() >= source.heartbeat {
                 quiet_since = tokio::time::Instant::now();
-                if let Err(fault) = beat(&open).await {
-                    tracing::debug!("{}", fault.story());
+                match tokio::time::timeout(ANSWER_MAX, beat(&open)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(fault)) => tracing::debug!("{}", fault.story()),
+                    Err(_late) => continue,
                 }
             }
-            let Ok(Some(slot)) = catalog::slot(&open, &source.slot).await else { continue };
+            let asked = tokio::time::timeout(ANSWER_MAX, catalog::slot(&open, &source.slot)).await;
+            let Ok(Ok(Some(slot))) = asked else { continue };
             connection = Some(open);
+            unread_looks = if is_unread(&slot, &progress) { unread_looks + 1 } else { 0 };
+            if unread_looks == UNREAD_LOOKS {
+                progress.broke(Fault::retry(format!(
+                    "slot {} has no reader, though our connection seems to be there: the line went dead",
+                    source.slot
+                )));
+            }
             show(&slot, newest, &meter);
             meter.lag_seconds.set(lag_seconds(commit_time_us, &slot, newest.0));
             let held = slot.held_wal_bytes.unwrap_or(0);
@@ -84,6 +111,12 @@ pub(super) fn start(
         }
     });
     SlotWatch(task.abort_handle())
+}
+
+/// The server gives a reader up that does not answer for `wal_sender_timeout`. If the line between is dead, the reader
+/// never learns of it.
+fn is_unread(slot: &Slot, progress: &Progress) -> bool {
+    slot.active_pid.is_none() && progress.is_connected()
 }
 
 async fn beat(connection: &Connection) -> Result<(), Fault> {

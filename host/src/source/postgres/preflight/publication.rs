@@ -129,10 +129,22 @@ fn check_partitions(facts: &Facts, source: &Postgres, publication: &Publication,
 
 /// The statement that adds a table which the publication lacks, if our role may not run it.
 pub(super) fn addition_by_others(facts: &Facts, source: &Postgres, relation: &Relation) -> Option<String> {
-    let publication = facts.publication.as_ref().filter(|_| follows(source))?;
-    let beyond_us = !is_listed(facts, relation) && !may_add(facts, publication, relation);
+    if !follows(source) {
+        return None;
+    }
+    let beyond_us = match &facts.publication {
+        Some(publication) => !is_listed(facts, relation) && !may_add(facts, publication, relation),
+        // Somebody else makes it, of the tables that are fit already: see `check_missing`.
+        None => made_by_others(facts) && create_publication(facts, source).is_some(),
+    };
     let name = friendly(&source.publication);
     beyond_us.then(|| format!("ALTER PUBLICATION {name} ADD TABLE {}", friendly_table(&relation.name)))
+}
+
+/// Whether the publication that is missing has to be made by somebody else.
+fn made_by_others(facts: &Facts) -> bool {
+    let foreign = || facts.chosen().iter().any(|relation| !relation.owned);
+    facts.slot.is_none() && (facts.server.in_recovery || (!facts.role.superuser && foreign()))
 }
 
 fn may_add(facts: &Facts, publication: &Publication, relation: &Relation) -> bool {
