@@ -207,7 +207,14 @@ impl Control {
             }
             // Somebody else leads now, and reads what we have read and not loaded.
             Ok(None) => Err(superseded(&self.prepared.source)),
-            Err(fault) if fault.kind == FaultKind::Retry => Ok(()),
+            Err(fault) if fault.kind == FaultKind::Retry => {
+                // A server that shuts down lets nobody in, and waits until its readers have confirmed what they
+                // cannot load without the lock.
+                if self.streaming.as_ref().is_some_and(|streaming| streaming.pump.is_some()) {
+                    self.progress.broke(fault);
+                }
+                Ok(())
+            }
             Err(fault) => Err(fault),
         }
     }
