@@ -149,6 +149,7 @@ impl StreamFeed {
                 Event::Connected => {
                     // The server tells of each table anew.
                     self.by_relation.clear();
+                    self.parts.schema.connected();
                     self.last = None;
                     None
                 }
