@@ -50,14 +50,24 @@ impl Orders {
 }
 
 /// The numbers of stays: each request is one of its own.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Epochs(Arc<AtomicU64>);
+#[derive(Debug, Clone)]
+pub(super) struct Epochs {
+    last: Arc<AtomicU64>,
+    listener: Arc<str>,
+}
+
+impl Default for Epochs {
+    fn default() -> Self {
+        Epochs { last: Arc::default(), listener: "http".into() }
+    }
+}
 
 impl Epochs {
-    /// A stay that there has not been.
-    pub(super) fn begin(&self, source: &Arc<str>) -> Stay {
-        let epoch = Epoch(self.0.fetch_add(1, Ordering::Relaxed) + 1);
-        Stay { partition: Partition { source: Arc::clone(source), number: 0 }, epoch }
+    /// A stay that there has not been. All are of one partition, whatever their paths: clients choose those,
+    /// and what is kept by partition must not grow with them.
+    pub(super) fn begin(&self) -> Stay {
+        let epoch = Epoch(self.last.fetch_add(1, Ordering::Relaxed) + 1);
+        Stay { partition: Partition { source: Arc::clone(&self.listener), number: 0 }, epoch }
     }
 }
 
@@ -187,8 +197,7 @@ impl HttpFeed {
             permit.resize(into.bytes() as u64);
             permit
         });
-        let source = into.source.clone().unwrap_or_default();
-        let stay = self.epochs.begin(&source);
+        let stay = self.epochs.begin();
         let notify = Arc::new(Notify::new());
         self.ledger.begin_watched(stay.clone(), -1, Arc::clone(&notify));
         let upto = into.len() as i64 - 1;
@@ -357,7 +366,7 @@ mod tests {
     #[test]
     fn a_request_that_waits_is_told_if_no_lane_takes_its_records() {
         let mut bench = bench();
-        let stay = bench.epochs.begin(&"a".into());
+        let stay = bench.epochs.begin();
         let (taken, dropped) = (Abandoned::default(), Abandoned::default());
         for (upto, abandoned) in [(0, &taken), (1, &dropped)] {
             let span = Span { stay: stay.clone(), after: upto - 1, upto };

@@ -105,7 +105,7 @@ impl Voyage {
             return Landed::Somewhere(Answer::of_outcome(0, &Tally::default()));
         }
         let ledger = &intake.parts().ledger;
-        let (stay, abandoned) = (intake.epochs().begin(&self.source), Abandoned::default());
+        let (stay, abandoned) = (intake.epochs().begin(), Abandoned::default());
         ledger.begin_watched(stay.clone(), -1, Arc::clone(abandoned.notify()));
         let (chunks, _aboard) = self.unload();
         let mut upto = -1;

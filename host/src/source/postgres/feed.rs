@@ -268,7 +268,7 @@ impl StreamFeed {
             Ok(Some(change)) => change,
             // The feed ends.
             Ok(None) => return Ok(()),
-            Err(fault) => return self.halt_here(fault),
+            Err(fault) => return self.halt_here(&fault),
         };
         let (layout, destination, statements) = match change {
             Change::NotFollowed => {
@@ -323,7 +323,7 @@ impl StreamFeed {
                 self.barrier = Some(Barrier::Truncate(names));
                 Ok(())
             }
-            TruncatePolicy::Halt => self.halt_here(Fault::halt(
+            TruncatePolicy::Halt => self.halt_here(&Fault::halt(
                 format!(
                     "the source table {first} was truncated (transaction at {})",
                     self.transaction.final_lsn
@@ -335,7 +335,7 @@ impl StreamFeed {
     }
 
     /// Halts when everything before this place is loaded.
-    fn halt_here(&mut self, fault: Fault) -> Result<(), Fault> {
+    fn halt_here(&mut self, fault: &Fault) -> Result<(), Fault> {
         let Fault { what, hint, .. } = fault.retold();
         self.barrier = Some(Barrier::Halt { what, hint: hint.unwrap_or_default() });
         Ok(())
