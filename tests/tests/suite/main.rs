@@ -15,6 +15,7 @@ mod postgres_check;
 mod postgres_faults;
 mod postgres_shapes;
 mod postgres_storm;
+mod postgres_types;
 mod records;
 mod rejects;
 mod several;

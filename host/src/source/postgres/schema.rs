@@ -16,9 +16,13 @@ use super::warehouse_table::{Comparison, Remembered};
 use crate::fault::Fault;
 use crate::sink::starrocks::query::Column as WarehouseColumn;
 
-/// Name, number, type and the type's name for people.
+/// Name, number, type and the type's name for people, of the columns that a publication does not leave out by a
+/// column list, which only servers from 15 on have.
 const COLUMNS_SQL: &str = "SELECT a.attname::text, a.attnum, a.atttypid, format_type(a.atttypid, a.atttypmod) \
-     FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped";
+     FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND NOT EXISTS \
+     (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
+      WHERE p.pubname = $2 AND r.prrelid = a.attrelid AND jsonb_typeof(to_jsonb(r) -> 'prattrs') = 'array' \
+      AND NOT (to_jsonb(r) -> 'prattrs') @> to_jsonb(a.attnum))";
 
 /// A source table and where its rows go.
 #[derive(Debug, Clone)]
@@ -112,8 +116,15 @@ impl Schema {
         let unknown = self.types.unknown(relation.columns.iter().map(|column| column.type_oid));
         self.learn(unknown).await?;
         let mut table = table_of(relation, self.followed.get(&name).map(|followed| &followed.table));
-        if table.columns.iter().any(|column| column.number == 0 || column.type_name.is_empty()) {
-            self.identify_columns(&mut table).await?;
+        let mut before =
+            self.followed.get(&name).map_or_else(Vec::new, |followed| Remembered::of(&followed.table));
+        let told = |name: &str| relation.columns.iter().any(|column| column.name == name);
+        let changed = table.columns.iter().any(|column| column.number == 0 || column.type_name.is_empty())
+            || before.iter().any(|column| !told(&column.name));
+        if changed {
+            let there = self.identify_columns(&mut table).await?;
+            // The stream is read again from before they were added; they are not dropped.
+            before.retain(|column| told(&column.name) || !there.contains(&column.name));
         }
         let (types, grows, database) = (&self.types, self.grows, &self.database);
         let Some(followed) = self.followed.get_mut(&name) else { return Ok(Change::NotFollowed) };
@@ -128,7 +139,6 @@ impl Schema {
             )
         })?;
         let destination = followed.destination;
-        let before = Remembered::of(&followed.table);
         let difference = Comparison {
             table: &table,
             types,
@@ -180,20 +190,24 @@ impl Schema {
 
     /// Asks the catalogue which columns these are: the stream tells names only, and a number survives a rename. The
     /// catalogue tells of now and the stream of then, so only a column of the same name and type is the same one.
-    async fn identify_columns(&mut self, table: &mut Table) -> Result<(), Fault> {
+    /// Returns the names of all columns that are published now.
+    async fn identify_columns(&mut self, table: &mut Table) -> Result<BTreeSet<String>, Fault> {
+        let publication = self.connector.source().publication.clone();
         let control = self.control().await?;
-        let rows = control.client().query(COLUMNS_SQL, &[&table.oid]).await;
+        let rows = control.client().query(COLUMNS_SQL, &[&table.oid, &publication]).await;
         let rows =
             rows.map_err(|error| control.fault("read the columns of a table that has changed", error))?;
+        let mut names = BTreeSet::new();
         for row in rows {
             let (name, number, type_oid): (&str, i16, u32) = (row.get(0), row.get(1), row.get(2));
+            names.insert(name.to_owned());
             let same = |column: &&mut Column| column.name == name && column.type_oid == type_oid;
             if let Some(column) = table.columns.iter_mut().find(same) {
                 column.number = number;
                 column.type_name = row.get(3);
             }
         }
-        Ok(())
+        Ok(names)
     }
 
     /// All columns of the row that `update` is about, as they are now; none if there is no such row.
