@@ -110,7 +110,8 @@ pub fn main() -> ExitCode {
 }
 
 fn start_logs(format: LogFormat, filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)?;
+    // The replication client logs errors that it also returns: they are told once, where they are handled.
+    let filter = tracing_subscriber::EnvFilter::try_new(format!("pgwire_replication=off,{filter}"))?;
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

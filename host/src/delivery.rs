@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use crate::fault::Fault;
 use crate::position::Stay;
 
+mod blame;
 pub mod carriers;
 pub mod carry;
 mod fold;

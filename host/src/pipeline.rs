@@ -227,6 +227,7 @@ fn wire(
         rejects,
         share: share.clone(),
         buffers: Buffers::default(),
+        fence: prepared.as_ref().map(postgres::Prepared::fence),
     });
 
     // The shared stage, and what carries its batches away.

@@ -1,5 +1,7 @@
 //! Where batches go. One kind of sink today; what a load can end in is a value.
 
+use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -30,6 +32,28 @@ impl Destination {
     }
 }
 
+/// What a [`Fence`] says, when it has found out.
+pub type FenceAnswer<'a> = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + 'a>>;
+
+/// Guards the rows of a pipeline that another process may have taken over: a load of a process that is dead,
+/// or was frozen, must not bring old rows back over its successor's (delivery.md §2).
+pub trait Fence: fmt::Debug + Send + Sync {
+    /// Before a load begins: a successor will know that the label with this number may be open.
+    ///
+    /// # Errors
+    /// Retry, if that cannot be told just now.
+    fn announce(&self, number: u64) -> FenceAnswer<'_>;
+
+    /// After a load has begun, before its body leaves: the rows are still ours to send.
+    ///
+    /// # Errors
+    /// Retry, if that is not so, or not known just now.
+    fn holds(&self) -> FenceAnswer<'_>;
+
+    /// The load with this number is decided.
+    fn settled(&self, number: u64);
+}
+
 /// The body and name of one load; immutable once it was sent under its label.
 #[derive(Debug, Clone)]
 pub struct Load {
@@ -49,6 +73,8 @@ pub struct Load {
     pub columns: Option<Arc<[String]>>,
     /// The body as it is sent, if that is CSV or compressed; made once, for all attempts.
     pub packed: Option<Packed>,
+    /// Asked between begin and body.
+    pub fences: Vec<Arc<dyn Fence>>,
     /// Whether a body was ever sent under this label: "already exists" is only then about us.
     pub body_sent: bool,
 }

@@ -1,12 +1,13 @@
 //! Carries a batch from the stage to its outcome: one label for life, tickets settled when durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use super::blame::by_log;
 use super::fold::{Group, fold};
 use super::isolation::{ISOLATING_LOADS_MAX, Part, Parts};
 use super::owner::Owner;
@@ -16,10 +17,12 @@ use crate::dead_letter::{Bundle, DeadLetter, Rejected, Rejects, Stage};
 use crate::fault::Fault;
 use crate::meter::Waiting;
 use crate::position::{Partition, Stay};
+use crate::retry::{Backoff, Pace};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces, Witness, deliver};
+use crate::sink::starrocks::error_log::Keys;
 use crate::sink::starrocks::label::Labels;
-use crate::sink::{Destination, Load, Receipt, Rejection};
+use crate::sink::{Destination, Fence, Load, Receipt, Rejection};
 
 /// The carrier of a cluster: starts a task a batch. Cheap to clone.
 #[derive(Clone)]
@@ -108,6 +111,21 @@ impl Observer for Watching {
     }
 }
 
+/// A label can be announced by one pipeline only: rows of several that are fenced are loaded apart.
+fn one_fence_each(group: Group) -> Vec<Group> {
+    let Group { columns, pieces } = group;
+    let fenced = |piece: &Piece| piece.owner().fence.as_ref().map(|_| piece.owner().pipeline);
+    let fences: BTreeSet<PipelineId> = pieces.iter().filter_map(fenced).collect();
+    if fences.len() < 2 {
+        return vec![Group { columns, pieces }];
+    }
+    let mut apart: BTreeMap<Option<PipelineId>, Vec<Piece>> = BTreeMap::new();
+    for piece in pieces {
+        apart.entry(fenced(&piece)).or_default().push(piece);
+    }
+    apart.into_values().map(|pieces| Group { columns: columns.clone(), pieces }).collect()
+}
+
 /// The pipelines that have rows in `pieces`, in the order of their first row.
 fn owners_of(pieces: &[Piece]) -> Vec<Arc<Owner>> {
     let mut owners: Vec<Arc<Owner>> = Vec::new();
@@ -135,7 +153,7 @@ impl Shared {
             Vec::new()
         });
         let (mut halted, mut stopped) = (Vec::new(), false);
-        for Group { columns, pieces } in groups {
+        for Group { columns, pieces } in groups.into_iter().flat_map(one_fence_each) {
             if stopped {
                 pieces.into_iter().for_each(Piece::forget);
                 continue;
@@ -169,11 +187,27 @@ impl Shared {
                 piece.ticket().has_ended() || halted.contains(&piece.owner().pipeline)
             });
             let Some(first) = part.pieces.first() else { continue };
+            // A successor looks for the labels of a pipeline that is fenced by its name.
+            let owners = owners_of(&part.pieces);
+            let fenced = owners.iter().find(|owner| owner.fence.is_some());
+            let named = fenced.unwrap_or(first.owner());
             // Nothing was committed under an earlier label, and the bytes are others now: a new one.
-            let label = self.labels.next(&first.owner().meter.name);
+            let (label, number) = self.labels.next_numbered(&named.meter.name);
             let mut load = load_of(destination, label, columns.clone(), &part.pieces);
             let began = Instant::now();
-            match self.deliver(&mut load, &part.pieces).await {
+            let delivered = match fenced.and_then(|owner| owner.fence.as_ref()) {
+                None => self.deliver(&mut load, &part.pieces, &owners).await,
+                Some(fence) => {
+                    load.fences.push(Arc::clone(fence));
+                    let delivered = match self.announced(fence.as_ref(), number, &part.pieces).await {
+                        Some(()) => self.deliver(&mut load, &part.pieces, &owners).await,
+                        None => Delivered::Released,
+                    };
+                    fence.settled(number);
+                    delivered
+                }
+            };
+            match delivered {
                 Delivered::Durable(receipt) => match missing_rows(&load.label, load.rows, &receipt) {
                     None => {
                         settle(part.pieces, &load, &receipt, began.elapsed());
@@ -196,15 +230,32 @@ impl Shared {
                     loads += 1;
                     tracing::debug!(label = %load.label, rows = load.rows, "refused for its rows: {}", rejection.message);
                     let tired = loads >= ISOLATING_LOADS_MAX;
-                    self.set_bad_rows_aside(part, &rejection, &mut parts, halted, tired).await;
+                    let keys = Keys::of(destination);
+                    self.set_bad_rows_aside(part, (rejection, keys), &mut parts, halted, tired).await;
                 }
             }
         }
         Ok(())
     }
 
-    async fn deliver(&self, load: &mut Load, pieces: &[Piece]) -> Delivered {
-        let owners = owners_of(pieces);
+    /// Waits until a successor would know of the label; none if all its rows are given up meanwhile.
+    async fn announced(&self, fence: &dyn Fence, number: u64, pieces: &[Piece]) -> Option<()> {
+        let mut backoff = Backoff::new(Pace { cap: Duration::from_secs(2), ..Pace::PASSING });
+        let given_up = |piece: &Piece| {
+            piece.ticket().has_ended() || piece.owner().giving_up.concerns(piece.ticket().stay())
+        };
+        while !pieces.iter().any(given_up) {
+            match fence.announce(number).await {
+                Ok(()) => return Some(()),
+                Err(fault) => tracing::debug!("{}; waiting", fault.story()),
+            }
+            backoff.wait().await;
+        }
+        None
+    }
+
+    async fn deliver(&self, load: &mut Load, pieces: &[Piece], owners: &[Arc<Owner>]) -> Delivered {
+        let owners = owners.to_vec();
         let (told, stop) = watch::channel(false);
         let told = Arc::new(told);
         let carrying = owners.iter().map(|owner| {
@@ -224,33 +275,50 @@ impl Shared {
         deliver(&self.client, load, &context).await
     }
 
+    /// The rows that are no JSON; if there are none, those that StarRocks' error log is about.
+    async fn suspects(
+        &self,
+        pieces: Vec<Piece>,
+        rejection: Rejection,
+        keys: Keys,
+    ) -> (Vec<(Piece, Vec<BadRow>)>, Arc<Rejection>) {
+        // Megabytes of JSON: long enough to be kept off the runtime.
+        let told = Arc::new(rejection);
+        let read = Arc::clone(&told);
+        let checked = self.runtime.spawn_blocking(move || {
+            let mut bad = Vec::with_capacity(pieces.len());
+            for piece in pieces {
+                let rows = bad_syntax(&piece);
+                bad.push((piece, rows));
+            }
+            if bad.iter().all(|(_, rows)| rows.is_empty()) {
+                by_log(&mut bad, &read, keys);
+            }
+            bad
+        });
+        let bad = checked.await.unwrap_or_else(|panic| {
+            // The pieces went with the panic: their spans are poisoned, and their pipelines halt.
+            tracing::error!(%panic, "checking the rows that StarRocks refused panicked");
+            Vec::new()
+        });
+        (bad, told)
+    }
+
     /// StarRocks refused the part for its rows: sets aside those that can be told, and says what is
     /// tried next with the others. `tired` = no more halving.
     async fn set_bad_rows_aside(
         &self,
         part: Part,
-        rejection: &Rejection,
+        (rejection, keys): (Rejection, Keys),
         parts: &mut Parts,
         halted: &mut Vec<PipelineId>,
         tired: bool,
     ) {
         let alone = part.rows() == 1;
-        let mut bad = Vec::with_capacity(part.pieces.len());
-        for piece in part.pieces {
-            // A megabyte of JSON at a time: long enough to be kept off the runtime.
-            let checked = self.runtime.spawn_blocking(move || {
-                let bad = bad_syntax(&piece);
-                (piece, bad)
-            });
-            match checked.await {
-                Ok(checked) => bad.push(checked),
-                // The piece went with the panic: its span is poisoned, and its pipeline halts.
-                Err(panic) => tracing::error!(%panic, "checking the rows that StarRocks refused panicked"),
-            }
-        }
+        let (mut bad, rejection) = self.suspects(part.pieces, rejection, keys).await;
         if bad.iter().all(|(_, rows)| rows.is_empty()) && (alone || tired) {
             for (piece, rows) in &mut bad {
-                let why = refusal(rejection);
+                let why = refusal(&rejection);
                 rows.extend((0..piece.len()).map(|row| BadRow { row, code: "refused", why: why.clone() }));
             }
         }
@@ -300,6 +368,7 @@ fn load_of(
         segments: pieces.iter().map(Piece::body).collect(),
         bytes: pieces.iter().map(Piece::bytes).sum(),
         rows: pieces.iter().map(|piece| piece.len() as u64).sum(),
+        fences: Vec::new(),
         body_sent: false,
     }
 }
@@ -365,11 +434,13 @@ fn drop_rows(pieces: &mut Vec<Piece>, gone: impl Fn(&Piece) -> bool) {
 }
 
 /// A row that cannot be loaded.
-struct BadRow {
+pub(super) struct BadRow {
     /// Its place in its piece.
-    row: usize,
-    code: &'static str,
-    why: String,
+    pub(super) row: usize,
+    /// The dead letter's code.
+    pub(super) code: &'static str,
+    /// Why, for the dead letter.
+    pub(super) why: String,
 }
 
 /// The piece without its bad rows, and what was taken out.

@@ -9,6 +9,7 @@ use crate::budget::Share;
 use crate::buffers::Buffers;
 use crate::dead_letter::Rejects;
 use crate::meter::{PipelineMeter, TableMeter};
+use crate::sink::Fence;
 
 /// A pipeline, as its rows know it.
 #[derive(Debug)]
@@ -29,4 +30,6 @@ pub struct Owner {
     pub share: Share,
     /// Its bodies' memory.
     pub buffers: Buffers,
+    /// Guards its rows against what comes too late; none for a source that has no such guard.
+    pub fence: Option<Arc<dyn Fence>>,
 }

@@ -67,11 +67,18 @@ impl HttpFamilies {
             connections: self.connections.get_or_create(&labels).clone(),
             in_flight: self.in_flight.get_or_create(&labels).clone(),
             answer_seconds: self.answer_seconds.get_or_create(&labels).clone(),
+            usual: USUAL.map(|status| {
+                let labels = StatusLabels { pipeline: pipeline.to_owned(), status };
+                (status, self.requests.get_or_create(&labels).clone())
+            }),
             requests: self.requests.clone(),
             pipeline: pipeline.to_owned(),
         }
     }
 }
+
+/// Statuses that are counted without looking for their counter.
+const USUAL: [u16; 2] = [200, 202];
 
 /// The counters of one HTTP source.
 #[derive(Debug, Clone)]
@@ -84,6 +91,7 @@ pub struct HttpMeter {
     pub connections: Gauge,
     pub in_flight: Gauge,
     answer_seconds: Histogram,
+    usual: [(u16, Counter); 2],
     requests: Family<StatusLabels, Counter>,
     pipeline: String,
 }
@@ -91,8 +99,13 @@ pub struct HttpMeter {
 impl HttpMeter {
     /// Counts a request that was answered with `status` after `taken`.
     pub fn answered(&self, status: u16, taken: Duration) {
-        let labels = StatusLabels { pipeline: self.pipeline.clone(), status };
-        self.requests.get_or_create(&labels).inc();
+        match self.usual.iter().find(|(usual, _)| *usual == status) {
+            Some((_, counter)) => counter.inc(),
+            None => {
+                let labels = StatusLabels { pipeline: self.pipeline.clone(), status };
+                self.requests.get_or_create(&labels).inc()
+            }
+        };
         self.answer_seconds.observe(taken.as_secs_f64());
     }
 

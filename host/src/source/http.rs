@@ -38,7 +38,7 @@ enum Standing {
     Closed,
 }
 
-/// Checks that the address can be taken and the TLS files can be used.
+/// Checks that the TLS files can be used and the address can be taken, unless it is already.
 ///
 /// # Errors
 /// Halt, naming the address or the file.
@@ -46,7 +46,7 @@ pub async fn check(http: &Http) -> Result<(), Fault> {
     if let Some(settings) = &http.tls {
         tls::acceptor(settings)?;
     }
-    listener::bind(http.listen).await.map(drop)
+    listener::check(http.listen).await
 }
 
 /// Takes requests until told to stop. `spawn` starts a lane's thread on its feed.
@@ -59,3 +59,6 @@ where
 {
     control::Control::start(http, parts, spawn)?.run()
 }
+
+#[cfg(test)]
+mod tests;

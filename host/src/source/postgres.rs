@@ -11,6 +11,7 @@ pub mod facts;
 mod feed;
 mod gather;
 pub mod kind;
+mod leadership;
 pub mod link;
 pub mod lsn;
 pub mod pgoutput;
@@ -50,7 +51,7 @@ pub(crate) use survey::Survey;
 /// A lane's input: its part of the copy, or the stream.
 pub(crate) enum PostgresFeed {
     /// The copy.
-    Copy(copy::CopyFeed),
+    Copy(Box<copy::CopyFeed>),
     /// The stream.
     Stream(Box<feed::StreamFeed>),
 }

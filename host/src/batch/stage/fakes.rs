@@ -68,5 +68,6 @@ pub(crate) fn owner(pipeline: PipelineId, share: &Share, rejects: Rejects) -> Ow
         rejects,
         share: share.clone(),
         buffers: Buffers::default(),
+        fence: None,
     }
 }

@@ -213,8 +213,27 @@ async fn a_row_that_does_not_fit_is_found_and_the_others_are_loaded_once() {
     let bundle = bench.letters.try_recv().expect("a letter");
     let letter = &bundle.rejected[0].letters[0];
     assert_eq!((letter.code.as_str(), letter.value.as_deref()), ("refused", Some(long.as_bytes())));
+    assert!(letter.message.contains("column=name, capacity=20"), "{}", letter.message);
     assert_eq!((bundle.rejected[0].records, bench.counts()), (1, [99, 0, 1]));
     bundle.forget();
+    assert_eq!(bench.sandbox.loads().len(), 2, "the error log named the row");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_an_error_log_a_bad_row_is_found_by_halving() {
+    let mut bench = Bench::new().await;
+    bench.sandbox.set_fault(Broken::always(Breakage::ErrorLogLost));
+    let rows: Vec<String> = (0..64)
+        .map(|id| format!("{{\"id\":{}}}", if id == 41 { "null".into() } else { id.to_string() }))
+        .collect();
+    let rows: Vec<(&str, bool)> = rows.iter().map(|row| (row.as_str(), true)).collect();
+    bench.shared.carry(bench.batch(vec![bench.piece(0, &rows)])).await;
+    assert_eq!(bench.ids().len(), 63);
+    let bundle = bench.letters.try_recv().expect("a letter");
+    assert_eq!(bundle.rejected[0].letters[0].value.as_deref(), Some(&b"{\"id\":null}"[..]));
+    bundle.forget();
+    let loads = bench.sandbox.loads().len();
+    assert!((7..=14).contains(&loads), "{loads} loads");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -52,8 +52,8 @@ impl Gate {
 
 #[derive(Debug)]
 enum Hold {
-    /// Waits for the gate, or for the end of patience with servers that never say 100.
-    Waiting { gate: oneshot::Receiver<()>, patience: Pin<Box<Sleep>> },
+    /// Waits for the gate, or for the end of patience, if there is one, with servers that never say 100.
+    Waiting { gate: oneshot::Receiver<()>, patience: Option<Pin<Box<Sleep>>> },
     /// Goes out.
     Open,
     /// The final answer came first: the body is not wanted and never goes out.
@@ -83,13 +83,16 @@ impl HeldBody {
         (body, progress)
     }
 
-    /// A body that waits for the gate, at most `patience`.
-    pub(super) fn held(segments: Vec<Bytes>, patience: Duration) -> (Self, Gate, Progress) {
+    /// A body that waits for the gate, at most `patience` if that is limited.
+    pub(super) fn held(segments: Vec<Bytes>, patience: Option<Duration>) -> (Self, Gate, Progress) {
         let (opener, gate) = oneshot::channel();
         let progress = Progress::default();
         let remaining = segments.iter().map(|segment| segment.len() as u64).sum();
         let body = Self {
-            hold: Hold::Waiting { gate, patience: Box::pin(tokio::time::sleep(patience)) },
+            hold: Hold::Waiting {
+                gate,
+                patience: patience.map(|patience| Box::pin(tokio::time::sleep(patience))),
+            },
             segments: segments.into_iter(),
             remaining,
             progress: progress.clone(),
@@ -112,7 +115,10 @@ impl HeldBody {
                 self.hold = Hold::Unwanted;
                 return Poll::Pending;
             }
-            Poll::Pending => std::task::ready!(patience.as_mut().poll(cx)),
+            Poll::Pending => match patience {
+                Some(patience) => std::task::ready!(patience.as_mut().poll(cx)),
+                None => return Poll::Pending,
+            },
         }
         self.hold = Hold::Open;
         Poll::Ready(())
@@ -163,7 +169,7 @@ mod tests {
 
     fn held() -> (HeldBody, Gate, Progress) {
         let segments = vec![Bytes::from_static(b"one\n"), Bytes::from_static(b"two\n")];
-        HeldBody::held(segments, Duration::from_secs(3600))
+        HeldBody::held(segments, Some(Duration::from_secs(3600)))
     }
 
     #[tokio::test]
@@ -183,7 +189,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_never_asked_for_leaves_after_its_patience() {
         let segments = vec![Bytes::from_static(b"{}\n")];
-        let (mut body, gate, progress) = HeldBody::held(segments, Duration::from_millis(20));
+        let (mut body, gate, progress) = HeldBody::held(segments, Some(Duration::from_millis(20)));
         assert_eq!(poll(&mut body), Poll::Pending);
         assert!(!progress.has_left());
         let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;

@@ -221,6 +221,7 @@ impl Shared {
                 path: &path,
                 headers,
                 segments: if is_frontend { &[] } else { flight.load.body() },
+                fences: if is_frontend { &[] } else { &flight.load.fences },
                 hold: BODY_HOLD,
                 patience: if is_frontend {
                     FE_PATIENCE
@@ -236,6 +237,9 @@ impl Shared {
                     let fault =
                         Fault::retry(format!("the outcome of load {} is not known", flight.load.label));
                     return Followed::Known(Outcome::Unsure(fault.caused_by(error)));
+                }
+                Err(TransportError::Fenced { source, .. }) => {
+                    return Followed::Known(Outcome::Refused(source));
                 }
                 Err(error) => {
                     return Followed::Dead(Fault::retry("the load did not reach a BE").caused_by(error));
@@ -308,8 +312,17 @@ impl Shared {
         headers: &HeaderMap,
         patience: Duration,
     ) -> Result<Answer, TransportError> {
-        let call =
-            Call { address, method, path, headers, segments: &[], hold: BODY_HOLD, patience, keep: false };
+        let call = Call {
+            address,
+            method,
+            path,
+            headers,
+            segments: &[],
+            fences: &[],
+            hold: BODY_HOLD,
+            patience,
+            keep: false,
+        };
         self.transport.send(&call, &BodyMark::default()).await.result
     }
 

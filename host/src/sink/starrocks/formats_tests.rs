@@ -45,6 +45,7 @@ fn load_of(cluster: StarRocks, label: &str, rows: &[&[u8]]) -> Load {
         rows: rows.len() as u64,
         columns: None,
         packed: None,
+        fences: Vec::new(),
         body_sent: false,
     }
 }

@@ -28,7 +28,13 @@ impl Default for Labels {
 impl Labels {
     /// A label never given before.
     pub fn next(&self, pipeline: &str) -> String {
-        format!("{}-{}", self.stem(pipeline), self.next.fetch_add(1, Ordering::Relaxed))
+        self.next_numbered(pipeline).0
+    }
+
+    /// A label never given before, and its number.
+    pub fn next_numbered(&self, pipeline: &str) -> (String, u64) {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        (format!("{}-{number}", self.stem(pipeline)), number)
     }
 
     /// What all labels of this life and of `pipeline` begin with, without the hyphen before the sequence

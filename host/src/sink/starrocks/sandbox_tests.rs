@@ -303,6 +303,7 @@ async fn a_large_body_arrives_whole() {
         rows: 250_000,
         columns: None,
         packed: None,
+        fences: Vec::new(),
         body_sent: false,
     };
     durable(&Bench::new().deliver_with(&client(&sandbox), &mut load).await);

@@ -57,6 +57,7 @@ pub(super) fn load(cluster: StarRocks) -> Load {
         rows: 3,
         columns: None,
         packed: None,
+        fences: Vec::new(),
         body_sent: false,
     }
 }

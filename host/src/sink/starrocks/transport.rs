@@ -18,11 +18,13 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::service::TowerToHyperService;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
 use super::address::Address;
-use super::body::{HeldBody, Progress};
+use super::body::{Gate, HeldBody, Progress};
 use crate::fault::Fault;
+use crate::sink::Fence;
 
 /// Time to reach a host, name resolution and TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -69,6 +71,14 @@ pub(super) enum TransportError {
         /// How long was waited.
         patience: Duration,
     },
+    /// The body was not sent: its rows are not ours to send, or nobody knows.
+    #[error("the rows of the load to {address} may not be sent")]
+    Fenced {
+        /// To whom.
+        address: Address,
+        /// Why.
+        source: Fault,
+    },
     /// The request could not be put together.
     #[error("cannot write a request for {address}")]
     Request {
@@ -109,6 +119,8 @@ pub(super) struct Call<'a> {
     pub(super) headers: &'a HeaderMap,
     /// The body; empty for none.
     pub(super) segments: &'a [Bytes],
+    /// Asked before the body leaves.
+    pub(super) fences: &'a [Arc<dyn Fence>],
     /// How long the body waits for `100 Continue`.
     pub(super) hold: Duration,
     /// How long the exchange may take once connected. Connecting takes at most [`CONNECT_TIMEOUT`], and
@@ -183,7 +195,7 @@ impl Transport {
     }
 
     async fn exchange(&self, call: &Call<'_>, mut connection: Connection, mark: &BodyMark) -> Exchange {
-        let (request, progress) = match prepare(call) {
+        let (request, progress, guard) = match prepare(call) {
             Ok(prepared) => prepared,
             Err(source) => {
                 let address = call.address.clone();
@@ -203,7 +215,13 @@ impl Transport {
             let location = head.headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
             Ok((Answer { status: head.status, location: location.map(str::to_owned), body }, whole))
         };
-        let result = match tokio::time::timeout(call.patience, talk).await {
+        let talked = tokio::select! {
+            talked = tokio::time::timeout(call.patience, talk) => talked,
+            fault = refused_by_fence(call, guard) => {
+                Ok(Err(TransportError::Fenced { address: call.address.clone(), source: fault }))
+            }
+        };
+        let result = match talked {
             Ok(Ok((answer, whole))) => {
                 if call.keep && whole && progress.has_ended() {
                     self.put_idle(call.address, connection);
@@ -263,7 +281,32 @@ impl BodyMark {
     }
 }
 
-fn prepare(call: &Call<'_>) -> Result<(Request<HeldBody>, Progress), http::Error> {
+/// What opens the body of a load that is fenced.
+struct Guard {
+    /// The server has said 100.
+    continued: oneshot::Receiver<()>,
+    gate: Gate,
+}
+
+/// Asks the fences when the server wants the body, and opens it if they hold. Ends only if they do not.
+async fn refused_by_fence(call: &Call<'_>, guard: Option<Guard>) -> Fault {
+    if let Some(Guard { continued, gate }) = guard {
+        // A server that does not say it within the hold never will; one that is gone has answered.
+        if !matches!(tokio::time::timeout(call.hold, continued).await, Ok(Err(_))) {
+            for fence in call.fences {
+                if let Err(fault) = fence.holds().await {
+                    return fault;
+                }
+            }
+            gate.open();
+        }
+    }
+    std::future::pending().await
+}
+
+type Prepared = (Request<HeldBody>, Progress, Option<Guard>);
+
+fn prepare(call: &Call<'_>) -> Result<Prepared, http::Error> {
     let length: u64 = call.segments.iter().map(|segment| segment.len() as u64).sum();
     let mut request = Request::builder().method(call.method.clone()).uri(call.path);
     if let Some(headers) = request.headers_mut() {
@@ -275,16 +318,30 @@ fn prepare(call: &Call<'_>) -> Result<(Request<HeldBody>, Progress), http::Error
     }
     if length == 0 {
         let (body, progress) = HeldBody::empty();
-        return Ok((request.body(body)?, progress));
+        return Ok((request.body(body)?, progress, None));
     }
-    let (body, gate, progress) = HeldBody::held(call.segments.to_vec(), call.hold);
+    if call.fences.is_empty() {
+        let (body, gate, progress) = HeldBody::held(call.segments.to_vec(), Some(call.hold));
+        let mut request = request.body(body)?;
+        hyper::ext::on_informational(&mut request, move |answer| {
+            if answer.status() == StatusCode::CONTINUE {
+                gate.open();
+            }
+        });
+        return Ok((request, progress, None));
+    }
+    let (body, gate, progress) = HeldBody::held(call.segments.to_vec(), None);
     let mut request = request.body(body)?;
+    let (tell, continued) = oneshot::channel();
+    let tell = Mutex::new(Some(tell));
     hyper::ext::on_informational(&mut request, move |answer| {
-        if answer.status() == StatusCode::CONTINUE {
-            gate.open();
+        let first = tell.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(first) = first.filter(|_| answer.status() == StatusCode::CONTINUE) {
+            // Whoever listened has given up.
+            let _ = first.send(());
         }
     });
-    Ok((request, progress))
+    Ok((request, progress, Some(Guard { continued, gate })))
 }
 
 /// The body up to [`ANSWER_BYTES_MAX`], and whether that was all of it.

@@ -63,10 +63,20 @@ impl Charge {
         }
     }
 
+    /// Gives back what is charged beyond `bytes`.
+    pub(super) fn shrink(&mut self, bytes: u64) {
+        if let Some(permit) = self.permit.as_mut().filter(|permit| permit.bytes() > bytes) {
+            permit.resize(bytes);
+        }
+    }
+
     /// Charges `bytes` in all, if there is room.
     pub(super) fn try_grow(&mut self, bytes: u64) -> bool {
         let Some(lacks) = bytes.checked_sub(self.held()).filter(|lacks| *lacks > 0) else { return true };
-        let more = self.room.share.try_acquire(lacks);
+        let share = &self.room.share;
+        // A request that is larger than the whole share could never be taken unless it is alone.
+        let alone = || (share.used() == self.held()).then(|| share.overdraft(lacks));
+        let more = share.try_acquire(lacks).or_else(alone);
         let found = more.is_some();
         more.into_iter().for_each(|more| self.add(more));
         found
@@ -125,7 +135,7 @@ pub(super) struct Limits {
     pub(super) arrival_max: Duration,
 }
 
-/// Reads a body. `charge` grows with it, to twice its length: its records are a copy.
+/// Reads a body. `charge` grows with what has arrived, to twice its length: its records are a copy.
 ///
 /// # Errors
 /// Why it was not read to its end; the rest of it is still in `body`.
@@ -166,8 +176,6 @@ where
         }
         // Most bodies are one frame, which needs no copy.
         if whole.is_empty() {
-            let rest = usize::try_from(body.size_hint().lower()).unwrap_or(0);
-            whole.reserve(length as usize + rest.min(limits.bytes_max as usize));
             whole.extend_from_slice(&std::mem::take(&mut first));
         }
         whole.extend_from_slice(&data);

@@ -16,7 +16,6 @@ use super::intake::Intake;
 use super::{Standing, listener, tls};
 use crate::config::model::Http;
 use crate::fault::Fault;
-use crate::meter::PipelineMeter;
 use crate::source::Parts;
 
 /// How long one turn waits.
@@ -35,6 +34,7 @@ pub(super) struct Control {
     orders: Arc<Orders>,
     lanes: Vec<JoinHandle<Result<(), Fault>>>,
     listener: Task<()>,
+    address: SocketAddr,
     poisoned_at: Option<Instant>,
 }
 
@@ -62,8 +62,15 @@ impl Control {
         let serve = listener::serve(listening, acceptor, Arc::clone(&intake), stands);
         let listener = parts.runtime.spawn(serve);
         parts.meter.health.started();
-        tell_listening(&parts.meter, address, secure);
-        Ok(Control { parts, intake, standing, orders, lanes, listener, poisoned_at: None })
+        let scheme = if secure { "https" } else { "http" };
+        tracing::info!(pipeline = %parts.meter.name, "listening on {scheme}://{address}");
+        Ok(Control { parts, intake, standing, orders, lanes, listener, address, poisoned_at: None })
+    }
+
+    /// Where requests are taken.
+    #[cfg(test)]
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Waits until it is told to stop or something halts the pipeline, then ends everything.
@@ -87,7 +94,7 @@ impl Control {
     }
 
     fn pause(&self) {
-        self.parts.runtime.block_on(tokio::time::sleep(TURN));
+        self.parts.runtime.block_on(async { tokio::time::sleep(TURN).await });
     }
 
     /// Anything in the pipeline that cannot go on ends it: lanes, loads, dead letters, a lost ticket.
@@ -143,7 +150,10 @@ impl Control {
     /// Lets everything that was taken be loaded and answered.
     fn drain(&mut self, began: Instant) -> Result<(), Fault> {
         let name = self.parts.meter.name.clone();
-        tracing::info!(pipeline = %name, "draining: no further requests, loading what was taken");
+        tracing::info!(
+            pipeline = %name, address = %self.address,
+            "draining: no further requests, loading what was taken"
+        );
         self.parts.stage.drain(self.parts.pipeline)?;
         let mut finishing = false;
         while began.elapsed() < self.parts.shutdown_timeout {
@@ -182,10 +192,10 @@ impl Control {
     }
 
     /// Lanes go, then clients hear what has become of their requests, then connections go.
-    fn close(self) {
+    fn close(mut self) {
         self.orders.let_go();
         self.parts.stage.remove(self.parts.pipeline);
-        for lane in self.lanes {
+        for lane in std::mem::take(&mut self.lanes) {
             if let Err(fault) = join(lane) {
                 tracing::warn!(pipeline = %self.parts.meter.name, "a lane ended late: {}", fault.story());
             }
@@ -194,15 +204,10 @@ impl Control {
         let deadline = Instant::now() + FAREWELL_PATIENCE;
         let connections = &self.intake.meter().connections;
         while connections.get() > 0 && Instant::now() < deadline {
-            self.parts.runtime.block_on(tokio::time::sleep(TURN));
+            self.pause();
         }
         self.listener.abort();
     }
-}
-
-fn tell_listening(meter: &PipelineMeter, address: SocketAddr, secure: bool) {
-    let scheme = if secure { "https" } else { "http" };
-    tracing::info!(pipeline = %meter.name, "listening on {scheme}://{address}");
 }
 
 fn join(thread: JoinHandle<Result<(), Fault>>) -> Result<(), Fault> {

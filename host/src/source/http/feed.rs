@@ -18,8 +18,12 @@ use crate::source::{Fed, Feed};
 
 /// How long a lane waits for a parcel before it looks at its orders again.
 const READ_WAIT: Duration = Duration::from_millis(50);
+/// How long a lane lets requests gather that nobody waits for.
+const GATHER_PAUSE: Duration = Duration::from_millis(2);
+/// Fewer records than this, and no more waiting, are worth that pause.
+const SMALL_CHUNK_RECORDS: usize = 256;
 /// Parcels that may wait for a lane; their bytes are charged to the budget.
-const PARCELS_WAITING_MAX: usize = 256;
+const PARCELS_WAITING_MAX: usize = 1024;
 
 /// What the lanes are to do; control changes it.
 #[derive(Debug, Default)]
@@ -165,7 +169,11 @@ impl HttpFeed {
     /// Parcels that nobody waits for travel together as far as they fit: a thousand small requests then cost
     /// one call of a plugin and one message, and not a thousand.
     fn gather_queued(&mut self, first: Parcel, into: &mut Columns) -> Fed {
-        let mut permit = take(first, into);
+        let permit = take(first, into);
+        if into.len() < SMALL_CHUNK_RECORDS && self.inbox.len() < SMALL_CHUNK_RECORDS {
+            // Being woken for each costs more than all the rest of it.
+            std::thread::sleep(GATHER_PAUSE);
+        }
         while into.len() < CHUNK_RECORDS_MAX && into.data_bytes() < CHUNK_BYTES_MAX {
             let Ok(next) = self.inbox.try_recv() else { break };
             let fits = matches!(next.whose, Whose::Nobody) && next.columns.source == into.source;
@@ -174,11 +182,11 @@ impl HttpFeed {
                 break;
             }
             append(&next.columns, into);
-            permit = permit.map(|mut permit| {
-                permit.resize(into.bytes() as u64);
-                permit
-            });
         }
+        let permit = permit.map(|mut permit| {
+            permit.resize(into.bytes() as u64);
+            permit
+        });
         let source = into.source.clone().unwrap_or_default();
         let stay = self.epochs.begin(&source);
         let notify = Arc::new(Notify::new());

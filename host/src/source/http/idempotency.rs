@@ -230,6 +230,7 @@ mod tests {
         }
         assert!(matches!(memory.begin("b", of("{}"), now), Begun::Answered(_)));
         assert!(matches!(memory.begin("a", of("{}"), now), Begun::First(_)));
-        assert_eq!((memory.lock().keys.len(), memory.lock().answered.len()), (2, 2));
+        let state = memory.lock();
+        assert_eq!((state.keys.len(), state.answered.len()), (2, 2));
     }
 }

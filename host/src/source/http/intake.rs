@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use http::header::EXPECT;
 use http::{HeaderMap, Request};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -129,7 +130,10 @@ impl Intake {
         match taken {
             Ok((sending, packed, charge)) => self.send(number, sending, &head.headers, packed, charge).await,
             Err(answer) => {
-                body::discard(body, self.http.read_timeout);
+                // Whoever asks first whether to send its body is not told to.
+                if !head.headers.contains_key(EXPECT) {
+                    body::discard(body, self.http.read_timeout);
+                }
                 answer
             }
         }
@@ -147,6 +151,8 @@ impl Intake {
         if !charge.grow(announced * 2).await {
             return Err(Answer::no_room());
         }
+        // There is room; but a body that trickles must not keep from others what it has not filled yet.
+        charge.shrink(announced.min(READ_AT_ONCE_BYTES_MAX as u64) * 2);
         let limits =
             Limits { bytes_max, silence_max: self.http.read_timeout, arrival_max: self.http.request_timeout };
         let packed = body::gather(body, limits, began, &mut charge).await.map_err(|cut| match cut {
@@ -174,7 +180,7 @@ impl Intake {
     ) -> Answer {
         let claim = match &sending.key {
             None => None,
-            Some(key) => match self.claim(key, Fingerprint::of(&sending.source, &packed)).await {
+            Some(key) => match self.claim(key, fingerprint(&sending.source, &packed).await).await {
                 Ok(claim) => Some(claim),
                 Err(answer) => return answer,
             },
@@ -283,6 +289,18 @@ impl Intake {
         let aboard = Aboard::new(&self.aboard, &self.meter);
         self.is_open().then_some(aboard)
     }
+}
+
+/// Of a large body it takes long enough to be kept off the runtime.
+async fn fingerprint(source: &Arc<str>, packed: &Bytes) -> Fingerprint {
+    if packed.len() > READ_AT_ONCE_BYTES_MAX {
+        let (source, packed) = (Arc::clone(source), packed.clone());
+        let work = move || Fingerprint::of(&source, &packed);
+        if let Ok(fingerprint) = tokio::task::spawn_blocking(work).await {
+            return fingerprint;
+        }
+    }
+    Fingerprint::of(source, packed)
 }
 
 fn unpack_and_read(

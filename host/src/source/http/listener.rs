@@ -39,17 +39,34 @@ const ACCEPT_TELL_EVERY: Duration = Duration::from_secs(30);
 /// # Errors
 /// Halt, if it is another's or not of this machine.
 pub(super) async fn bind(address: SocketAddr) -> Result<TcpListener, Fault> {
-    let bind = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        // The connections of a process that has just ended do not keep its address.
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)
-    };
-    bind().map_err(|error: io::Error| {
+    open(address).map_err(|error| {
         let hint = "set another `listen` in [source.http], or end what uses the address";
         Fault::halt(format!("cannot listen on {address}"), hint).caused_by(error)
     })
+}
+
+/// Whether the address could be taken. One that is in use may be so by the very pipeline that is checked.
+///
+/// # Errors
+/// Halt, if it is not of this machine, or this user may not take it.
+pub(super) async fn check(address: SocketAddr) -> Result<(), Fault> {
+    match open(address) {
+        Ok(_closed_again) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(()),
+        Err(error) => {
+            let hint = "set `listen` in [source.http] to an address of this machine that its user may take";
+            Err(Fault::halt(format!("cannot listen on {address}"), hint).caused_by(error))
+        }
+    }
+}
+
+/// From within a runtime only.
+fn open(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // The connections of a process that has just ended do not keep its address.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves until the listener is to drain; running requests go on by themselves.

@@ -1,4 +1,5 @@
-//! A connection that is not waited for forever: between requests, and while the head of one arrives.
+//! A connection that is not waited for forever: between requests, while the head of one arrives, and while an
+//! answer is not read.
 //!
 //! hyper has one time-out for both, which is either too long for a head that trickles or too short for a
 //! client that keeps its connection for the next request.
@@ -56,11 +57,25 @@ pub(super) struct Paced<S> {
     timer: Pin<Box<Sleep>>,
     /// The phase that the timer runs for.
     timed: Option<u8>,
+    /// Runs while the client does not read its answer.
+    unread: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Paced<S> {
     pub(super) fn new(inner: S, phase: Phase, idle_max: Duration, head_max: Duration) -> Paced<S> {
-        Paced { inner, phase, idle_max, head_max, timer: Box::pin(tokio::time::sleep(idle_max)), timed: None }
+        let timer = Box::pin(tokio::time::sleep(idle_max));
+        Paced { inner, phase, idle_max, head_max, timer, timed: None, unread: None }
+    }
+
+    /// What a write has come to; one that the client keeps waiting for too long is an error.
+    fn written<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.unread = None;
+            return written;
+        }
+        let patience = self.head_max;
+        let timer = self.unread.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        timer.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Whether the time of the phase is over; starts its timer if it does not run.
@@ -115,15 +130,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Paced<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
+        let written = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.written(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        self.written(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
+        let shut = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.written(cx, shut)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -135,7 +153,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Paced<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+        let written = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.written(cx, written)
     }
 }
 
@@ -167,7 +186,7 @@ mod tests {
         let (mut client, _phase, mut server) = paced(NEVER, LIMIT);
         let trickle = tokio::spawn(async move {
             let mut said = Vec::new();
-            while said.is_empty() {
+            while !said.ends_with(b"}\r\n") {
                 tokio::select! {
                     read = client.read_buf(&mut said) => assert!(read.expect("open") > 0),
                     () = tokio::time::sleep(LIMIT / 20) => client.write_all(b"P").await.expect("open"),
@@ -202,5 +221,14 @@ mod tests {
             phase.request();
             phase.between();
         }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_is_not_written_to_for_ever() {
+        let (_client, _phase, mut server) = paced(NEVER, LIMIT);
+        let began = Instant::now();
+        let error = server.write_all(&[0; 4096]).await.expect_err("a full pipe");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() >= LIMIT);
     }
 }

@@ -131,7 +131,7 @@ mod tests {
 
     fn known(stream: Option<u64>, copied: &[&str]) -> Known {
         let copied = copied.iter().map(|table| ((*table).to_owned(), Lsn(5)));
-        Known { stream: stream.map(Lsn), system: Some("7".into()), copied: copied.collect() }
+        Known { stream: stream.map(Lsn), system: Some("7".into()), copied: copied.collect(), claim: None }
     }
 
     fn check(known: &Known, slot: Option<&Slot>) -> Result<Beginning, Fault> {

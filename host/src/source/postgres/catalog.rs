@@ -7,7 +7,8 @@ use tokio_postgres::types::Oid;
 
 use super::connect::Control;
 use super::facts::{
-    Attribute, Facts, Kind, Named, Publication, Published, Relation, Role, Server, Slot, TypeRow, Writer,
+    Attribute, Facts, Kind, Named, Publication, Published, Relation, Role, Server, Slot, TypeRow,
+    VERSION_MIN, Writer,
 };
 use super::lsn::Lsn;
 use super::table::{Column, Identity, TableName};
@@ -25,12 +26,17 @@ const WITH_COLUMN_LISTS: u32 = 150_000;
 /// Reads everything.
 ///
 /// # Errors
-/// What the server says when it refuses: an old one, or one that is going down.
+/// `Halt` for a server before PostgreSQL 14; what the server says when it refuses, being on its way down for instance.
 pub async fn facts(control: &Control, source: &Postgres) -> Result<Facts, Fault> {
     let reader = Reader { control };
     let names = Names::new(source)?;
-    let ((server, role), (slot, writers), listed) =
-        tokio::try_join!(reader.server(), reader.slot(&source.slot), reader.relations())?;
+    let (server, role) = reader.server().await?;
+    if server.version < VERSION_MIN {
+        // Its catalogue lacks what the other questions ask for.
+        let what = format!("cannot follow a server of PostgreSQL {}: 14 is the least", server.major());
+        return Err(Fault::halt(what, "upgrade the server"));
+    }
+    let ((slot, writers), listed) = tokio::try_join!(reader.slot(&source.slot), reader.relations())?;
     let (mut relations, unmatched) = names.choose(listed);
     let (publication, ()) = tokio::try_join!(
         reader.publication(&source.publication, &source.slot, server.version),

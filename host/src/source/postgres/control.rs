@@ -12,6 +12,7 @@ use tokio::task::JoinHandle as Task;
 use super::begin::{Beginning, decide};
 use super::connect::Control as Connection;
 use super::feed::{FeedParts, StreamFeed};
+use super::leadership::PULSE_EVERY;
 use super::lsn::Lsn;
 use super::position::Positions;
 use super::prepare::Prepared;
@@ -21,7 +22,7 @@ use super::schema::Schema;
 use super::setup::{Identified, identify};
 use super::transport::PgWire;
 use super::{PostgresFeed, catalog, snapshot_phase, watch as slot_watch};
-use crate::config::model::StarRocks;
+use crate::config::model::{Postgres, StarRocks};
 use crate::fault::{Fault, FaultKind};
 use crate::meter::{PostgresMeter, Waiting};
 use crate::retry::{Backoff, Pace};
@@ -32,6 +33,8 @@ use crate::source::Parts;
 const TURN: Duration = Duration::from_millis(20);
 /// How often a position is written while the stream moves on: each is a version of a small table.
 const POSITION_EVERY: Duration = Duration::from_secs(1);
+/// How often a standby asks whether the slot is free, at the longest.
+const STANDBY_ASKS_EVERY: Duration = Duration::from_secs(1);
 /// How long what is on its way may land after the connection broke, before the stream is read again from the
 /// position.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
@@ -94,6 +97,10 @@ pub(super) struct Control {
     streaming: Option<Streaming>,
     positions: Option<Arc<Positions>>,
     poisoned_at: Option<Instant>,
+    /// When the lock was last asked for.
+    led_at: Option<Instant>,
+    /// When the connection of the lock was last used.
+    pulse_at: Instant,
 }
 
 impl Control {
@@ -109,6 +116,8 @@ impl Control {
             streaming: None,
             positions: None,
             poisoned_at: None,
+            led_at: None,
+            pulse_at: Instant::now(),
         }
     }
 
@@ -126,7 +135,8 @@ impl Control {
 
     /// What is known, and what it comes to. Waits for a server or a StarRocks that does not answer.
     fn begin(&mut self) -> Result<(Beginning, Arc<Positions>), Fault> {
-        let mut backoff = Backoff::new(Pace::PASSING);
+        // A standby takes over within a second.
+        let mut backoff = Backoff::new(Pace { cap: STANDBY_ASKS_EVERY, ..Pace::PASSING });
         let mut waiting = None;
         loop {
             match self.parts.runtime.clone().block_on(self.ask_where_to_begin()) {
@@ -144,6 +154,9 @@ impl Control {
 
     async fn ask_where_to_begin(&mut self) -> Result<(Beginning, Arc<Positions>), Fault> {
         let source = &self.prepared.source;
+        if !self.prepared.leadership.acquire().await? {
+            return Err(standing_by(source));
+        }
         let Identified { system_identifier, timeline, .. } = identify(&self.prepared.connector).await?;
         tracing::debug!(system_identifier, timeline, "postgres identified itself");
         let system = system_identifier.to_string();
@@ -154,12 +167,56 @@ impl Control {
         let tables: Vec<_> =
             self.prepared.followed.iter().map(|followed| followed.table.name.clone()).collect();
         let beginning = decide(source, &known, slot.as_ref(), Some(system_identifier), &tables)?;
+        let positions = Arc::new(positions);
+        let taken = self
+            .prepared
+            .leadership
+            .take_over(&positions, known.claim.as_ref(), &self.parts.label_stem)
+            .await?;
+        if !taken {
+            return Err(Fault::retry("a load of the process before is still open"));
+        }
         for followed in &mut self.prepared.followed {
             if let Some(copied) = known.copied.get(&followed.table.name.to_string()) {
                 followed.copied_upto = *copied;
             }
         }
-        Ok((beginning, Arc::new(positions)))
+        Ok((beginning, positions))
+    }
+
+    /// Gets the lock again if its connection broke. Loads wait meanwhile.
+    fn lead(&mut self) -> Result<(), Fault> {
+        let Some(positions) = self.positions.clone() else { return Ok(()) };
+        if self.pulse_at.elapsed() >= PULSE_EVERY {
+            self.pulse_at = Instant::now();
+            self.parts.runtime.block_on(self.prepared.leadership.pulse());
+        }
+        let asked_lately = self.led_at.is_some_and(|at| at.elapsed() < STANDBY_ASKS_EVERY / 2);
+        if asked_lately || !self.prepared.leadership.is_lost() {
+            return Ok(());
+        }
+        self.led_at = Some(Instant::now());
+        let leadership = Arc::clone(&self.prepared.leadership);
+        let regained = self.parts.runtime.block_on(async {
+            Ok::<_, Fault>(if leadership.acquire().await? { Some(positions.read().await?) } else { None })
+        });
+        match regained {
+            Ok(Some(known)) => {
+                let newest = self.parts.runtime.block_on(leadership.is_newest(known.claim.as_ref()));
+                if newest { Ok(()) } else { Err(superseded(&self.prepared.source)) }
+            }
+            // Somebody else leads now, and reads what we have read and not loaded.
+            Ok(None) => Err(superseded(&self.prepared.source)),
+            Err(fault) if fault.kind == FaultKind::Retry => {
+                // A server that shuts down lets nobody in, and waits until its readers have confirmed what they
+                // cannot load without the lock.
+                if self.streaming.as_ref().is_some_and(|streaming| streaming.pump.is_some()) {
+                    self.progress.broke(fault);
+                }
+                Ok(())
+            }
+            Err(fault) => Err(fault),
+        }
     }
 
     /// Anything in the pipeline that cannot go on ends it: lanes, loads, dead letters, a lost ticket.
@@ -167,6 +224,7 @@ impl Control {
         if let Some(fault) = self.parts.alarm.take() {
             return Err(fault);
         }
+        self.lead()?;
         for lane in &mut self.lanes {
             if lane.as_ref().is_some_and(JoinHandle::is_finished)
                 && let Some(thread) = lane.take()
@@ -302,7 +360,7 @@ impl Control {
             let waiting = Waiting::begin(&self.parts.meter, fault.story());
             if let Some(streaming) = &mut self.streaming {
                 if let Some(pump) = streaming.pump.take() {
-                    // On a line that went dead it would wait for ever.
+                    // It may not have noticed; on a line that went dead it would wait for ever.
                     pump.abort();
                 }
                 streaming.broken = Some((Instant::now(), waiting));
@@ -491,6 +549,20 @@ impl Control {
     pub(super) fn connection(&self) -> Result<Connection, Fault> {
         self.parts.runtime.block_on(self.prepared.connector.control())
     }
+}
+
+fn standing_by(source: &Postgres) -> Fault {
+    Fault::retry(format!("another process reads slot {}: standing by", source.slot))
+}
+
+fn superseded(source: &Postgres) -> Fault {
+    Fault::halt(
+        format!(
+            "another process has taken slot {} over while this one could not reach the source",
+            source.slot
+        ),
+        "nothing is lost: the other one goes on from the last position; start this one again to stand by",
+    )
 }
 
 fn join(thread: LaneThread) -> Result<(), Fault> {

@@ -7,6 +7,9 @@ use super::kind::TypeInfo;
 use super::lsn::Lsn;
 use super::table::{Column, Identity, Table, TableName};
 
+/// The oldest server, as `server_version_num`: the first with messages in pgoutput and scans of ctid ranges.
+pub const VERSION_MIN: u32 = 140_000;
+
 /// Everything that preflight looks at.
 #[derive(Debug, Clone, Default)]
 pub struct Facts {

@@ -149,6 +149,7 @@ impl StreamFeed {
                 Event::Connected => {
                     // The server tells of each table anew.
                     self.by_relation.clear();
+                    self.parts.schema.connected();
                     self.last = None;
                     None
                 }
@@ -208,6 +209,8 @@ impl StreamFeed {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(fault) if fault.kind == FaultKind::Retry => {
                     tracing::debug!("{}; asking again", fault.story());
+                    // A server that shuts down waits for us to confirm what we cannot read without it.
+                    parts.progress.broke(fault);
                     runtime.block_on(backoff.wait());
                 }
                 Err(fault) => return Err(fault),

@@ -63,8 +63,8 @@ impl Link {
         }
         let name = ServerName::try_from(host.to_owned())
             .map_err(|_| Failure::Tls(format!("{host:?} can be no name in a certificate")))?;
-        let stream = TlsConnector::from(policy.client()).connect(name, stream).await;
-        stream.map(|stream| Link::Tls(Box::new(stream))).map_err(|error| Failure::Tls(error.to_string()))
+        let stream = TlsConnector::from(policy.client()).connect(name, stream).await?;
+        Ok(Link::Tls(Box::new(stream)))
     }
 }
 

@@ -40,7 +40,27 @@ pub(super) struct Known {
     pub(super) system: Option<String>,
     /// Tables that were copied whole, with the place in the log that the copy shows.
     pub(super) copied: BTreeMap<String, Lsn>,
+    /// Who loads, or did.
+    pub(super) claim: Option<Claim>,
 }
+
+/// Which labels a process may have open: `<stem>-<number>` with numbers from `first` to before `end`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Claim {
+    /// Grows with each process that takes the slot over.
+    pub(super) generation: u64,
+    /// Begin of its labels.
+    pub(super) stem: String,
+    /// First number that may be undecided.
+    pub(super) first: u64,
+    /// Number behind the last one that may be used.
+    pub(super) end: u64,
+}
+
+/// What a row is about in the place of a table's name: the stream.
+const STREAM: &str = "";
+/// Likewise: the claim, whose generation is in the place of the position.
+const CLAIM: &str = "#claim";
 
 /// The position rows of one pipeline and slot.
 pub(super) struct Positions {
@@ -63,6 +83,9 @@ struct Row<'a> {
     system_identifier: &'a str,
     lsn: u64,
     lsn_text: String,
+    stem: &'a str,
+    first_label: u64,
+    end_label: u64,
 }
 
 /// Progress of position rows is no news to anybody.
@@ -79,8 +102,8 @@ impl Observer for Unobserved {
 pub(super) fn create_statement(database: &str) -> String {
     format!(
         "CREATE TABLE IF NOT EXISTS `{database}`.`{TABLE}` (id VARCHAR(64) NOT NULL, pipeline VARCHAR(256), slot \
-         VARCHAR(64), source_table VARCHAR(1024), system_identifier VARCHAR(32), lsn BIGINT, lsn_text VARCHAR(32)) \
-         PRIMARY KEY (id) DISTRIBUTED BY HASH (id) BUCKETS 1"
+         VARCHAR(64), source_table VARCHAR(1024), system_identifier VARCHAR(32), lsn BIGINT, lsn_text VARCHAR(32), \
+         stem VARCHAR(128), first_label BIGINT, end_label BIGINT) PRIMARY KEY (id) DISTRIBUTED BY HASH (id) BUCKETS 1"
     )
 }
 
@@ -99,24 +122,35 @@ pub(super) async fn known(sink: &StarRocks, pipeline: &str, slot: &str) -> Resul
 async fn rows(query: &mut Query, database: &str, pipeline: &str, slot: &str) -> Result<Known, Fault> {
     let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "''");
     let statement = format!(
-        "SELECT source_table, lsn, system_identifier FROM `{database}`.`{TABLE}` WHERE pipeline = '{}' AND slot = '{}'",
+        "SELECT source_table, lsn, system_identifier, stem, first_label, end_label FROM `{database}`.`{TABLE}` \
+         WHERE pipeline = '{}' AND slot = '{}'",
         quoted(pipeline),
         quoted(slot)
     );
-    let mut known = Known::default();
-    for row in query.execute(&statement).await? {
-        let [Some(table), Some(lsn), system] = row.as_slice() else { continue };
-        let lsn = lsn.parse().map(Lsn).map_err(|error| {
+    let number = |text: &str| {
+        text.parse::<u64>().map_err(|error| {
             Fault::halt(
-                format!("a row of {database}.{TABLE} has no position"),
+                format!("a row of {database}.{TABLE} has no number where one belongs"),
                 "mend or delete the pipeline's rows there",
             )
             .caused_by(error)
-        })?;
-        if table.is_empty() {
-            known.stream = Some(lsn);
-        } else {
-            known.copied.insert(table.clone(), lsn);
+        })
+    };
+    let mut known = Known::default();
+    for row in query.execute(&statement).await? {
+        let [Some(table), Some(lsn), system, stem, first, end] = row.as_slice() else { continue };
+        let place = number(lsn)?;
+        match table.as_str() {
+            STREAM => known.stream = Some(Lsn(place)),
+            CLAIM => {
+                let text = |cell: &Option<String>| cell.clone().unwrap_or_default();
+                let (first, end) = (number(&text(first))?, number(&text(end))?);
+                known.claim = Some(Claim { generation: place, stem: text(stem), first, end });
+                continue;
+            }
+            table => {
+                known.copied.insert(table.to_owned(), Lsn(place));
+            }
         }
         known.system = system.clone().or(known.system);
     }
@@ -182,7 +216,7 @@ impl Positions {
     /// # Errors
     /// Halt, if StarRocks will not have it.
     pub(super) async fn reached(&self, lsn: Lsn) -> Result<(), Fault> {
-        self.write("", lsn).await
+        self.write_position(STREAM, lsn).await
     }
 
     /// `table` was copied as it was at `lsn`.
@@ -190,11 +224,43 @@ impl Positions {
     /// # Errors
     /// As [`Positions::reached`].
     pub(super) async fn copied(&self, table: &TableName, lsn: Lsn) -> Result<(), Fault> {
-        self.write(&table.to_string(), lsn).await
+        self.write_position(&table.to_string(), lsn).await
     }
 
-    async fn write(&self, table: &str, lsn: Lsn) -> Result<(), Fault> {
-        let row = Row {
+    /// Labels of `claim` may be open from now on.
+    ///
+    /// # Errors
+    /// As [`Positions::reached`].
+    pub(super) async fn claimed(&self, claim: &Claim) -> Result<(), Fault> {
+        self.write(Row {
+            lsn: claim.generation,
+            stem: &claim.stem,
+            first_label: claim.first,
+            end_label: claim.end,
+            ..self.row(CLAIM, Lsn(claim.generation))
+        })
+        .await
+    }
+
+    /// Asks how a label of another process stands, and ends it if it is open; true once it is decided.
+    ///
+    /// # Errors
+    /// Retry, if StarRocks cannot be asked.
+    pub(super) async fn resolve(&self, label: &str) -> Result<bool, Fault> {
+        let database = &self.sink.database;
+        match self.client.label_state(database, label).await? {
+            LabelState::Unknown | LabelState::Visible | LabelState::Aborted => Ok(true),
+            // Decided; it is visible soon, before anything that begins later.
+            LabelState::Committed => Ok(true),
+            LabelState::Prepare | LabelState::Prepared => {
+                self.client.cancel(database, TABLE, label).await?;
+                Ok(false)
+            }
+        }
+    }
+
+    fn row<'a>(&'a self, table: &'a str, lsn: Lsn) -> Row<'a> {
+        Row {
             id: self.id(table),
             pipeline: &self.pipeline,
             slot: &self.slot,
@@ -202,7 +268,17 @@ impl Positions {
             system_identifier: &self.system,
             lsn: lsn.0,
             lsn_text: lsn.to_string(),
-        };
+            stem: "",
+            first_label: 0,
+            end_label: 0,
+        }
+    }
+
+    async fn write_position(&self, table: &str, lsn: Lsn) -> Result<(), Fault> {
+        self.write(self.row(table, lsn)).await
+    }
+
+    async fn write(&self, row: Row<'_>) -> Result<(), Fault> {
         let cannot =
             |error| Fault::halt("cannot write a position as JSON", "report this defect").caused_by(error);
         let mut body = serde_json::to_vec(&row).map_err(cannot)?;
@@ -215,6 +291,7 @@ impl Positions {
             bytes: body.len() as u64,
             segments: vec![Bytes::from(body)],
             rows: 1,
+            fences: Vec::new(),
             body_sent: false,
         };
         let (_never, stop) = watch::channel(false);

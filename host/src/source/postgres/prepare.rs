@@ -9,6 +9,7 @@ use super::destination::{self, Standing};
 use super::facts::Facts;
 use super::feed::NOT_COPIED;
 use super::kind::Types;
+use super::leadership::Leadership;
 use super::preflight;
 use super::schema::Followed;
 use super::setup;
@@ -19,6 +20,7 @@ use crate::delivery::Stop;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::{PipelineMeter, Waiting};
 use crate::retry::{Backoff, Pace};
+use crate::sink::Fence;
 use crate::sink::starrocks::query::{Column, Query};
 
 /// A source that is ready to be followed.
@@ -29,9 +31,16 @@ pub(crate) struct Prepared {
     pub(super) types: Types,
     /// Each source table with its destination.
     pub(super) followed: Vec<Followed>,
+    /// The right to read the slot.
+    pub(super) leadership: Arc<Leadership>,
 }
 
 impl Prepared {
+    /// What guards the source's rows.
+    pub(crate) fn fence(&self) -> Arc<dyn Fence> {
+        Arc::clone(&self.leadership) as Arc<dyn Fence>
+    }
+
     /// Names of the destinations, each once, in the order of [`Followed::destination`], with their key columns.
     pub(crate) fn destinations(&self) -> Vec<(String, Vec<String>)> {
         let mut named: BTreeMap<u16, (String, Vec<String>)> = BTreeMap::new();
@@ -60,7 +69,8 @@ pub(crate) async fn prepare(
     let mut types = Types::new();
     facts.types.iter().for_each(|row| types.add(row.clone().into()));
     let followed = destined(&facts, &types, pipeline).await?;
-    Ok(Prepared { source: source.clone(), connector, facts, types, followed })
+    let leadership = Arc::new(Leadership::new(&connector));
+    Ok(Prepared { source: source.clone(), connector, facts, types, followed, leadership })
 }
 
 /// The facts of a source without defects, after the publication was made.
@@ -136,6 +146,7 @@ async fn destined(facts: &Facts, types: &Types, pipeline: &Pipeline) -> Result<V
                     warehouse,
                     key,
                     copied_upto: NOT_COPIED,
+                    seen: None,
                 });
             }
             Err(refused) => refusals.extend(refused),

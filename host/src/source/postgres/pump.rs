@@ -1,17 +1,47 @@
 //! Carries events from the replication connection to the feed's thread, and confirmations back.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::lsn::Lsn;
 use super::progress::Progress;
 use super::transport::{Event, Transport};
+use crate::fault::Fault;
 
 /// Events that may wait for the feed.
 pub(super) const EVENTS_WAITING_MAX: usize = 2048;
 /// Bytes that may wait for the feed; a larger event passes alone.
 const WAITING_BYTES_MAX: usize = 8 << 20;
+
+/// A server that shuts down asks again and again, and waits until everything is confirmed. What is behind by
+/// then may take long: after so many questions without a change in between, and so long, it is let go.
+const URGENT_EVENTS_MAX: u32 = 5;
+/// See [`URGENT_EVENTS_MAX`].
+const URGENT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Notices a server that shuts down.
+#[derive(Default)]
+struct Urgency(Option<(Instant, u32)>);
+
+impl Urgency {
+    /// Whether the server has waited long enough.
+    fn is_over(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Idle { urgent: true, .. } => {
+                let (since, count) = self.0.get_or_insert_with(|| (Instant::now(), 0));
+                *count += 1;
+                *count >= URGENT_EVENTS_MAX && since.elapsed() >= URGENT_PATIENCE
+            }
+            Event::Idle { urgent: false, .. } => false,
+            Event::Connected | Event::Begin { .. } | Event::Change(_) | Event::Commit { .. } => {
+                self.0 = None;
+                false
+            }
+        }
+    }
+}
 
 /// An event, and the room that it takes until it is dropped.
 #[derive(Debug)]
@@ -55,6 +85,7 @@ pub(super) async fn pump<T: Transport>(
 ) {
     // A feed that has ended is noticed below.
     let _ = pipe.send(Event::Connected).await;
+    let mut urgency = Urgency::default();
     loop {
         let event = tokio::select! {
             event = transport.next() => event,
@@ -71,6 +102,10 @@ pub(super) async fn pump<T: Transport>(
             Ok(event) => event,
             Err(fault) => return progress.broke(fault),
         };
+        if urgency.is_over(&event) {
+            return progress
+                .broke(Fault::retry("the server waits for confirmations, as it does when it shuts down"));
+        }
         if let Event::Idle { upto, .. } | Event::Commit { end_lsn: upto } = &event {
             progress.received(*upto);
         }

@@ -39,6 +39,8 @@ pub(super) struct Followed {
     pub(super) key: Vec<String>,
     /// Changes before it are in the table's copy.
     pub(super) copied_upto: Lsn,
+    /// Its columns as this connection last told of them. What the catalogue has may be newer than the stream.
+    pub(super) seen: Option<Vec<Remembered>>,
 }
 
 /// What a Relation message came to.
@@ -104,6 +106,11 @@ impl Schema {
         self.followed.get(table).map_or(NOT_COPIED, |followed| followed.copied_upto)
     }
 
+    /// The stream begins anew, and maybe before what it has told of: an older form of a table is no change of it.
+    pub(super) fn connected(&mut self) {
+        self.followed.values_mut().for_each(|followed| followed.seen = None);
+    }
+
     /// The stream told of a table.
     ///
     /// # Errors
@@ -145,7 +152,7 @@ impl Schema {
             database,
             name: &followed.warehouse_table,
             warehouse: &followed.warehouse,
-            before: Some(&before),
+            before: followed.seen.as_deref(),
         }
         .difference();
         if let Some(first) = difference.incompatible.first() {
@@ -161,7 +168,7 @@ impl Schema {
             });
             statements.extend(grows.then_some(added.sql));
         }
-        followed.table = table;
+        followed.seen = Some(Remembered::of(&table));
         Ok(if statements.is_empty() {
             Change::Same { layout, destination }
         } else {

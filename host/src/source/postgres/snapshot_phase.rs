@@ -219,7 +219,7 @@ fn copy_tables(
     });
     let first = control.lanes.len();
     for number in 0..control.parts.lanes {
-        let lane = spawn_lane(number, PostgresFeed::Copy(CopyFeed::new(Arc::clone(&parts))));
+        let lane = spawn_lane(number, PostgresFeed::Copy(Box::new(CopyFeed::new(Arc::clone(&parts)))));
         control
             .lanes
             .push(Some(lane.map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?));

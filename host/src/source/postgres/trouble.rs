@@ -106,15 +106,22 @@ impl Failure {
     }
 }
 
+/// What a stream says that ended in the middle.
+const CLOSED: &str = "the server closed the connection";
+
+/// A broken connection passes; a certificate that is not accepted does not.
+fn of_stream(error: &io::Error) -> Failure {
+    if error.get_ref().is_some_and(|inner| inner.is::<TlsError>()) {
+        return Failure::Tls(error.to_string());
+    }
+    let words =
+        if error.kind() == io::ErrorKind::UnexpectedEof { CLOSED.to_owned() } else { error.to_string() };
+    Failure::Network(words)
+}
+
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        if error.get_ref().is_some_and(|inner| inner.is::<TlsError>()) {
-            return Failure::Tls(error.to_string());
-        }
-        match error.kind() {
-            io::ErrorKind::UnexpectedEof => Failure::Network("the server closed the connection".to_owned()),
-            _ => Failure::Network(error.to_string()),
-        }
+        of_stream(&error)
     }
 }
 
@@ -124,23 +131,18 @@ impl From<tokio_postgres::Error> for Failure {
             return Failure::server(said.code().code(), said.message());
         }
         if error.is_closed() {
-            return Failure::Network("the server closed the connection".to_owned());
+            return Failure::Network(CLOSED.to_owned());
         }
         let words = match error.source() {
             Some(cause) => format!("{error}: {cause}"),
             None => error.to_string(),
         };
+        // The client tells its kinds apart by their text only.
+        if words.starts_with("invalid configuration") || words.starts_with("authentication error") {
+            return Failure::LogIn(words);
+        }
         match error.source().and_then(|cause| cause.downcast_ref::<io::Error>()) {
-            Some(cause) if cause.kind() == io::ErrorKind::UnexpectedEof => {
-                Failure::Network("the server closed the connection".to_owned())
-            }
-            Some(cause) => Failure::Network(cause.to_string()),
-            // The client tells its kinds apart by their text only.
-            None if words.starts_with("invalid configuration")
-                || words.starts_with("authentication error") =>
-            {
-                Failure::LogIn(words)
-            }
+            Some(cause) => of_stream(cause),
             None => Failure::Protocol(words),
         }
     }
@@ -149,18 +151,18 @@ impl From<tokio_postgres::Error> for Failure {
 impl From<PgWireError> for Failure {
     fn from(error: PgWireError) -> Self {
         match error {
-            PgWireError::Io(error) => match error.kind() {
-                io::ErrorKind::UnexpectedEof => {
-                    Failure::Network("the server closed the connection".to_owned())
-                }
-                _ => Failure::Network(error.to_string()),
-            },
+            PgWireError::Io(error) => of_stream(&error),
             PgWireError::Server(text) => match split_code(&text) {
                 Some((message, code)) => Failure::server(code, message),
                 None => Failure::Protocol(text),
             },
             PgWireError::Auth(text) => Failure::LogIn(text),
-            PgWireError::Tls(text) => Failure::Tls(text),
+            // A server that goes down during the handshake is told as a failure of TLS, too.
+            PgWireError::Tls(text) => {
+                let broken = ["handshake eof", "eset by peer", "roken pipe", "timed out"];
+                let passing = broken.iter().any(|words| text.contains(words));
+                if passing { Failure::Network(text) } else { Failure::Tls(text) }
+            }
             PgWireError::MessageTooLarge { payload_bytes, limit_bytes } => {
                 Failure::TooLong { bytes: payload_bytes, limit: limit_bytes }
             }
@@ -476,6 +478,20 @@ mod tests {
         assert_eq!(fault.kind, FaultKind::Halt);
         let large = PgWireError::MessageTooLarge { payload_bytes: 70 << 20, limit_bytes: 64 << 20 };
         assert_eq!(Failure::from(large).fault("read", &source()).kind, FaultKind::Halt);
+    }
+
+    #[test]
+    fn a_handshake_that_breaks_passes_and_one_that_is_refused_does_not() {
+        let kind = |failure: Failure| failure.fault("connect", &source()).kind;
+        let refused = TlsError::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let refused = io::Error::new(io::ErrorKind::InvalidData, refused);
+        assert_eq!(kind(Failure::from(refused)), FaultKind::Halt);
+        let eof = io::Error::new(io::ErrorKind::UnexpectedEof, "tls handshake eof");
+        assert_eq!(kind(Failure::from(eof)), FaultKind::Retry);
+        let told = |text: &str| Failure::from(PgWireError::Tls(text.to_owned()));
+        assert_eq!(kind(told("TLS handshake failed: tls handshake eof")), FaultKind::Retry);
+        let refused = "TLS handshake failed: invalid peer certificate: UnknownIssuer";
+        assert_eq!(kind(told(refused)), FaultKind::Halt);
     }
 
     #[test]

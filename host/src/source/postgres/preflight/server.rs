@@ -4,11 +4,9 @@ use bytesize::ByteSize;
 
 use super::{Defect, Mend, copies, follows, setting, sql};
 use crate::config::model::Postgres;
-use crate::source::postgres::facts::{Facts, Server, Slot};
+use crate::source::postgres::facts::{Facts, Server, Slot, VERSION_MIN};
 use crate::source::postgres::quote::{identifier, literal};
 
-/// The oldest server: the first with messages in pgoutput and scans of ctid ranges.
-const VERSION_MIN: u32 = 140_000;
 /// The first one of which a standby can decode.
 const STANDBY_VERSION_MIN: u32 = 160_000;
 /// The plugin that we read.

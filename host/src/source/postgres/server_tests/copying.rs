@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tidemill_test_postgres::{Server, Settings};
+use tidemill_test_postgres::{Server, Settings, wait_until};
 
 use super::{PATIENCE, connector, control, facts, run, source, start};
 use crate::config::model::Postgres;
@@ -122,7 +122,10 @@ async fn ranges_give_exactly_the_rows_of_the_snapshot_while_others_write() {
     // The writer has begun when a row of its own is there.
     let asking = control(&source).await;
     let begun = "SELECT count(*) FROM public.t WHERE id > 1000000";
-    while asking.client().query_one(begun, &[]).await.expect("a count").get::<_, i64>(0) == 0 {}
+    let written = async {
+        while asking.client().query_one(begun, &[]).await.expect("a count").get::<_, i64>(0) == 0 {}
+    };
+    tokio::time::timeout(PATIENCE, written).await.expect("the writer begins");
     let facts = facts(&source).await;
     let plan = Arc::new(CopyPlan::of(&facts, 4, |_| true));
     let exported = export_snapshot(&connector).await.unwrap_or_else(|fault| panic!("{}", fault.story()));
@@ -164,13 +167,15 @@ async fn a_killed_connection_costs_its_table_and_no_other() {
     assert_eq!(&*plan.tables[plan.ranges[0].table].table.name.name, "t", "the biggest heap is first");
     let exported = export_snapshot(&connector).await.expect("a snapshot");
     let mut copying = start_copy(&connector, Arc::clone(&plan), &exported.snapshot, 1, IN_FLIGHT_BYTES);
-    // Nobody takes anything beyond this, so the copy stands in its first table.
+    // Nobody takes anything beyond this. With two more pieces there is no room left: the copy stands in its first
+    // table, however fast the server is.
     let first = copying.copied.recv().await.expect("a first piece");
     assert!(matches!(first, Copied::Rows { .. }), "{first:?}");
-    let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'COPY%'";
-    assert_eq!(run(&server, kill).trim(), "1");
-    let alive = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY%'";
-    while run(&server, alive).trim() != "0" {}
+    wait_until(PATIENCE, || (copying.copied.len() == 2).then_some(())).expect("two more pieces");
+    let copying_pid = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'COPY%'";
+    let pid = run(&server, copying_pid).trim().to_owned();
+    run(&server, &format!("SELECT pg_terminate_backend({pid})"));
+    wait_until(PATIENCE, || run(&server, copying_pid).is_empty().then_some(())).expect("it is gone");
     drop(first);
     let received = receive(copying, &plan).await;
     let failed = &received["public.t"].failed;

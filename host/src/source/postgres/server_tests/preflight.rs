@@ -2,9 +2,10 @@ use tidemill_test_postgres::{Server, Settings, Stop};
 
 use super::{control, facts, run, source, start};
 use crate::config::model::Postgres;
+use crate::source::postgres::facts::Facts;
 use crate::source::postgres::preflight::{Defect, Mend, Severity, Step, defects, plan, report};
 use crate::source::postgres::setup;
-use crate::source::postgres::table::Identity;
+use crate::source::postgres::table::{Column, Identity, Table};
 
 /// Everything that can be wrong at once on one server.
 const BADLY_CONFIGURED: &str = r#"
@@ -111,29 +112,63 @@ async fn every_defect_is_found_in_one_go_and_the_printed_sql_mends_them() {
     run(&server, "UPDATE good SET v = 'x'; UPDATE filtered SET region = 'us'; DELETE FROM events");
 }
 
+/// Columns, keys and types of many kinds.
+const VARIED: &str = r#"
+    CREATE ROLE reader LOGIN REPLICATION;
+    CREATE TYPE mood AS ENUM ('sad', 'ok');
+    CREATE DOMAIN price AS numeric(10, 2);
+    CREATE TABLE t (b text NOT NULL, a int, gone int, g int GENERATED ALWAYS AS (a * 2) STORED, m mood[], p price,
+        plain text, PRIMARY KEY (b, a));
+    ALTER TABLE t DROP COLUMN gone, ALTER COLUMN plain SET STORAGE plain;
+    CREATE TABLE full_row (id int PRIMARY KEY, v point);
+    ALTER TABLE full_row REPLICA IDENTITY FULL;
+    CREATE TABLE by_index (id int PRIMARY KEY, code int NOT NULL, v text);
+    CREATE UNIQUE INDEX by_index_code ON by_index (code) INCLUDE (v);
+    ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_code;
+    GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader;
+    INSERT INTO t (b, a) SELECT 'x', i FROM generate_series(1, 1000) i;
+    ANALYZE t;
+    CREATE PUBLICATION tidemill_shop FOR TABLE t, full_row (id), by_index WHERE (code > 5);
+"#;
+
+/// Columns by number, name and type, with their places in keys.
+fn shown(table: &Table) -> Vec<String> {
+    let column = |column: &Column| {
+        format!(
+            "{} {} {}{}{}{}",
+            column.number,
+            column.name,
+            column.type_name,
+            column.primary_key.map(|place| format!(" key{place}")).unwrap_or_default(),
+            if column.in_identity { " identity" } else { "" },
+            if column.may_be_toasted { " toast" } else { "" },
+        )
+    };
+    table.columns.iter().map(column).collect()
+}
+
+/// Types by name, kind and category, element, base, modifier and schema.
+fn types(facts: &Facts) -> Vec<String> {
+    facts
+        .types
+        .iter()
+        .filter(|it| ["_mood", "mood", "price", "numeric", "point"].contains(&it.name.as_str()))
+        .map(|it| {
+            let element =
+                facts.types.iter().find(|other| other.oid == it.element).map_or("-", |other| &other.name);
+            let base = facts.types.iter().find(|other| other.oid == it.base).map_or("-", |other| &other.name);
+            format!(
+                "{} {}{} {element} {base} {} {}",
+                it.name, it.kind, it.category, it.base_modifier, it.schema
+            )
+        })
+        .collect()
+}
+
 #[tokio::test]
 async fn the_catalogue_is_read_as_it_is() {
     let server = start(&Settings::default());
-    run(
-        &server,
-        r#"
-        CREATE ROLE reader LOGIN REPLICATION;
-        CREATE TYPE mood AS ENUM ('sad', 'ok');
-        CREATE DOMAIN price AS numeric(10, 2);
-        CREATE TABLE t (b text NOT NULL, a int, gone int, g int GENERATED ALWAYS AS (a * 2) STORED, m mood[], p price,
-            plain text, PRIMARY KEY (b, a));
-        ALTER TABLE t DROP COLUMN gone, ALTER COLUMN plain SET STORAGE plain;
-        CREATE TABLE full_row (id int PRIMARY KEY, v point);
-        ALTER TABLE full_row REPLICA IDENTITY FULL;
-        CREATE TABLE by_index (id int PRIMARY KEY, code int NOT NULL, v text);
-        CREATE UNIQUE INDEX by_index_code ON by_index (code) INCLUDE (v);
-        ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_code;
-        GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader;
-        INSERT INTO t (b, a) SELECT 'x', i FROM generate_series(1, 1000) i;
-        ANALYZE t;
-        CREATE PUBLICATION tidemill_shop FOR TABLE t, full_row (id), by_index WHERE (code > 5);
-        "#,
-    );
+    run(&server, VARIED);
     let source = source(&server, "reader", &["public.*"]);
     let facts = facts(&source).await;
     assert_eq!(facts.server.major(), 15);
@@ -142,20 +177,6 @@ async fn the_catalogue_is_read_as_it_is() {
     let names: Vec<String> = tables.iter().map(|table| table.name.to_string()).collect();
     assert_eq!(names, ["public.by_index", "public.full_row", "public.t"]);
     let (by_index, full_row, t) = (&tables[0], &tables[1], &tables[2]);
-    let shown = |table: &crate::source::postgres::table::Table| -> Vec<String> {
-        let column = |column: &crate::source::postgres::table::Column| {
-            format!(
-                "{} {} {}{}{}{}",
-                column.number,
-                column.name,
-                column.type_name,
-                column.primary_key.map(|place| format!(" key{place}")).unwrap_or_default(),
-                if column.in_identity { " identity" } else { "" },
-                if column.may_be_toasted { " toast" } else { "" },
-            )
-        };
-        table.columns.iter().map(column).collect()
-    };
     assert_eq!(
         shown(t),
         [
@@ -175,22 +196,8 @@ async fn the_catalogue_is_read_as_it_is() {
         facts.relation(by_index.oid).and_then(|it| facts.published(it)).and_then(|it| it.filter.as_deref()),
         Some("(code > 5)")
     );
-    let shown: Vec<String> = facts
-        .types
-        .iter()
-        .filter(|it| ["_mood", "mood", "price", "numeric", "point"].contains(&it.name.as_str()))
-        .map(|it| {
-            let element =
-                facts.types.iter().find(|other| other.oid == it.element).map_or("-", |other| &other.name);
-            let base = facts.types.iter().find(|other| other.oid == it.base).map_or("-", |other| &other.name);
-            format!(
-                "{} {}{} {element} {base} {} {}",
-                it.name, it.kind, it.category, it.base_modifier, it.schema
-            )
-        })
-        .collect();
     assert_eq!(
-        shown,
+        types(&facts),
         [
             "point bG - - -1 pg_catalog",
             "numeric bN - - -1 pg_catalog",

@@ -1,0 +1,203 @@
+//! Which of several processes with the same file reads the slot: the one that holds an advisory lock in the
+//! source database. The lock ends with its connection, so a process that dies frees it within moments.
+//!
+//! The lock is also the fence of its rows (delivery.md §2): between the begin of a load and its body the
+//! connection that holds it is asked. Whoever takes over resolves the labels that its predecessor claimed,
+//! and every load that begins later, of whoever thinks that it still leads, fails at the fence.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::connect::{Connector, Control as Connection};
+use super::position::{Claim, Positions};
+use crate::fault::Fault;
+use crate::sink::{Fence, FenceAnswer};
+
+/// How long the lock's connection may take to answer.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the lock's connection may be silent before the server ends it: a process that is frozen, whose
+/// connection looks alive, then loses the lock.
+const SILENCE_MAX: &str = "10s";
+/// How often the leader breaks the silence.
+pub(super) const PULSE_EVERY: Duration = Duration::from_secs(2);
+/// Labels that are claimed at a time: each claim is a load of its own.
+const CLAIMED_AT_A_TIME: u64 = 64;
+
+/// The right to read the slot and to load its rows.
+pub(crate) struct Leadership {
+    connector: Arc<Connector>,
+    key: i64,
+    /// The connection that holds the lock.
+    holder: AsyncMutex<Option<Connection>>,
+    claims: AsyncMutex<Option<Claims>>,
+    /// Numbers of labels that are not decided.
+    undecided: Mutex<BTreeSet<u64>>,
+}
+
+struct Claims {
+    positions: Arc<Positions>,
+    claim: Claim,
+}
+
+impl fmt::Debug for Leadership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leadership").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+/// The lock's number: the same for all processes that would read the slot.
+fn key_of(slot: &str) -> i64 {
+    let digest = Sha256::digest(format!("tidemill slot {slot}").as_bytes());
+    let mut first = [0; 8];
+    first.iter_mut().zip(digest).for_each(|(to, from)| *to = from);
+    i64::from_be_bytes(first)
+}
+
+impl Leadership {
+    /// Not held yet.
+    pub(super) fn new(connector: &Arc<Connector>) -> Leadership {
+        Leadership {
+            key: key_of(&connector.source().slot),
+            connector: Arc::clone(connector),
+            holder: AsyncMutex::default(),
+            claims: AsyncMutex::default(),
+            undecided: Mutex::default(),
+        }
+    }
+
+    fn undecided(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        // Single insertions and removals: a panic elsewhere leaves it usable.
+        self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tries to get the lock, if it is not held already; false while another process has it.
+    ///
+    /// # Errors
+    /// If the source cannot be asked.
+    pub(super) async fn acquire(&self) -> Result<bool, Fault> {
+        let mut holder = self.holder.lock().await;
+        if holder.as_ref().is_some_and(|connection| !connection.is_closed()) {
+            return Ok(true);
+        }
+        *holder = None;
+        let connection = self.connector.control().await?;
+        let asked = connection.client().query_one("SELECT pg_try_advisory_lock($1)", &[&self.key]).await;
+        let asked = asked.and_then(|row| row.try_get::<_, bool>(0));
+        let held = asked.map_err(|error| connection.fault("ask for the lock of the slot", error))?;
+        if held {
+            let limit = format!("SET idle_session_timeout = '{SILENCE_MAX}'");
+            let limited = connection.client().batch_execute(&limit).await;
+            limited.map_err(|error| connection.fault("limit the silence of the lock's connection", error))?;
+            *holder = Some(connection);
+        }
+        Ok(held)
+    }
+
+    /// Whether the lock's connection is gone, as far as is known without asking.
+    pub(super) fn is_lost(&self) -> bool {
+        self.holder.try_lock().is_ok_and(|holder| holder.as_ref().is_none_or(Connection::is_closed))
+    }
+
+    /// Resolves what the predecessor may have left open, and claims what comes for this process, whose labels
+    /// begin with `stem`. True once that is done; false if a label is still open.
+    ///
+    /// # Errors
+    /// If StarRocks cannot be asked.
+    pub(super) async fn take_over(
+        &self,
+        positions: &Arc<Positions>,
+        before: Option<&Claim>,
+        stem: &str,
+    ) -> Result<bool, Fault> {
+        let mut claims = self.claims.lock().await;
+        if let Some(before) = before {
+            for number in before.first..before.end {
+                let label = format!("{}-{number}", before.stem);
+                if !positions.resolve(&label).await? {
+                    tracing::info!(%label, "a load of the process before is open: it is cancelled");
+                    return Ok(false);
+                }
+            }
+        }
+        let generation = before.map_or(0, |before| before.generation) + 1;
+        let claim = Claim { generation, stem: stem.to_owned(), first: 0, end: 0 };
+        positions.claimed(&claim).await?;
+        *claims = Some(Claims { positions: Arc::clone(positions), claim });
+        Ok(true)
+    }
+
+    /// Whether nobody has taken over since this process did.
+    pub(super) async fn is_newest(&self, found: Option<&Claim>) -> bool {
+        let claims = self.claims.lock().await;
+        let own = claims.as_ref().map(|claims| claims.claim.generation);
+        own == found.map(|found| found.generation)
+    }
+
+    async fn claim(&self, number: u64) -> Result<(), Fault> {
+        let mut claims = self.claims.lock().await;
+        let Some(Claims { positions, claim }) = claims.as_mut() else {
+            return Err(Fault::retry("the slot was not taken over yet"));
+        };
+        self.undecided().insert(number);
+        if number < claim.end {
+            return Ok(());
+        }
+        let first = self.undecided().first().copied().unwrap_or(number);
+        let longer = Claim { first, end: number + CLAIMED_AT_A_TIME, ..claim.clone() };
+        positions.claimed(&longer).await?;
+        *claim = longer;
+        Ok(())
+    }
+
+    /// Keeps the lock's connection from falling silent. That it is gone is noticed by [`Leadership::is_lost`].
+    pub(super) async fn pulse(&self) {
+        if let Err(fault) = self.ask().await {
+            tracing::debug!("{}", fault.story());
+        }
+    }
+
+    async fn ask(&self) -> Result<(), Fault> {
+        let holder = self.holder.lock().await;
+        let Some(connection) = holder.as_ref() else {
+            return Err(Fault::retry("the lock of the slot is not held at the moment"));
+        };
+        match tokio::time::timeout(ANSWER_PATIENCE, connection.client().simple_query("SELECT 1")).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(connection.fault("ask whether the slot is still ours", error)),
+            Err(_) => Err(Fault::retry(format!(
+                "the connection that holds the lock of the slot did not answer within {} s",
+                ANSWER_PATIENCE.as_secs()
+            ))),
+        }
+    }
+}
+
+impl Fence for Leadership {
+    fn announce(&self, number: u64) -> FenceAnswer<'_> {
+        Box::pin(self.claim(number))
+    }
+
+    fn holds(&self) -> FenceAnswer<'_> {
+        Box::pin(self.ask())
+    }
+
+    fn settled(&self, number: u64) {
+        self.undecided().remove(&number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_has_one_key_for_all_processes() {
+        assert_eq!(key_of("tidemill_orders"), key_of("tidemill_orders"));
+        assert_ne!(key_of("tidemill_orders"), key_of("tidemill_events"));
+    }
+}
