@@ -39,8 +39,6 @@ pub(super) struct Followed {
     pub(super) key: Vec<String>,
     /// Changes before it are in the table's copy.
     pub(super) copied_upto: Lsn,
-    /// Its columns as this connection last told of them. What the catalogue has may be newer than the stream.
-    pub(super) seen: Option<Vec<Remembered>>,
 }
 
 /// What a Relation message came to.
@@ -106,11 +104,6 @@ impl Schema {
         self.followed.get(table).map_or(NOT_COPIED, |followed| followed.copied_upto)
     }
 
-    /// The stream begins anew, and maybe before what it has told of: an older form of a table is no change of it.
-    pub(super) fn connected(&mut self) {
-        self.followed.values_mut().for_each(|followed| followed.seen = None);
-    }
-
     /// The stream told of a table.
     ///
     /// # Errors
@@ -128,11 +121,11 @@ impl Schema {
         let told = |name: &str| relation.columns.iter().any(|column| column.name == name);
         let changed = table.columns.iter().any(|column| column.number == 0 || column.type_name.is_empty())
             || before.iter().any(|column| !told(&column.name));
-        if changed {
-            let there = self.identify_columns(&mut table).await?;
-            // The stream is read again from before they were added; they are not dropped.
-            before.retain(|column| told(&column.name) || !there.contains(&column.name));
-        }
+        let there = if changed { Some(self.identify_columns(&mut table).await?) } else { None };
+        // The stream may be read again from an older form of the table: what was added later is not dropped, and what
+        // was dropped later is not added.
+        let is_there = |name: &str| there.as_ref().is_none_or(|there| there.contains(name));
+        before.retain(|column| told(&column.name) || !is_there(&column.name));
         let (types, grows, database) = (&self.types, self.grows, &self.database);
         let Some(followed) = self.followed.get_mut(&name) else { return Ok(Change::NotFollowed) };
         let key: Vec<&str> = followed.key.iter().map(String::as_str).collect();
@@ -152,14 +145,14 @@ impl Schema {
             database,
             name: &followed.warehouse_table,
             warehouse: &followed.warehouse,
-            before: followed.seen.as_deref(),
+            before: Some(&before),
         }
         .difference();
         if let Some(first) = difference.incompatible.first() {
             return Err(unfit(&first.what, &first.hint, &difference.side_by_side));
         }
         let mut statements = Vec::new();
-        for added in difference.added {
+        for added in difference.added.into_iter().filter(|added| is_there(&added.column)) {
             followed.warehouse.push(WarehouseColumn {
                 name: added.column,
                 sql_type: String::new(),
@@ -168,7 +161,7 @@ impl Schema {
             });
             statements.extend(grows.then_some(added.sql));
         }
-        followed.seen = Some(Remembered::of(&table));
+        followed.table = table;
         Ok(if statements.is_empty() {
             Change::Same { layout, destination }
         } else {
