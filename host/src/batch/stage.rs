@@ -232,15 +232,17 @@ impl Stage {
         let Registration { destinations, limits, in_flight, share, outlet } = registration;
         let places = destinations.iter().map(|destination| {
             let fits = |table: &Table| table.is_for(destination, limits, *in_flight);
-            self.tables.iter().position(fits).unwrap_or_else(|| {
-                self.tables.push(Table::new(
-                    Arc::clone(destination),
-                    *limits,
-                    *in_flight,
-                    Arc::clone(outlet),
-                ));
-                self.tables.len() - 1
-            })
+            match self.tables.iter().position(fits) {
+                Some(place) => {
+                    self.tables[place].welcome(destination);
+                    place
+                }
+                None => {
+                    let (destination, outlet) = (Arc::clone(destination), Arc::clone(outlet));
+                    self.tables.push(Table::new(destination, *limits, *in_flight, outlet));
+                    self.tables.len() - 1
+                }
+            }
         });
         let pipeline = Pipeline { tables: places.collect(), share: share.clone(), sent: Sent::default() };
         self.pipelines.insert(id, pipeline);

@@ -98,11 +98,12 @@ fn an_added_column_is_added_in_starrocks() {
                 .until_equal(60, &replica.postgres, &replica.warehouse);
         };
         equal();
-        // Also one that is added while nobody looks.
+        // Also one that is added while nobody looks, behind rows of the old shape.
         tidemill.drain(30);
-        replica
-            .postgres
-            .run("ALTER TABLE orders ADD COLUMN late text; UPDATE orders SET late = 'x' WHERE id = 2");
+        replica.postgres.run(
+            "INSERT INTO orders (id, note) VALUES (302, 'old shape');
+             ALTER TABLE orders ADD COLUMN late text; UPDATE orders SET late = 'x' WHERE id = 2",
+        );
         let _tidemill = replica.run(&pipeline);
         equal();
     });

@@ -1,13 +1,16 @@
 //! Several pipelines in one process: one that halts leaves the others running, and the exit code says so.
 
+use std::time::Duration;
 use tidemill_tests::{
     kafka::Record,
     limit::within,
     machine,
     oracle::Promise,
-    pipeline::{Pipeline, transform},
+    pipeline::{self, Pipeline, Source, transform},
+    postgres::Postgres,
     process::Tidemill,
     stand::{Model, Stand},
+    wait_until,
     warehouse::row,
 };
 
@@ -97,5 +100,60 @@ fn one_topic_goes_into_several_tables() {
         tidemill.until_settled(30, 3_000);
         assert_eq!(stand.warehouse.ids("clicks").len(), 1_000);
         assert_eq!(stand.warehouse.ids("views").len(), 2_000);
+    });
+}
+
+/// As pipelines/kafka-and-postgres.*.toml.
+#[test]
+fn a_topic_and_a_postgres_table_fill_one_table() {
+    within(120, || {
+        let stand = Stand::new("joined", 1, Model::Primary);
+        let postgres = Postgres::shared("joined");
+        stand.warehouse.execute(
+            "CREATE TABLE shop.customers (id BIGINT NOT NULL, amount BIGINT, note VARCHAR(100000)) PRIMARY KEY(id) \
+             DISTRIBUTED BY HASH(id)",
+        );
+        postgres.run(
+            "CREATE TABLE customers (id bigint PRIMARY KEY, amount bigint, note text);
+             ALTER TABLE customers ALTER COLUMN note SET STORAGE EXTERNAL;
+             INSERT INTO customers SELECT n, n, repeat('note', 2000) FROM generate_series(100001, 100200) n",
+        );
+        stand.produce(0..500);
+        let kafka = Pipeline { table: "customers".to_owned(), ..stand.pipeline() };
+        let copied = Pipeline {
+            name: postgres.database().to_owned(),
+            source: Source::Postgres(pipeline::Postgres::of(&postgres)),
+            ..kafka.clone()
+        };
+        let files = [stand.write(&kafka), stand.write(&copied)];
+        let mut tidemill = Tidemill::run(&[&files[0], &files[1]]);
+        stand.warehouse.until_rows(60, "customers", 700);
+        postgres.until_streaming(30, &format!("tidemill_{}", postgres.database()));
+        // Partial rows, deletes and new keys beside the topic's rows.
+        stand.produce(500..1_000);
+        postgres.run(
+            "UPDATE customers SET amount = 7 WHERE id % 2 = 0; DELETE FROM customers WHERE id % 5 = 0;
+             UPDATE customers SET id = id + 1000 WHERE id < 100010",
+        );
+        let comparison = |id: &str| format!("SELECT {id}, amount, note FROM");
+        let expected = {
+            let mut rows = postgres.rows(&format!("{} customers", comparison("id")));
+            rows.sort();
+            rows
+        };
+        let found = || {
+            let mut rows =
+                stand.warehouse.execute(&format!("{} shop.customers WHERE id > 100000", comparison("id")));
+            rows.sort();
+            rows
+        };
+        let equal = wait_until(Duration::from_secs(60), || (found() == expected).then_some(()));
+        equal.unwrap_or_else(|late| panic!("{} rows and not {}: {late}", found().len(), expected.len()));
+        let topic = "SELECT COUNT(*) FROM shop.customers WHERE id < 100000";
+        let all =
+            wait_until(Duration::from_secs(30), || (stand.warehouse.number(topic) == 1_000).then_some(()));
+        all.unwrap_or_else(|late| panic!("{} rows of the topic: {late}", stand.warehouse.number(topic)));
+        tidemill.drain(30);
+        assert_eq!(stand.committed(), 1_000);
     });
 }

@@ -52,6 +52,14 @@ impl Table {
             && self.destination.takes_the_same_loads(destination)
     }
 
+    /// Rows for `destination` gather here from now on. If they know their key and those that were first do not, all
+    /// are told apart by it: a row that updates some columns must not be loaded as a whole one.
+    pub(super) fn welcome(&mut self, destination: &Arc<Destination>) {
+        if self.destination.key.is_empty() {
+            self.destination = Arc::clone(destination);
+        }
+    }
+
     pub(super) fn outlet(&self) -> &dyn Outlet {
         self.outlet.as_ref()
     }

@@ -149,7 +149,6 @@ impl StreamFeed {
                 Event::Connected => {
                     // The server tells of each table anew.
                     self.by_relation.clear();
-                    self.parts.schema.connected();
                     self.last = None;
                     None
                 }

@@ -146,7 +146,6 @@ async fn destined(facts: &Facts, types: &Types, pipeline: &Pipeline) -> Result<V
                     warehouse,
                     key,
                     copied_upto: NOT_COPIED,
-                    seen: None,
                 });
             }
             Err(refused) => refusals.extend(refused),

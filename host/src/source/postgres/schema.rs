@@ -16,9 +16,13 @@ use super::warehouse_table::{Comparison, Remembered};
 use crate::fault::Fault;
 use crate::sink::starrocks::query::Column as WarehouseColumn;
 
-/// Name, number, type and the type's name for people.
+/// Name, number, type and the type's name for people, of the columns that a publication does not leave out by a
+/// column list, which only servers from 15 on have.
 const COLUMNS_SQL: &str = "SELECT a.attname::text, a.attnum, a.atttypid, format_type(a.atttypid, a.atttypmod) \
-     FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped";
+     FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND NOT EXISTS \
+     (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
+      WHERE p.pubname = $2 AND r.prrelid = a.attrelid AND jsonb_typeof(to_jsonb(r) -> 'prattrs') = 'array' \
+      AND NOT (to_jsonb(r) -> 'prattrs') @> to_jsonb(a.attnum))";
 
 /// A source table and where its rows go.
 #[derive(Debug, Clone)]
@@ -35,8 +39,6 @@ pub(super) struct Followed {
     pub(super) key: Vec<String>,
     /// Changes before it are in the table's copy.
     pub(super) copied_upto: Lsn,
-    /// Its columns as this connection last told of them. What the catalogue has may be newer than the stream.
-    pub(super) seen: Option<Vec<Remembered>>,
 }
 
 /// What a Relation message came to.
@@ -102,11 +104,6 @@ impl Schema {
         self.followed.get(table).map_or(NOT_COPIED, |followed| followed.copied_upto)
     }
 
-    /// The stream begins anew, and maybe before what it has told of: an older form of a table is no change of it.
-    pub(super) fn connected(&mut self) {
-        self.followed.values_mut().for_each(|followed| followed.seen = None);
-    }
-
     /// The stream told of a table.
     ///
     /// # Errors
@@ -119,9 +116,16 @@ impl Schema {
         let unknown = self.types.unknown(relation.columns.iter().map(|column| column.type_oid));
         self.learn(unknown).await?;
         let mut table = table_of(relation, self.followed.get(&name).map(|followed| &followed.table));
-        if table.columns.iter().any(|column| column.number == 0 || column.type_name.is_empty()) {
-            self.identify_columns(&mut table).await?;
-        }
+        let mut before =
+            self.followed.get(&name).map_or_else(Vec::new, |followed| Remembered::of(&followed.table));
+        let told = |name: &str| relation.columns.iter().any(|column| column.name == name);
+        let changed = table.columns.iter().any(|column| column.number == 0 || column.type_name.is_empty())
+            || before.iter().any(|column| !told(&column.name));
+        let there = if changed { Some(self.identify_columns(&mut table).await?) } else { None };
+        // The stream may be read again from an older form of the table: what was added later is not dropped, and what
+        // was dropped later is not added.
+        let is_there = |name: &str| there.as_ref().is_none_or(|there| there.contains(name));
+        before.retain(|column| told(&column.name) || !is_there(&column.name));
         let (types, grows, database) = (&self.types, self.grows, &self.database);
         let Some(followed) = self.followed.get_mut(&name) else { return Ok(Change::NotFollowed) };
         let key: Vec<&str> = followed.key.iter().map(String::as_str).collect();
@@ -141,14 +145,14 @@ impl Schema {
             database,
             name: &followed.warehouse_table,
             warehouse: &followed.warehouse,
-            before: followed.seen.as_deref(),
+            before: Some(&before),
         }
         .difference();
         if let Some(first) = difference.incompatible.first() {
             return Err(unfit(&first.what, &first.hint, &difference.side_by_side));
         }
         let mut statements = Vec::new();
-        for added in difference.added {
+        for added in difference.added.into_iter().filter(|added| is_there(&added.column)) {
             followed.warehouse.push(WarehouseColumn {
                 name: added.column,
                 sql_type: String::new(),
@@ -157,7 +161,7 @@ impl Schema {
             });
             statements.extend(grows.then_some(added.sql));
         }
-        followed.seen = Some(Remembered::of(&table));
+        followed.table = table;
         Ok(if statements.is_empty() {
             Change::Same { layout, destination }
         } else {
@@ -186,20 +190,24 @@ impl Schema {
 
     /// Asks the catalogue which columns these are: the stream tells names only, and a number survives a rename. The
     /// catalogue tells of now and the stream of then, so only a column of the same name and type is the same one.
-    async fn identify_columns(&mut self, table: &mut Table) -> Result<(), Fault> {
+    /// Returns the names of all columns that are published now.
+    async fn identify_columns(&mut self, table: &mut Table) -> Result<BTreeSet<String>, Fault> {
+        let publication = self.connector.source().publication.clone();
         let control = self.control().await?;
-        let rows = control.client().query(COLUMNS_SQL, &[&table.oid]).await;
+        let rows = control.client().query(COLUMNS_SQL, &[&table.oid, &publication]).await;
         let rows =
             rows.map_err(|error| control.fault("read the columns of a table that has changed", error))?;
+        let mut names = BTreeSet::new();
         for row in rows {
             let (name, number, type_oid): (&str, i16, u32) = (row.get(0), row.get(1), row.get(2));
+            names.insert(name.to_owned());
             let same = |column: &&mut Column| column.name == name && column.type_oid == type_oid;
             if let Some(column) = table.columns.iter_mut().find(same) {
                 column.number = number;
                 column.type_name = row.get(3);
             }
         }
-        Ok(())
+        Ok(names)
     }
 
     /// All columns of the row that `update` is about, as they are now; none if there is no such row.

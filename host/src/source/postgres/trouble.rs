@@ -233,7 +233,7 @@ fn verdict(code: &str, message: &str, place: &Place<'_>) -> (FaultKind, Option<S
         "0A000" => (Halt, Some(unsupported(message, place))),
         "25006" => (Halt, Some("the server is a standby: set `host` in [source.postgres] to the primary".to_owned())),
         "42P01" | "42703" => (Halt, Some("the table was changed while it was being read: `tidemill check --online` tells how it stands".to_owned())),
-        "22021" | "22P05" => (Halt, Some("the database holds text that is not in its own encoding: mend the value that the message names".to_owned())),
+        "22021" | "22P05" => (Halt, Some(not_utf8())),
         "54000" => (Halt, Some("a row is too long to be sent: leave its longest column out of the publication".to_owned())),
         "55P03" => (Retry, Some("somebody holds a lock on a table: `SELECT pid, query FROM pg_stat_activity WHERE pid IN (SELECT pid FROM pg_locks WHERE mode = 'AccessExclusiveLock')`".to_owned())),
         // The snapshot is gone with the session that exported it: a new one is taken.
@@ -251,6 +251,13 @@ fn passing(code: &str) -> bool {
         || code == "XX000"
         || code == "25P02"
         || code == "25P03"
+}
+
+/// The server checks what it sends against the encoding of the connection, which is always UTF-8.
+fn not_utf8() -> String {
+    "the database holds text that is not UTF-8, or not in its own encoding: mend the values with the bytes that the \
+     message names; a change that is in the log already cannot be mended there: drop the slot, and copy the tables anew"
+        .to_owned()
 }
 
 fn log_in(message: &str, place: &Place<'_>) -> String {

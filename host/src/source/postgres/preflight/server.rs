@@ -24,7 +24,7 @@ pub(super) fn check(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
     }
     if server.encoding == "SQL_ASCII" {
         found.push(Defect::warns(
-            "the database's encoding is SQL_ASCII: text that is no UTF-8 becomes a dead letter",
+            "the database's encoding is SQL_ASCII: the server refuses to send text that is no UTF-8, which halts the pipeline",
             vec![setting("move the data to a database with the encoding UTF8")],
         ));
     }
