@@ -1,21 +1,21 @@
 //! `tidemill demo`: what each batch size costs, with nothing installed.
 
-use std::net::ToSocketAddrs as _;
+mod clients;
+mod producer;
+
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::ClientConfig;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::mocking::MockCluster;
-use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
 use tidemill_plugin_orders::sample;
 use tidemill_sandbox::{Keep, Options, Sandbox};
+use tokio::runtime::Runtime;
 
+use self::clients::Clients;
+use self::producer::{Mock, PARTITIONS, Producer};
 use super::{EXIT_FAILED, EXIT_OK, EXIT_USAGE};
 use crate::config::model::{Kafka, Plan, Source};
 use crate::config::{self, Overrides};
@@ -26,13 +26,10 @@ use crate::pipeline;
 use crate::sink::starrocks::query::Query;
 use crate::source::kafka;
 
-/// Partitions of the demo's topics.
-const PARTITIONS: i32 = 8;
-/// Records that the producer may be ahead of the pipeline. librdkafka's mock cluster keeps 5 MiB a
-/// partition and drops the oldest beyond that without a word: this is far below.
-const AHEAD_MAX: u64 = 60_000;
 /// How long a run may make no progress.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a run may drain: only the one that was refused has anything left.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 /// Rows of the runs that the first table of the README shows.
 const BATCHES: [(&str, Option<u64>); 3] =
     [("1,000 rows", Some(1_000)), ("10,000 rows", Some(10_000)), ("default", None)];
@@ -40,8 +37,20 @@ const BATCHES: [(&str, Option<u64>); 3] =
 const SINGLES: u64 = 3_000;
 const DATABASE: &str = "tidemill_demo";
 
+/// What brings the orders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SourceKind {
+    /// A Kafka topic
+    Kafka,
+    /// Clients that post a thousand orders at a time and wait until they are durable
+    Http,
+}
+
 #[derive(Debug, Args)]
 pub(super) struct Demo {
+    /// Where the orders come from
+    #[arg(long, value_enum, default_value_t = SourceKind::Kafka)]
+    source: SourceKind,
     /// Order events of each run
     #[arg(long, default_value_t = 1_000_000)]
     events: u64,
@@ -73,20 +82,120 @@ struct Line {
     note: String,
 }
 
-/// Where a run reads and loads.
+/// Where runs load, and what they read.
 struct Stands {
-    brokers: String,
+    origin: Origin,
     fe: String,
     query: Option<String>,
     sandbox: Option<Sandbox>,
-    /// Keeps the in-process brokers alive.
-    mock: Option<MockCluster<'static, DefaultProducerContext>>,
+}
+
+/// What brings the orders of all runs.
+enum Origin {
+    /// Brokers; the mock ones live as long as this.
+    Kafka { brokers: String, mock: Option<Mock> },
+    /// Clients of the pipeline's own listener.
+    Http,
+}
+
+/// What brings the orders of one run: the pipeline reads here.
+enum Inlet {
+    Topic { brokers: String, name: String },
+    Listener(SocketAddr),
+}
+
+/// Brings the orders of one run.
+enum Supplier {
+    Producer(Producer),
+    Clients(Clients),
+}
+
+impl Origin {
+    /// A place of its own for a run into `table`.
+    async fn inlet(&self, table: &str) -> Result<Inlet, Fault> {
+        match self {
+            Origin::Kafka { brokers, mock } => {
+                let name = format!("{table}_{:08x}", rand::random::<u32>());
+                match mock {
+                    Some(mock) => mock
+                        .create_topic(&name, PARTITIONS, 1)
+                        .map_err(|error| Fault::retry("cannot make the demo's topic").caused_by(error))?,
+                    None => producer::make_topic(brokers, &name).await?,
+                }
+                Ok(Inlet::Topic { brokers: brokers.clone(), name })
+            }
+            Origin::Http => {
+                let free = clients::free_address();
+                let cannot = |error| Fault::retry("cannot find a free port").caused_by(error);
+                Ok(Inlet::Listener(free.map_err(cannot)?))
+            }
+        }
+    }
+}
+
+impl Inlet {
+    /// The pipeline's source, as its file says it.
+    fn text(&self) -> String {
+        match self {
+            Inlet::Topic { brokers, name } => {
+                let brokers: Vec<String> = brokers.split(',').map(quoted).collect();
+                let brokers = brokers.join(", ");
+                format!("[source.kafka]\nbrokers = [{brokers}]\ntopics = [{}]\n", quoted(name))
+            }
+            Inlet::Listener(address) => {
+                format!("[source.http]\nlisten = {}\n", quoted(&address.to_string()))
+            }
+        }
+    }
+
+    /// Name of the pipeline that reads here and loads `table`; also its Kafka group.
+    fn pipeline<'a>(&'a self, table: &'a str) -> &'a str {
+        match self {
+            Inlet::Topic { name, .. } => name,
+            Inlet::Listener(_) => table,
+        }
+    }
+
+    /// Starts to bring `events` orders.
+    fn supplier(&self, runtime: &Runtime, events: u64) -> Result<Supplier, Fault> {
+        match self {
+            Inlet::Topic { brokers, name } => Producer::new(brokers, name, events).map(Supplier::Producer),
+            Inlet::Listener(address) => {
+                Ok(Supplier::Clients(Clients::start(runtime.handle(), *address, events)))
+            }
+        }
+    }
+}
+
+impl Supplier {
+    /// Goes on for a moment; `read` = what the pipeline has read so far.
+    fn turn(&mut self, read: u64) -> Result<(), Fault> {
+        match self {
+            Supplier::Producer(producer) => producer.turn(read),
+            Supplier::Clients(clients) => clients.turn(),
+        }
+    }
+
+    fn finish(self) -> Result<(), Fault> {
+        match self {
+            Supplier::Producer(producer) => producer.finish(),
+            Supplier::Clients(_) => Ok(()),
+        }
+    }
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
 }
 
 impl Demo {
     pub(super) fn execute(self) -> u8 {
         if let Some(named) = self.plugin.as_ref().filter(|named| !named.is_file()) {
             eprintln!("error: plugin {} is not there", named.display());
+            return EXIT_USAGE;
+        }
+        if self.source == SourceKind::Http && self.brokers.is_some() {
+            eprintln!("error: --brokers goes with --source kafka");
             return EXIT_USAGE;
         }
         let Some(plugin) = self.find_plugin() else {
@@ -113,16 +222,26 @@ impl Demo {
     }
 
     fn run(&self, plugin: &Path) -> Result<(), Fault> {
-        let runtime = tokio::runtime::Runtime::new()
-            .map_err(|error| Fault::retry("cannot start the runtime").caused_by(error))?;
+        let runtime =
+            Runtime::new().map_err(|error| Fault::retry("cannot start the runtime").caused_by(error))?;
         let stands = runtime.block_on(self.stand())?;
-        if self.brokers.is_some() {
-            let kafka = self.kafka_of(&stands, plugin)?;
-            kafka::reach(&kafka).map_err(|fault| fault.with_hint("is it running? check --brokers"))?;
-        }
-        println!("Kafka at {}, StarRocks at {}", stands.brokers, stands.fe);
+        let within = match &stands.origin {
+            Origin::Kafka { brokers, mock } => {
+                if mock.is_none() {
+                    let kafka = self.kafka_of(&stands, brokers, plugin)?;
+                    kafka::reach(&kafka)
+                        .map_err(|fault| fault.with_hint("is it running? check --brokers"))?;
+                }
+                println!("Kafka at {brokers}, StarRocks at {}", stands.fe);
+                "brokers"
+            }
+            Origin::Http => {
+                println!("orders by HTTP POST, StarRocks at {}", stands.fe);
+                "HTTP clients"
+            }
+        };
         if stands.sandbox.is_some() {
-            println!("(the sandbox and the brokers run in this process: CPU-s are those of all of them)");
+            println!("(the sandbox and the {within} run in this process: CPU-s are those of all of them)");
         }
         let mut lines = Vec::new();
         for (place, (batch, rows)) in BATCHES.iter().enumerate() {
@@ -136,29 +255,30 @@ impl Demo {
 
     async fn stand(&self) -> Result<Stands, Fault> {
         let cannot = |what: &str, error: String| Fault::retry(format!("cannot start {what}: {error}"));
-        let (brokers, mock) = match &self.brokers {
-            Some(brokers) => (brokers.clone(), None),
-            None => {
-                let mock =
-                    MockCluster::new(1).map_err(|error| cannot("the mock brokers", error.to_string()))?;
-                (mock.bootstrap_servers(), Some(mock))
+        let origin = match (self.source, &self.brokers) {
+            (SourceKind::Http, _) => Origin::Http,
+            (SourceKind::Kafka, Some(brokers)) => Origin::Kafka { brokers: brokers.clone(), mock: None },
+            (SourceKind::Kafka, None) => {
+                let mock = Mock::new(1).map_err(|error| cannot("the mock brokers", error.to_string()))?;
+                Origin::Kafka { brokers: mock.bootstrap_servers(), mock: Some(mock) }
             }
         };
         if let Some(fe) = &self.fe {
             let query = query_of(fe);
-            return Ok(Stands { brokers, fe: fe.clone(), query, sandbox: None, mock });
+            return Ok(Stands { origin, fe: fe.clone(), query, sandbox: None });
         }
         // No compaction: every load stays a version, so that versions can be counted.
         let options = Options { keep: Keep::None, compaction: None, ..Options::default() };
         let sandbox = Sandbox::start(options).await;
         let sandbox = sandbox.map_err(|error| cannot("the sandbox", error.to_string()))?;
         let query = Some(format!("127.0.0.1:{}", sandbox.query_port()));
-        Ok(Stands { brokers, fe: sandbox.fe_url(), query, sandbox: Some(sandbox), mock })
+        Ok(Stands { origin, fe: sandbox.fe_url(), query, sandbox: Some(sandbox) })
     }
 
     /// The source that all runs have, but for its topic.
-    fn kafka_of(&self, stands: &Stands, plugin: &Path) -> Result<Kafka, Fault> {
-        let plan = plan_of(&self.pipeline_text(stands, plugin, "orders", "orders", None))?;
+    fn kafka_of(&self, stands: &Stands, brokers: &str, plugin: &Path) -> Result<Kafka, Fault> {
+        let inlet = Inlet::Topic { brokers: brokers.to_owned(), name: "orders".to_owned() };
+        let plan = plan_of(&self.pipeline_text(stands, plugin, &inlet, "orders", None))?;
         let pipeline = plan.pipelines.first().ok_or_else(|| Fault::retry("no pipeline in the file"))?;
         match &pipeline.source {
             Source::Kafka(kafka) => Ok(kafka.clone()),
@@ -170,34 +290,31 @@ impl Demo {
         &self,
         stands: &Stands,
         plugin: &Path,
-        topic: &str,
+        inlet: &Inlet,
         table: &str,
         rows: Option<u64>,
     ) -> String {
-        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-        let brokers: Vec<String> = stands.brokers.split(',').map(quoted).collect();
         let batch = rows.map_or_else(String::new, |rows| format!("[batch]\nmax_rows = {rows}\n"));
         let query =
             stands.query.as_ref().map_or_else(String::new, |query| format!("query = {}\n", quoted(query)));
         format!(
-            "[pipeline]\nname = {topic}\n[process]\nadmin = false\n\
-             [source.kafka]\nbrokers = [{}]\ntopics = [{topic}]\n\
-             [[transform]]\nplugin = {}\nconfig = {{ currency = \"EUR\" }}\n{batch}\
+            "[pipeline]\nname = {}\n[process]\nadmin = false\nshutdown_timeout = \"{}s\"\n{}[[transform]]\nplugin = {}\nconfig = {{ currency = \"EUR\" }}\n{batch}\
              [sink.starrocks]\nfe = [{}]\n{query}database = \"{DATABASE}\"\ntable = {}\nuser = {}\npassword = {}\n",
-            brokers.join(", "),
+            quoted(inlet.pipeline(table)),
+            DRAIN_PATIENCE.as_secs(),
+            inlet.text(),
             quoted(&plugin.display().to_string()),
             quoted(&stands.fe),
             quoted(table),
             quoted(&self.user),
             quoted(&self.password),
-            topic = quoted(topic),
         )
     }
 
     #[expect(clippy::too_many_arguments, reason = "one call site, which reads as a table")]
     fn measure(
         &self,
-        runtime: &tokio::runtime::Runtime,
+        runtime: &Runtime,
         stands: &Stands,
         plugin: &Path,
         table: &str,
@@ -205,18 +322,12 @@ impl Demo {
         rows: Option<u64>,
         events: u64,
     ) -> Result<Line, Fault> {
-        let topic = format!("{table}_{:08x}", rand::random::<u32>());
-        let plan = plan_of(&self.pipeline_text(stands, plugin, &topic, table, rows))?;
+        let inlet = runtime.block_on(stands.origin.inlet(table))?;
+        let plan = plan_of(&self.pipeline_text(stands, plugin, &inlet, table, rows))?;
         let Some(pipeline) = plan.pipelines.first() else {
             return Err(Fault::retry("no pipeline in the file"));
         };
         runtime.block_on(make_table(&pipeline.sink, table))?;
-        match &stands.mock {
-            Some(mock) => mock
-                .create_topic(&topic, PARTITIONS, 1)
-                .map_err(|error| Fault::retry("cannot make the demo's topic").caused_by(error))?,
-            None => runtime.block_on(make_topic(&stands.brokers, &topic))?,
-        }
         let (inner, shared) = super::run::start(&plan)?;
         let meter = shared.meter.pipeline(&pipeline.name);
         let stop = Stop::default();
@@ -230,15 +341,13 @@ impl Demo {
             waits.is_some_and(|(what, _)| what.to_lowercase().contains("too many versions"))
         };
         let watch = Watch { batch, events, meter: &meter, refused: &refused };
-        let outcome = watch.run(&stands.brokers, &topic, &|| thread.is_finished());
+        let supplier = inlet.supplier(runtime, events)?;
+        let outcome = watch.run(supplier, &|| thread.is_finished());
         let versions_full = refused();
         stop.request();
-        // After a refusal nothing would end the drain but its time-out: the run is over.
-        let ended = if versions_full {
-            Ok(())
-        } else {
-            thread.join().unwrap_or_else(|_| Err(Fault::retry("a thread panicked")))
-        };
+        let ended = thread.join().unwrap_or_else(|_panic| Err(Fault::retry("a pipeline's thread panicked")));
+        // What was refused for its versions would not have been loaded, however long the drain.
+        let ended = if versions_full { Ok(()) } else { ended };
         inner.shutdown_timeout(Duration::from_millis(100));
         let measured = match (ended, outcome) {
             (Err(fault), _) | (Ok(()), Err(fault)) => return Err(fault),
@@ -266,14 +375,9 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Produces, paced by what the pipeline has read, until all is loaded or StarRocks refuses.
-    fn run(&self, brokers: &str, topic: &str, ended: &dyn Fn() -> bool) -> Result<Line, Fault> {
-        let cannot = |error: KafkaError| Fault::retry("cannot produce the demo's events").caused_by(error);
-        let mut settings = ClientConfig::new();
-        settings.set("bootstrap.servers", brokers).set("linger.ms", "20").set("batch.num.messages", "5000");
-        let producer: BaseProducer = settings.create().map_err(cannot)?;
+    /// Brings orders until all are loaded or StarRocks refuses.
+    fn run(&self, mut supplier: Supplier, ended: &dyn Fn() -> bool) -> Result<Line, Fault> {
         let bar = bar(self.batch, self.events);
-        let (mut sent, mut value) = (0, Vec::new());
         let mut progress = (0, Instant::now());
         let mut began: Option<(Instant, f64)> = None;
         loop {
@@ -291,26 +395,13 @@ impl Watch<'_> {
             }
             if progress.1.elapsed() > PATIENCE {
                 return Err(Fault::halt(
-                    format!("no progress for {} s: {sent} sent, {read} read, {out} done", PATIENCE.as_secs()),
+                    format!("no progress for {} s: {read} read, {out} done", PATIENCE.as_secs()),
                     "look at the log with --log-level debug",
                 ));
             }
-            let until = self.events.min(read + AHEAD_MAX);
-            while sent < until {
-                value.clear();
-                sample::write_order(sent, &mut value);
-                let partition = (sent % PARTITIONS as u64) as i32;
-                let key = sent.to_string();
-                let record = BaseRecord::to(topic).partition(partition).key(&key).payload(&value);
-                match producer.send(record) {
-                    Ok(()) => sent += 1,
-                    Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => break,
-                    Err((error, _)) => return Err(cannot(error)),
-                }
-            }
-            producer.poll(Duration::from_millis(10));
+            supplier.turn(read)?;
         }
-        producer.flush(Duration::from_secs(10)).map_err(cannot)?;
+        supplier.finish()?;
         bar.finish_and_clear();
         let (began, cpu_before) = began.unwrap_or_else(|| (Instant::now(), cpu_seconds()));
         let rows = self.meter.rows_loaded();
@@ -359,20 +450,6 @@ async fn make_table(sink: &config::model::StarRocks, table: &str) -> Result<(), 
     query.execute(&format!("DROP TABLE IF EXISTS {DATABASE}.{table}")).await?;
     let statement = sample::CREATE_TABLE.replacen("TABLE orders", &format!("TABLE {DATABASE}.{table}"), 1);
     query.execute(&statement).await?;
-    Ok(())
-}
-
-async fn make_topic(brokers: &str, topic: &str) -> Result<(), Fault> {
-    let cannot = |error: KafkaError| {
-        Fault::retry(format!("cannot make topic `{topic}` on {brokers}")).caused_by(error)
-    };
-    let admin: AdminClient<DefaultClientContext> =
-        ClientConfig::new().set("bootstrap.servers", brokers).create().map_err(cannot)?;
-    let new = NewTopic::new(topic, PARTITIONS, TopicReplication::Fixed(1));
-    let made = admin.create_topics([&new], &AdminOptions::new()).await.map_err(cannot)?;
-    for one in made {
-        one.map_err(|(_, code)| cannot(KafkaError::AdminOp(code)))?;
-    }
     Ok(())
 }
 

@@ -25,6 +25,37 @@ fn the_demo_shows_what_each_batch_size_costs() {
     });
 }
 
+#[test]
+fn the_demo_shows_the_same_for_orders_by_http() {
+    within(180, || {
+        let plugin = machine::plugin("orders");
+        let plugin = plugin.to_str().expect("text");
+        let output = tidemill_output(&["demo", "--source", "http", "--events", "30000", "--plugin", plugin]);
+        let (table, said) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{table}{said}");
+        assert!(!said.contains("panicked"), "{said}");
+        let line = |start: &str| table.lines().find(|line| line.starts_with(start)).unwrap_or_default();
+        let cells = |start: &str| line(start).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        // Thirty posts of a thousand orders, one in six of which is left out.
+        let thousands = cells("1,000 rows");
+        assert_eq!(thousands[2..4], ["30000", "25000"], "{table}");
+        let loads: u64 = thousands[4].parse().expect("a number");
+        assert!((25..=32).contains(&loads), "{table}");
+        // Those that come together share a load, which is the point.
+        let loads: u64 = cells("default")[3].parse().expect("a number");
+        assert!(loads <= 3, "{table}");
+        assert!(line("1 row").contains("refused: too many versions"), "{table}");
+    });
+}
+
+#[test]
+fn the_demo_has_no_brokers_without_kafka() {
+    let output = tidemill_output(&["demo", "--source", "http", "--brokers", "127.0.0.1:9092"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--source kafka"));
+}
+
 /// Ended with the test, however that ends.
 struct Ended(Child);
 

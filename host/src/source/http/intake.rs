@@ -193,7 +193,7 @@ impl Intake {
             return Answer::unavailable("the pipeline is ending").closing();
         };
         let lane = self.lane(number);
-        let voyage = Voyage { source: sending.source, chunks, charge, aboard };
+        let voyage = Voyage { chunks, charge, aboard };
         if sending.queued
             && voyage.is_small()
             && let Ok(room) = lane.try_reserve()

@@ -48,7 +48,6 @@ pub(super) enum Landed {
 
 /// The records of one request.
 pub(super) struct Voyage {
-    pub(super) source: Arc<str>,
     pub(super) chunks: Vec<Columns>,
     pub(super) charge: Charge,
     pub(super) aboard: Aboard,
