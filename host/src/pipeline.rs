@@ -286,7 +286,7 @@ fn wire(
         Source::Postgres(_) => {
             // Prepared above, for this source.
             let Some(prepared) = prepared else { return Ok(()) };
-            let wiring = postgres::Wiring { prepared, sink, parts };
+            let wiring = postgres::Wiring { prepared, sink, carrier, parts };
             postgres::run(wiring, &|number, feed| lanes.spawn(number, feed))
         }
         Source::Http(settings) => {

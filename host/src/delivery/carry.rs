@@ -53,6 +53,11 @@ impl Carrier {
         self.0.labels.stem(pipeline)
     }
 
+    /// A label of `pipeline` that no load has, and its number.
+    pub fn next_label(&self, pipeline: &str) -> (String, u64) {
+        self.0.labels.next_numbered(pipeline)
+    }
+
     /// The cluster.
     pub fn client(&self) -> &Client {
         &self.0.client
@@ -113,17 +118,17 @@ impl Observer for Watching {
 
 /// A label can be announced by one pipeline only: rows of several that are fenced are loaded apart.
 fn one_fence_each(group: Group) -> Vec<Group> {
-    let Group { columns, pieces } = group;
+    let Group { columns, folded, pieces } = group;
     let fenced = |piece: &Piece| piece.owner().fence.as_ref().map(|_| piece.owner().pipeline);
     let fences: BTreeSet<PipelineId> = pieces.iter().filter_map(fenced).collect();
     if fences.len() < 2 {
-        return vec![Group { columns, pieces }];
+        return vec![Group { columns, folded, pieces }];
     }
     let mut apart: BTreeMap<Option<PipelineId>, Vec<Piece>> = BTreeMap::new();
     for piece in pieces {
         apart.entry(fenced(&piece)).or_default().push(piece);
     }
-    apart.into_values().map(|pieces| Group { columns: columns.clone(), pieces }).collect()
+    apart.into_values().map(|pieces| Group { columns: columns.clone(), folded, pieces }).collect()
 }
 
 /// The pipelines that have rows in `pieces`, in the order of their first row.
@@ -153,24 +158,31 @@ impl Shared {
             Vec::new()
         });
         let (mut halted, mut stopped) = (Vec::new(), false);
-        for Group { columns, pieces } in groups.into_iter().flat_map(one_fence_each) {
+        // Of a folded batch nothing is safe before all of it is: a row that was replaced is only as durable as
+        // the one that replaced it.
+        let mut landed = Vec::new();
+        for group in groups.into_iter().flat_map(one_fence_each) {
             if stopped {
-                pieces.into_iter().for_each(Piece::forget);
+                group.pieces.into_iter().for_each(Piece::forget);
                 continue;
             }
-            stopped = self.carry_group(&destination, columns, pieces, &mut halted).await.is_err();
+            stopped = self.carry_group(&destination, group, &mut landed, &mut halted).await.is_err();
+        }
+        for piece in landed {
+            if stopped || halted.contains(&piece.owner().pipeline) { piece.forget() } else { close(piece) }
         }
     }
 
-    /// Loads rows of one set of columns: as a whole, and in parts if StarRocks refuses some of them. An
-    /// error says that all pipelines with rows of the batch were halted.
+    /// Loads rows of one set of columns: as a whole, and in parts if StarRocks refuses some of them. Pieces of a
+    /// folded batch are left in `landed`. An error says that all pipelines with rows of the batch were halted.
     async fn carry_group(
         &self,
         destination: &Arc<Destination>,
-        columns: Option<Arc<[String]>>,
-        pieces: Vec<Piece>,
+        group: Group,
+        landed: &mut Vec<Piece>,
         halted: &mut Vec<PipelineId>,
     ) -> Result<(), Halted> {
+        let Group { columns, folded, pieces } = group;
         let mut parts = Parts::whole(pieces);
         let mut loads = 0;
         while let Some(mut part) = parts.next() {
@@ -179,7 +191,7 @@ impl Shared {
                 for piece in part.pieces {
                     let meter = Arc::clone(&piece.owner().meter);
                     meter.leave(&meter.records_loaded, piece.records());
-                    drop(piece.settle());
+                    landed.push(piece);
                 }
                 continue;
             }
@@ -210,7 +222,12 @@ impl Shared {
             match delivered {
                 Delivered::Durable(receipt) => match missing_rows(&load.label, load.rows, &receipt) {
                     None => {
-                        settle(part.pieces, &load, &receipt, began.elapsed());
+                        count(&part.pieces, &load, &receipt, began.elapsed());
+                        if folded {
+                            landed.append(&mut part.pieces);
+                        } else {
+                            part.pieces.into_iter().for_each(close);
+                        }
                         parts.loaded();
                     }
                     Some(fault) => {
@@ -373,10 +390,10 @@ fn load_of(
     }
 }
 
-/// The rows are durable: counts them and closes their spans.
-fn settle(pieces: Vec<Piece>, load: &Load, receipt: &Receipt, took: Duration) {
+/// The rows are durable: counts them.
+fn count(pieces: &[Piece], load: &Load, receipt: &Receipt, took: Duration) {
     let table = &load.destination.table;
-    for (place, owner) in owners_of(&pieces).iter().enumerate() {
+    for (place, owner) in owners_of(pieces).iter().enumerate() {
         let own = || pieces.iter().filter(|piece| piece.owner().pipeline == owner.pipeline);
         let meter = &owner.meter;
         if receipt.loaded_rows.is_some_and(|loaded| loaded != load.rows) {
@@ -402,12 +419,14 @@ fn settle(pieces: Vec<Piece>, load: &Load, receipt: &Receipt, took: Duration) {
         );
         meter.leave(&meter.records_loaded, own().map(Piece::records).sum());
     }
-    for piece in pieces {
-        let buffers = piece.owner().buffers.clone();
-        // The last piece of a segment gives its memory back.
-        if let Ok(memory) = piece.settle().try_into_mut() {
-            buffers.give(Vec::from(memory));
-        }
+}
+
+/// The rows of a piece are durable: closes its span.
+fn close(piece: Piece) {
+    let buffers = piece.owner().buffers.clone();
+    // The last piece of a segment gives its memory back.
+    if let Ok(memory) = piece.settle().try_into_mut() {
+        buffers.give(Vec::from(memory));
     }
 }
 

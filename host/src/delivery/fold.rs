@@ -27,6 +27,8 @@ const OP_FIELD: &str = "__op";
 pub(super) struct Group {
     /// The columns that the rows update; none = whole rows and deletes.
     pub(super) columns: Option<Arc<[String]>>,
+    /// Rows were replaced by, or completed from, others of the batch: none of its spans is safe before all of it is.
+    pub(super) folded: bool,
     /// The rows. Pieces without a row hold spans whose rows were replaced by later ones.
     pub(super) pieces: Vec<Piece>,
 }
@@ -37,7 +39,7 @@ pub(super) fn fold(pieces: Vec<Piece>, key: &[String]) -> Vec<Group> {
     let repeated = repeated_keys(&pieces);
     let partial = pieces.iter().any(|piece| (0..piece.len()).any(|row| is_partial(piece, row)));
     if key.is_empty() || (repeated.is_empty() && !partial) {
-        return vec![Group { columns: None, pieces }];
+        return vec![Group { columns: None, folded: false, pieces }];
     }
     let fates = fates(&pieces, key, &repeated, partial);
     apart(pieces, &fates)
@@ -143,8 +145,7 @@ fn fates(
     fates
 }
 
-/// Sorts rows into a group for each set of columns, and one of whole rows. That one comes last: its pieces hold
-/// all spans, also those whose rows were replaced by rows of another group.
+/// Sorts rows into a group for each set of columns, and one of whole rows.
 fn apart(pieces: Vec<Piece>, fates: &BTreeMap<Place, Fate>) -> Vec<Group> {
     let mut whole = Vec::with_capacity(pieces.len());
     let mut partial: BTreeMap<Arc<[String]>, Vec<Piece>> = BTreeMap::new();
@@ -186,8 +187,9 @@ fn apart(pieces: Vec<Piece>, fates: &BTreeMap<Place, Fate>) -> Vec<Group> {
         rest.absorb(absorbed);
         whole.push(rest);
     }
-    let groups = partial.into_iter().map(|(columns, pieces)| Group { columns: Some(columns), pieces });
-    groups.chain([Group { columns: None, pieces: whole }]).collect()
+    let groups =
+        partial.into_iter().map(|(columns, pieces)| Group { columns: Some(columns), folded: true, pieces });
+    groups.chain([Group { columns: None, folded: true, pieces: whole }]).collect()
 }
 
 fn append_line(row: &[u8], body: &mut Vec<u8>) {

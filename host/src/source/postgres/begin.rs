@@ -19,12 +19,10 @@ pub(super) enum Beginning {
     Resume {
         /// Place in the log.
         from: Lsn,
-        /// Tables that were never copied whole: in a snapshot of their own first.
+        /// Tables that were never copied whole: in a snapshot of their own first. All changes of them since
+        /// `from` are loaded again: rows that an interrupted copy brought, and that are deleted since, go only
+        /// by that.
         copy: Vec<TableName>,
-        /// Whether the stream has moved on since the slot was made. Changes of a table before its copy are then
-        /// left out. Otherwise they are all loaded again: rows that an interrupted copy brought, and that are
-        /// deleted since, go only by that.
-        moved: bool,
     },
     /// Copy the tables, and end.
     Only {
@@ -74,9 +72,11 @@ pub(super) fn decide(
             format!("SELECT pg_drop_replication_slot('{name}'); then {}", start_over(source)),
         ));
     }
-    let confirmed = slot.confirmed.unwrap_or_default();
+    let Some(confirmed) = slot.confirmed else {
+        return Err(Fault::retry(format!("replication slot {name} is still being made")));
+    };
     match known.stream {
-        None => Ok(Beginning::Resume { from: confirmed, copy: wanted, moved: false }),
+        None => Ok(Beginning::Resume { from: confirmed, copy: wanted }),
         Some(stream) if confirmed > stream => Err(Fault::halt(
             format!(
                 "replication slot {name} was confirmed up to {confirmed}, but StarRocks has changes up to {stream} only: \
@@ -87,7 +87,7 @@ pub(super) fn decide(
                 start_over(source)
             ),
         )),
-        Some(stream) => Ok(Beginning::Resume { from: stream, copy: wanted, moved: true }),
+        Some(stream) => Ok(Beginning::Resume { from: stream, copy: wanted }),
     }
 }
 
@@ -148,14 +148,14 @@ mod tests {
     fn an_interrupted_copy_goes_on_table_by_table() {
         let resumed = check(&known(None, &["public.a"]), Some(&slot(9))).expect("nothing is lost");
         let copy = vec![TableName::new("public", "b")];
-        assert_eq!(resumed, Beginning::Resume { from: Lsn(9), copy, moved: false });
+        assert_eq!(resumed, Beginning::Resume { from: Lsn(9), copy });
     }
 
     #[test]
     fn a_restart_follows_our_own_position_and_not_the_slots() {
         let resumed =
             check(&known(Some(30), &["public.a", "public.b"]), Some(&slot(9))).expect("nothing is lost");
-        assert_eq!(resumed, Beginning::Resume { from: Lsn(30), copy: Vec::new(), moved: true });
+        assert_eq!(resumed, Beginning::Resume { from: Lsn(30), copy: Vec::new() });
     }
 
     #[test]

@@ -10,9 +10,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle as Task;
 
 use super::begin::{Beginning, decide};
-use super::connect::Control as Connection;
+use super::connect::{Connector, Control as Connection};
 use super::feed::{FeedParts, StreamFeed};
-use super::leadership::PULSE_EVERY;
 use super::lsn::Lsn;
 use super::position::Positions;
 use super::prepare::Prepared;
@@ -23,11 +22,14 @@ use super::setup::{Identified, identify};
 use super::transport::PgWire;
 use super::{PostgresFeed, catalog, snapshot_phase, watch as slot_watch};
 use crate::config::model::{Postgres, StarRocks};
+use crate::delivery::carry::Carrier;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::{PostgresMeter, Waiting};
 use crate::retry::{Backoff, Pace};
 use crate::sink::starrocks::query::Query;
 use crate::source::Parts;
+
+mod ending;
 
 /// How long one turn takes at least.
 const TURN: Duration = Duration::from_millis(20);
@@ -38,12 +40,8 @@ const STANDBY_ASKS_EVERY: Duration = Duration::from_secs(1);
 /// How long what is on its way may land after the connection broke, before the stream is read again from the
 /// position.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a halted pipeline waits for loads that are on their way.
-const HALT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a dropped ticket waits for the fault of whoever dropped it.
 const POISON_PATIENCE: Duration = Duration::from_secs(2);
-/// How long the last confirmation may take to reach the server.
-const FAREWELL_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the control thread needs of the rest of its pipeline.
 pub(crate) struct Wiring {
@@ -51,6 +49,8 @@ pub(crate) struct Wiring {
     pub(crate) prepared: Prepared,
     /// Where positions are kept.
     pub(crate) sink: Arc<StarRocks>,
+    /// Who loads: names the labels.
+    pub(crate) carrier: Carrier,
     /// What every source gets.
     pub(crate) parts: Parts,
 }
@@ -90,6 +90,7 @@ struct Streaming {
 pub(super) struct Control {
     pub(super) prepared: Prepared,
     pub(super) sink: Arc<StarRocks>,
+    carrier: Carrier,
     pub(super) parts: Parts,
     pub(super) meter: PostgresMeter,
     pub(super) progress: Progress,
@@ -99,17 +100,16 @@ pub(super) struct Control {
     poisoned_at: Option<Instant>,
     /// When the lock was last asked for.
     led_at: Option<Instant>,
-    /// When the connection of the lock was last used.
-    pulse_at: Instant,
 }
 
 impl Control {
     fn new(wiring: Wiring) -> Control {
-        let Wiring { prepared, sink, parts } = wiring;
+        let Wiring { prepared, sink, carrier, parts } = wiring;
         Control {
             meter: parts.meter.postgres(),
             prepared,
             sink,
+            carrier,
             parts,
             progress: Progress::default(),
             lanes: Vec::new(),
@@ -117,7 +117,6 @@ impl Control {
             positions: None,
             poisoned_at: None,
             led_at: None,
-            pulse_at: Instant::now(),
         }
     }
 
@@ -160,21 +159,27 @@ impl Control {
         let Identified { system_identifier, timeline, .. } = identify(&self.prepared.connector).await?;
         tracing::debug!(system_identifier, timeline, "postgres identified itself");
         let system = system_identifier.to_string();
-        let positions = Positions::open(&self.sink, &self.parts.meter.name, &source.slot, &system).await?;
+        let fence = Arc::clone(&self.prepared.leadership);
+        let positions =
+            Positions::open(&self.sink, &self.parts.meter.name, &source.slot, &system, &self.carrier, fence);
+        let positions = Arc::new(positions.await?);
+        let before = positions.read().await?;
+        let leadership = &self.prepared.leadership;
+        if !leadership.take_over(&positions, before.claim.as_ref(), &self.parts.label_stem).await? {
+            return Err(Fault::retry("a load of the process before is still open"));
+        }
+        leadership.keep_alive(&self.parts.runtime);
+        // What the process before had under way is decided now, its last position included.
         let known = positions.read().await?;
         let connection = self.prepared.connector.control().await?;
         let slot = catalog::slot(&connection, &source.slot).await?;
         let tables: Vec<_> =
             self.prepared.followed.iter().map(|followed| followed.table.name.clone()).collect();
         let beginning = decide(source, &known, slot.as_ref(), Some(system_identifier), &tables)?;
-        let positions = Arc::new(positions);
-        let taken = self
-            .prepared
-            .leadership
-            .take_over(&positions, known.claim.as_ref(), &self.parts.label_stem)
-            .await?;
-        if !taken {
-            return Err(Fault::retry("a load of the process before is still open"));
+        for left in known.copied.keys().filter(|left| !tables.iter().any(|table| table.to_string() == **left))
+        {
+            // Its changes pass by from now on: should it come back, it has to be copied anew.
+            positions.forget_table(left).await?;
         }
         for followed in &mut self.prepared.followed {
             if let Some(copied) = known.copied.get(&followed.table.name.to_string()) {
@@ -187,10 +192,6 @@ impl Control {
     /// Gets the lock again if its connection broke. Loads wait meanwhile.
     fn lead(&mut self) -> Result<(), Fault> {
         let Some(positions) = self.positions.clone() else { return Ok(()) };
-        if self.pulse_at.elapsed() >= PULSE_EVERY {
-            self.pulse_at = Instant::now();
-            self.parts.runtime.block_on(self.prepared.leadership.pulse());
-        }
         let asked_lately = self.led_at.is_some_and(|at| at.elapsed() < STANDBY_ASKS_EVERY / 2);
         if asked_lately || !self.prepared.leadership.is_lost() {
             return Ok(());
@@ -198,15 +199,19 @@ impl Control {
         self.led_at = Some(Instant::now());
         let leadership = Arc::clone(&self.prepared.leadership);
         let regained = self.parts.runtime.block_on(async {
-            Ok::<_, Fault>(if leadership.acquire().await? { Some(positions.read().await?) } else { None })
+            let held = leadership.acquire().await?;
+            let known = positions.read().await?;
+            Ok::<_, Fault>((held, leadership.is_newest(known.claim.as_ref()).await))
         });
         match regained {
-            Ok(Some(known)) => {
-                let newest = self.parts.runtime.block_on(leadership.is_newest(known.claim.as_ref()));
-                if newest { Ok(()) } else { Err(superseded(&self.prepared.source)) }
+            // Somebody else led meanwhile, and read what we have read and not loaded.
+            Ok((_, false)) => Err(superseded(&self.prepared.source)),
+            Ok((true, true)) => {
+                self.prepared.leadership.admit();
+                Ok(())
             }
-            // Somebody else leads now, and reads what we have read and not loaded.
-            Ok(None) => Err(superseded(&self.prepared.source)),
+            // Our own connection of before, which the server has not given up yet, or a process that stands by.
+            Ok((false, true)) => Ok(()),
             Err(fault) if fault.kind == FaultKind::Retry => {
                 // A server that shuts down lets nobody in, and waits until its readers have confirmed what they
                 // cannot load without the lock.
@@ -306,10 +311,14 @@ impl Control {
         let mut backoff = Backoff::new(Pace { cap: Duration::from_secs(1), ..Pace::PASSING });
         let mut waiting = None;
         while !self.parts.stop.is_requested() {
-            let Some(streaming) = &self.streaming else { return Ok(()) };
+            self.finish_writing()?;
+            let Some(streaming) = &mut self.streaming else { return Ok(()) };
+            // What is durable behind it comes again, and may be taken back on the way.
+            streaming.durable = streaming.written;
             let from = streaming.written;
             let connector = Arc::clone(&self.prepared.connector);
             let started = self.parts.runtime.block_on(async {
+                same_server(&connector, positions, from).await?;
                 let transport = PgWire::start(&connector, from).await?;
                 // Another process may have had the slot until now: what it wrote counts.
                 Ok::<_, Fault>((transport, positions.read().await?))
@@ -325,13 +334,14 @@ impl Control {
                         continue;
                     }
                     tracing::info!(pipeline = %self.parts.meter.name, slot = %self.prepared.source.slot, %from, "following the slot");
+                    let session = self.progress.connected();
                     let pumping = pump(
                         transport,
+                        session,
                         streaming.pipe.clone(),
                         streaming.confirm.subscribe(),
                         self.progress.clone(),
                     );
-                    self.progress.connected();
                     streaming.pump = Some(self.parts.runtime.spawn(pumping));
                     streaming.broken = None;
                     return Ok(());
@@ -384,16 +394,10 @@ impl Control {
         if let Some(lsn) = reached.filter(|lsn| *lsn > streaming.durable) {
             streaming.durable = lsn;
         }
-        if let Some((lsn, task)) = streaming.writing.take_if(|(_, task)| task.is_finished()) {
-            let written = self.parts.runtime.block_on(task);
-            written.map_err(|panic| {
-                Fault::halt("writing a position panicked", "report this defect").caused_by(panic)
-            })??;
-            streaming.written = lsn;
-            self.meter.positions_written.inc();
-            self.parts.meter.health.progress();
-            streaming.confirm.send_replace(lsn);
+        if streaming.writing.as_ref().is_some_and(|(_, task)| task.is_finished()) {
+            self.finish_writing()?;
         }
+        let Some(streaming) = &mut self.streaming else { return Ok(()) };
         let due = streaming.durable > streaming.written
             && streaming.writing.is_none()
             && streaming.written_at.elapsed() >= POSITION_EVERY;
@@ -404,6 +408,29 @@ impl Control {
             streaming.written_at = Instant::now();
         }
         Ok(())
+    }
+
+    /// Waits for the position that is being written, if one is, and confirms it.
+    fn finish_writing(&mut self) -> Result<(), Fault> {
+        let Some(streaming) = &mut self.streaming else { return Ok(()) };
+        let Some((lsn, task)) = streaming.writing.take() else { return Ok(()) };
+        let written = self.parts.runtime.block_on(task).map_err(|panic| {
+            Fault::halt("writing a position panicked", "report this defect").caused_by(panic)
+        })?;
+        match written {
+            Ok(()) => {
+                streaming.written = lsn;
+                self.meter.positions_written.inc();
+                self.parts.meter.health.progress();
+                streaming.confirm.send_replace(lsn);
+                Ok(())
+            }
+            Err(fault) if fault.kind == FaultKind::Retry => {
+                tracing::warn!(pipeline = %self.parts.meter.name, "{}; trying again", fault.story());
+                Ok(())
+            }
+            Err(fault) => Err(fault),
+        }
     }
 
     /// Does what the feed waits for, when everything before it is durable.
@@ -437,9 +464,10 @@ impl Control {
         match barrier {
             // Told before.
             Barrier::Halt { .. } => Ok(()),
-            Barrier::AddColumns { table, statements, .. } => {
+            Barrier::AddColumns { table, columns, .. } => {
                 let Some((name, _)) = warehouse(table) else { return Ok(()) };
-                super::prepare::add_columns(&mut query, &name, statements).await
+                self.prepared.leadership.ask().await?;
+                super::prepare::add_columns(&mut query, &name, columns).await
             }
             Barrier::Truncate(tables) => {
                 for table in tables {
@@ -454,93 +482,11 @@ impl Control {
                     }
                     tracing::warn!(table = %name, "emptying it: the source table {table} was truncated");
                     let statement = format!("TRUNCATE TABLE `{}`.`{name}`", self.sink.database);
-                    query.execute(&statement).await.map_err(Fault::halting)?;
+                    // Done twice it would empty what was loaded in between, by a successor even.
+                    self.prepared.leadership.ask().await?;
+                    query.execute(&statement).await?;
                 }
                 Ok(())
-            }
-        }
-    }
-
-    /// Drains if the pipeline was asked to stop, and keeps what has landed if it was halted.
-    fn end(mut self, ended: Result<(), Fault>) -> Result<(), Fault> {
-        let began = Instant::now();
-        self.progress.end();
-        let patience = self.parts.shutdown_timeout;
-        let ended = ended.and_then(|()| self.drain(began + patience));
-        if ended.is_err() {
-            self.parts.stage.remove(self.parts.pipeline);
-            let left = patience.saturating_sub(began.elapsed()).min(HALT_PATIENCE);
-            self.until_quiet(Instant::now() + left);
-        }
-        self.last_position();
-        self.parts.stage.remove(self.parts.pipeline);
-        for thread in self.lanes.iter_mut().filter_map(Option::take) {
-            if let Err(fault) = join(thread) {
-                tracing::warn!(pipeline = %self.parts.meter.name, "a lane ended late: {}", fault.story());
-            }
-        }
-        ended
-    }
-
-    /// Lets everything that was read be loaded.
-    fn drain(&mut self, deadline: Instant) -> Result<(), Fault> {
-        let name = self.parts.meter.name.clone();
-        tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
-        while self.lanes.iter().any(Option::is_some) && Instant::now() < deadline {
-            self.check_halts()?;
-            std::thread::sleep(TURN);
-        }
-        self.parts.stage.drain(self.parts.pipeline)?;
-        while self.parts.ledger.open_spans() > 0 {
-            self.check_halts()?;
-            if Instant::now() >= deadline {
-                return Err(Fault::halt(
-                    format!("the drain was not done within {:?}", self.parts.shutdown_timeout),
-                    "nothing is lost, the rows are read again at the next start; a longer shutdown_timeout lets slow \
-                     loads end",
-                ));
-            }
-            std::thread::sleep(TURN);
-        }
-        tracing::info!(pipeline = %name, "drained");
-        Ok(())
-    }
-
-    fn until_quiet(&self, deadline: Instant) {
-        while Instant::now() < deadline && self.parts.ledger.open_spans() > 0 {
-            std::thread::sleep(TURN);
-        }
-    }
-
-    /// Writes and confirms what is durable, so that the next start does not load it again.
-    fn last_position(&mut self) {
-        let (Some(mut streaming), Some(positions)) = (self.streaming.take(), self.positions.clone()) else {
-            return;
-        };
-        if let Some((_, task)) = streaming.writing.take()
-            && let Ok(Err(fault)) = self.parts.runtime.block_on(task)
-        {
-            tracing::warn!(pipeline = %self.parts.meter.name, "{}", fault.story());
-        }
-        let lsn = self.progress.reach(&self.parts.ledger).unwrap_or_default().max(streaming.durable);
-        if lsn > streaming.written {
-            match self.parts.runtime.block_on(positions.reached(lsn)) {
-                Ok(()) => self.meter.positions_written.inc(),
-                Err(fault) => {
-                    tracing::warn!(pipeline = %self.parts.meter.name, "{}", fault.story());
-                    return;
-                }
-            };
-        }
-        streaming.confirm.send_replace(lsn.max(streaming.written));
-        let Streaming { confirm, pump, .. } = streaming;
-        // The pump passes the last confirmation on, and then says farewell to the server.
-        drop(confirm);
-        if let Some(pump) = pump {
-            let waited =
-                self.parts.runtime.block_on(async { tokio::time::timeout(FAREWELL_PATIENCE, pump).await });
-            if waited.is_err() {
-                tracing::debug!("the replication connection did not end in time");
             }
         }
     }
@@ -549,6 +495,28 @@ impl Control {
     pub(super) fn connection(&self) -> Result<Connection, Fault> {
         self.parts.runtime.block_on(self.prepared.connector.control())
     }
+}
+
+/// The server is the one whose changes were followed so far, and still has them.
+async fn same_server(connector: &Connector, positions: &Positions, from: Lsn) -> Result<(), Fault> {
+    let found = identify(connector).await?;
+    if found.system_identifier.to_string() != positions.system() {
+        return Err(Fault::halt(
+            format!("another server answers now (system identifier {})", found.system_identifier),
+            "mend `host` and `port` in [source.postgres], or what they lead to",
+        ));
+    }
+    if found.written < from {
+        return Err(Fault::halt(
+            format!(
+                "the server's log ends at {}, before {from} up to which its changes are in StarRocks: changes that \
+                 were loaded are not in the source any more",
+                found.written
+            ),
+            "a standby was promoted before it had all changes, or a backup was restored: copy the tables anew",
+        ));
+    }
+    Ok(())
 }
 
 fn standing_by(source: &Postgres) -> Fault {

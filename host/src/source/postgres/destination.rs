@@ -2,7 +2,7 @@
 
 use super::kind::Types;
 use super::table::Table;
-use super::warehouse_table::{Added, Comparison, Incompatible, Refusal, check_key, create_table};
+use super::warehouse_table::{Added, Comparison, Difference, Incompatible, Refusal, check_key, create_table};
 use crate::config::model::{StarRocks, TableModel};
 use crate::fault::Fault;
 use crate::sink::starrocks::query::{Column, Query};
@@ -75,6 +75,9 @@ pub(super) async fn look(
         difference.incompatible.retain(|misfit| !key.contains(&misfit.column.as_str()));
     }
     refusals.extend(misfits(&difference.incompatible, &difference.side_by_side));
+    if sink.create_tables && !difference.added.is_empty() && !difference.unfed.is_empty() {
+        refusals.push(maybe_renamed(table, name, &difference));
+    }
     Ok(if !refusals.is_empty() {
         Standing::Refused(refusals)
     } else if difference.added.is_empty() {
@@ -94,6 +97,25 @@ pub(super) fn misfits(incompatible: &[Incompatible], side_by_side: &str) -> Vec<
         last.what = format!("{}\n{side_by_side}", last.what);
     }
     refusals
+}
+
+/// A column that was renamed while nobody looked seems to be one that is gone and one that is new.
+fn maybe_renamed(table: &Table, name: &str, difference: &Difference) -> Refusal {
+    let added: Vec<&str> = difference.added.iter().map(|added| added.column.as_str()).collect();
+    let statements: Vec<&str> = difference.added.iter().map(|added| added.sql.as_str()).collect();
+    Refusal {
+        what: format!(
+            "{} has columns that {name} lacks ({}), and {name} has some that the source lacks ({}): were they renamed?\n{}",
+            table.name,
+            added.join(", "),
+            difference.unfed.join(", "),
+            difference.side_by_side
+        ),
+        hint: format!(
+            "if so: ALTER TABLE `{name}` RENAME COLUMN <old> TO <new>; if not: {}",
+            statements.join("; ")
+        ),
+    }
 }
 
 fn no_primary_key(table: &Table, types: &Types, database: &str, name: &str) -> Refusal {

@@ -69,6 +69,8 @@ pub(crate) struct StreamFeed {
     /// Place of the last row, counted over all tables.
     place: i64,
     marks: Marks,
+    /// The connection that they are of.
+    session: u64,
     /// Where the stream was not to be read past: published when everything before it was handed on.
     barrier: Option<Barrier>,
     /// The barrier was published.
@@ -87,6 +89,7 @@ impl StreamFeed {
             transaction: Transaction::default(),
             place: 0,
             marks: Marks::default(),
+            session: 0,
             barrier: None,
             waits: false,
         }
@@ -97,7 +100,12 @@ impl StreamFeed {
     fn publish(&mut self) {
         let gathered = self.tables.iter().filter(|table| !table.is_empty()).map(Gathered::first_place);
         let handed_upto = gathered.min().map_or(self.place, |first| first - 1);
-        self.parts.progress.publish(handed_upto, &mut self.marks, self.transaction.commit_time_us);
+        self.parts.progress.publish(
+            self.session,
+            handed_upto,
+            &mut self.marks,
+            self.transaction.commit_time_us,
+        );
     }
 
     fn hand_on(&mut self, table: usize, into: &mut Columns) -> Span {
@@ -146,7 +154,10 @@ impl StreamFeed {
                     self.marks.push(self.place, *upto);
                     None
                 }
-                Event::Connected => {
+                Event::Connected { session } => {
+                    // What was told of comes again: it is safe when it has come.
+                    self.session = *session;
+                    self.marks.clear();
                     // The server tells of each table anew.
                     self.by_relation.clear();
                     self.last = None;
@@ -269,13 +280,13 @@ impl StreamFeed {
             Ok(None) => return Ok(()),
             Err(fault) => return self.halt_here(&fault),
         };
-        let (layout, destination, statements) = match change {
+        let (layout, destination, columns) = match change {
             Change::NotFollowed => {
                 self.by_relation.insert(relation.id, None);
                 return Ok(());
             }
             Change::Same { layout, destination } => (layout, destination, Vec::new()),
-            Change::Grown { layout, destination, statements } => (layout, destination, statements),
+            Change::Grown { layout, destination, columns } => (layout, destination, columns),
         };
         let name = layout.name().clone();
         let place = self.tables.iter().position(|table| *table.layout.name() == name);
@@ -297,8 +308,8 @@ impl StreamFeed {
             }
         };
         self.by_relation.insert(relation.id, Some(place));
-        if !statements.is_empty() {
-            self.barrier = Some(Barrier::AddColumns { table: name, destination, statements });
+        if !columns.is_empty() {
+            self.barrier = Some(Barrier::AddColumns { table: name, destination, columns });
         }
         Ok(())
     }

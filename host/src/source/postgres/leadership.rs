@@ -7,10 +7,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
+use tokio::runtime::Handle;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::connect::{Connector, Control as Connection};
@@ -24,7 +26,7 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// connection looks alive, then loses the lock.
 const SILENCE_MAX: &str = "10s";
 /// How often the leader breaks the silence.
-pub(super) const PULSE_EVERY: Duration = Duration::from_secs(2);
+const PULSE_EVERY: Duration = Duration::from_secs(2);
 /// Labels that are claimed at a time: each claim is a load of its own.
 const CLAIMED_AT_A_TIME: u64 = 64;
 
@@ -37,6 +39,8 @@ pub(crate) struct Leadership {
     claims: AsyncMutex<Option<Claims>>,
     /// Numbers of labels that are not decided.
     undecided: Mutex<BTreeSet<u64>>,
+    /// It is known that nobody led since this process did: rows may be sent.
+    admitted: AtomicBool,
 }
 
 struct Claims {
@@ -67,6 +71,7 @@ impl Leadership {
             holder: AsyncMutex::default(),
             claims: AsyncMutex::default(),
             undecided: Mutex::default(),
+            admitted: AtomicBool::new(false),
         }
     }
 
@@ -75,7 +80,26 @@ impl Leadership {
         self.undecided.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tries to get the lock, if it is not held already; false while another process has it.
+    /// Keeps the lock's connection from falling silent, whatever else the process is busy with.
+    pub(super) fn keep_alive(self: &Arc<Self>, runtime: &Handle) {
+        let weak = Arc::downgrade(self);
+        runtime.spawn(async move {
+            let mut every = tokio::time::interval(PULSE_EVERY);
+            loop {
+                every.tick().await;
+                let Some(leadership) = weak.upgrade() else { return };
+                leadership.pulse().await;
+            }
+        });
+    }
+
+    /// Rows may be sent: nobody else has led since the claim was written.
+    pub(super) fn admit(&self) {
+        self.admitted.store(true, Ordering::Release);
+    }
+
+    /// Tries to get the lock, if it is not held already; false while another process has it. After that it has
+    /// to be [admitted](Leadership::admit).
     ///
     /// # Errors
     /// If the source cannot be asked.
@@ -85,6 +109,7 @@ impl Leadership {
             return Ok(true);
         }
         *holder = None;
+        self.admitted.store(false, Ordering::Release);
         let connection = self.connector.control().await?;
         let asked = connection.client().query_one("SELECT pg_try_advisory_lock($1)", &[&self.key]).await;
         let asked = asked.and_then(|row| row.try_get::<_, bool>(0));
@@ -128,14 +153,15 @@ impl Leadership {
         let claim = Claim { generation, stem: stem.to_owned(), first: 0, end: 0 };
         positions.claimed(&claim).await?;
         *claims = Some(Claims { positions: Arc::clone(positions), claim });
+        self.admit();
         Ok(true)
     }
 
     /// Whether nobody has taken over since this process did.
     pub(super) async fn is_newest(&self, found: Option<&Claim>) -> bool {
         let claims = self.claims.lock().await;
-        let own = claims.as_ref().map(|claims| claims.claim.generation);
-        own == found.map(|found| found.generation)
+        let own = claims.as_ref().map(|claims| (claims.claim.generation, claims.claim.stem.as_str()));
+        own == found.map(|found| (found.generation, found.stem.as_str()))
     }
 
     async fn claim(&self, number: u64) -> Result<(), Fault> {
@@ -144,24 +170,36 @@ impl Leadership {
             return Err(Fault::retry("the slot was not taken over yet"));
         };
         self.undecided().insert(number);
-        if number < claim.end {
+        // Numbers are announced in any order: one before the claim's begin has to be claimed, too.
+        if (claim.first..claim.end).contains(&number) {
             return Ok(());
         }
         let first = self.undecided().first().copied().unwrap_or(number);
-        let longer = Claim { first, end: number + CLAIMED_AT_A_TIME, ..claim.clone() };
+        let longer = Claim { first, end: claim.end.max(number + CLAIMED_AT_A_TIME), ..claim.clone() };
         positions.claimed(&longer).await?;
         *claim = longer;
         Ok(())
     }
 
     /// Keeps the lock's connection from falling silent. That it is gone is noticed by [`Leadership::is_lost`].
-    pub(super) async fn pulse(&self) {
-        if let Err(fault) = self.ask().await {
-            tracing::debug!("{}", fault.story());
+    async fn pulse(&self) {
+        let holder = self.holder.lock().await;
+        if let Some(connection) = holder.as_ref() {
+            let asked = connection.client().simple_query("SELECT 1");
+            if let Ok(Err(error)) = tokio::time::timeout(ANSWER_PATIENCE, asked).await {
+                tracing::debug!(%error, "the connection of the slot's lock has ended");
+            }
         }
     }
 
-    async fn ask(&self) -> Result<(), Fault> {
+    /// Asks the server whether the lock is still held, and rows may be sent.
+    ///
+    /// # Errors
+    /// Retry, if not, or if that is not known.
+    pub(super) async fn ask(&self) -> Result<(), Fault> {
+        if !self.admitted.load(Ordering::Acquire) {
+            return Err(Fault::retry("it is not known yet whether another process has read the slot"));
+        }
         let holder = self.holder.lock().await;
         let Some(connection) = holder.as_ref() else {
             return Err(Fault::retry("the lock of the slot is not held at the moment"));

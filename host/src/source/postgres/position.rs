@@ -6,6 +6,7 @@
 //! (`merge_condition`), so that a load of a process that is dead, or thinks that it is not, cannot take it back.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,20 +15,23 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+use super::leadership::Leadership;
 use super::lsn::Lsn;
 use super::table::TableName;
 use crate::config::model::{StarRocks, TableModel};
+use crate::delivery::carry::Carrier;
 use crate::fault::{Fault, FaultKind};
 use crate::retry::{Backoff, Pace};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces, Witness, deliver};
-use crate::sink::starrocks::label::Labels;
 use crate::sink::starrocks::query::Query;
 use crate::sink::starrocks::state::LabelState;
-use crate::sink::{Destination, Load};
+use crate::sink::{Destination, Fence, Load};
 
 /// The table, in the pipeline's own database.
 pub(super) const TABLE: &str = "tidemill_positions";
+/// How long a row may take before it is given up, to be written again.
+const WRITE_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a position that is committed may take to be visible.
 const VISIBLE_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -67,7 +71,10 @@ pub(super) struct Positions {
     sink: Arc<StarRocks>,
     client: Client,
     destination: Arc<Destination>,
-    labels: Labels,
+    /// Names the labels: numbers of the claim.
+    carrier: Carrier,
+    /// Guards and announces them.
+    fence: Arc<Leadership>,
     witness: Arc<Witness>,
     pipeline: String,
     slot: String,
@@ -167,6 +174,8 @@ impl Positions {
         pipeline: &str,
         slot: &str,
         system: &str,
+        carrier: &Carrier,
+        fence: Arc<Leadership>,
     ) -> Result<Positions, Fault> {
         let mut own = sink.clone();
         own.properties = BTreeMap::from([("merge_condition".to_owned(), "lsn".to_owned())]);
@@ -188,7 +197,8 @@ impl Positions {
             client: Client::new(Arc::clone(&own))?,
             sink: own,
             destination: Arc::new(destination),
-            labels: Labels::default(),
+            carrier: carrier.clone(),
+            fence,
             witness: Arc::new(Witness::new()),
             pipeline: pipeline.to_owned(),
             slot: slot.to_owned(),
@@ -232,14 +242,32 @@ impl Positions {
     /// # Errors
     /// As [`Positions::reached`].
     pub(super) async fn claimed(&self, claim: &Claim) -> Result<(), Fault> {
-        self.write(Row {
+        let row = Row {
             lsn: claim.generation,
             stem: &claim.stem,
             first_label: claim.first,
             end_label: claim.end,
             ..self.row(CLAIM, Lsn(claim.generation))
-        })
-        .await
+        };
+        // Nobody has to know of it: one that comes late is older than what is there.
+        let label = self.carrier.next_label(&format!("{}-claim", self.pipeline)).0;
+        self.write(row, label, Vec::new()).await
+    }
+
+    /// The server whose changes these are.
+    pub(super) fn system(&self) -> &str {
+        &self.system
+    }
+
+    /// Forgets that a table was copied.
+    ///
+    /// # Errors
+    /// Retry, if StarRocks cannot be asked.
+    pub(super) async fn forget_table(&self, table: &str) -> Result<(), Fault> {
+        tracing::warn!(table, "it is not followed any more: should it come back, it is copied anew");
+        let statement =
+            format!("DELETE FROM `{}`.`{TABLE}` WHERE id = '{}'", self.sink.database, self.id(table));
+        Query::connect(&self.sink).await?.execute(&statement).await.map(drop)
     }
 
     /// Asks how a label of another process stands, and ends it if it is open; true once it is decided.
@@ -275,33 +303,49 @@ impl Positions {
     }
 
     async fn write_position(&self, table: &str, lsn: Lsn) -> Result<(), Fault> {
-        self.write(self.row(table, lsn)).await
+        let (label, number) = self.carrier.next_label(&self.pipeline);
+        // A successor ends it if it is still open: it would take the position past what that one has loaded.
+        self.fence.announce(number).await?;
+        let fences: Vec<Arc<dyn Fence>> = vec![Arc::clone(&self.fence) as Arc<dyn Fence>];
+        let written = self.write(self.row(table, lsn), label, fences).await;
+        self.fence.settled(number);
+        written
     }
 
-    async fn write(&self, row: Row<'_>) -> Result<(), Fault> {
+    async fn write(&self, row: Row<'_>, label: String, fences: Vec<Arc<dyn Fence>>) -> Result<(), Fault> {
         let cannot =
             |error| Fault::halt("cannot write a position as JSON", "report this defect").caused_by(error);
         let mut body = serde_json::to_vec(&row).map_err(cannot)?;
         body.push(b'\n');
         let mut load = Load {
             destination: Arc::clone(&self.destination),
-            label: self.labels.next(&format!("{}-position", self.pipeline)),
+            label,
             columns: None,
             packed: None,
             bytes: body.len() as u64,
             segments: vec![Bytes::from(body)],
             rows: 1,
-            fences: Vec::new(),
+            fences,
             body_sent: false,
         };
-        let (_never, stop) = watch::channel(false);
+        let (give_up, stop) = watch::channel(false);
         let context = DeliverContext {
             observer: Arc::new(Unobserved),
             witness: Arc::clone(&self.witness),
             stop,
             paces: Paces::default(),
         };
-        match deliver(&self.client, &mut load, &context).await {
+        let delivered = {
+            let mut delivering = pin!(deliver(&self.client, &mut load, &context));
+            match tokio::time::timeout(WRITE_PATIENCE, delivering.as_mut()).await {
+                Ok(delivered) => delivered,
+                Err(_elapsed) => {
+                    give_up.send_replace(true);
+                    delivering.await
+                }
+            }
+        };
+        match delivered {
             Delivered::Durable(receipt) if receipt.visible => Ok(()),
             Delivered::Durable(_) => self.visible(&load.label).await,
             Delivered::Halt(fault) => Err(fault),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::catalog;
 use super::connect::Connector;
@@ -14,7 +15,7 @@ use super::preflight;
 use super::schema::Followed;
 use super::setup;
 use super::table::Table;
-use super::warehouse_table::Refusal;
+use super::warehouse_table::{Added, Refusal};
 use crate::config::model::{Pipeline, Postgres, StarRocks};
 use crate::delivery::Stop;
 use crate::fault::{Fault, FaultKind};
@@ -22,6 +23,11 @@ use crate::meter::{PipelineMeter, Waiting};
 use crate::retry::{Backoff, Pace};
 use crate::sink::Fence;
 use crate::sink::starrocks::query::{Column, Query};
+
+/// How long StarRocks may take to add a column before it is looked at anew.
+const ADD_PATIENCE: Duration = Duration::from_secs(600);
+/// Refusals of one statement that may pass by themselves.
+const REFUSALS_MAX: u32 = 5;
 
 /// A source that is ready to be followed.
 pub(crate) struct Prepared {
@@ -184,8 +190,7 @@ async fn made_ready(
             hint: format!("set create_tables = true in [sink.starrocks], or run: {create}"),
         }])),
         Standing::Narrow { added, .. } if sink.create_tables => {
-            let statements: Vec<String> = added.into_iter().map(|added| added.sql).collect();
-            add_columns(query, name, &statements).await?;
+            add_columns(query, name, &added).await?;
             Ok(Ok(query.columns(name).await?.unwrap_or_default()))
         }
         Standing::Narrow { there, added } => {
@@ -201,25 +206,36 @@ async fn made_ready(
     }
 }
 
-/// Runs `ALTER TABLE … ADD COLUMN` statements and waits until the table has so many columns more.
+/// Adds columns that the table lacks, and waits until each is there: StarRocks changes a table in the background.
 ///
 /// # Errors
-/// Halt, with StarRocks' reason.
-pub(super) async fn add_columns(query: &mut Query, table: &str, statements: &[String]) -> Result<(), Fault> {
-    for statement in statements {
-        let before = query.columns(table).await?.map_or(0, |columns| columns.len());
-        tracing::info!(table, "starrocks: {statement}");
+/// Halt, with StarRocks' reason; Retry, if it could not be asked or takes very long.
+pub(super) async fn add_columns(query: &mut Query, table: &str, columns: &[Added]) -> Result<(), Fault> {
+    for Added { column, sql } in columns {
+        let (began, mut refusals, mut accepted) = (Instant::now(), 0, false);
         let mut backoff = Backoff::new(Pace::POLLING);
-        // One change of a table at a time: another one may still be running.
-        while let Err(fault) = query.execute(statement).await {
-            if !fault.story().to_ascii_lowercase().contains("schema change") {
-                return Err(fault
-                    .halting()
-                    .with_hint(format!("run it by hand, and start again: {statement}")));
+        // Somebody else, or this process in an earlier life, may have asked for it.
+        while !query.columns(table).await?.is_some_and(|there| there.iter().any(|one| one.name == *column)) {
+            if began.elapsed() >= ADD_PATIENCE {
+                return Err(Fault::retry(format!("column {column} of {table} is still not there")));
             }
-            backoff.wait().await;
-        }
-        while query.columns(table).await?.map_or(0, |columns| columns.len()) <= before {
+            if !accepted {
+                tracing::info!(table, "starrocks: {sql}");
+                match query.execute(sql).await {
+                    Ok(_) => accepted = true,
+                    // One change of a table at a time: another one may still be running.
+                    Err(fault) if fault.story().to_ascii_lowercase().contains("schema change") => {}
+                    Err(fault) if refusals < REFUSALS_MAX => {
+                        refusals += 1;
+                        tracing::warn!(table, "{}; trying again", fault.story());
+                    }
+                    Err(fault) => {
+                        return Err(fault
+                            .halting()
+                            .with_hint(format!("run it by hand, and start again: {sql}")));
+                    }
+                }
+            }
             backoff.wait().await;
         }
     }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::lsn::Lsn;
 use super::table::TableName;
+use super::warehouse_table::Added;
 use crate::fault::Fault;
 use crate::ledger::Ledger;
 
@@ -37,6 +38,11 @@ impl Marks {
         safe
     }
 
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Moves the marks of `other` behind these.
     pub(super) fn append(&mut self, other: &mut Marks) {
         other.0.drain(..).for_each(|(place, lsn)| self.push(place, lsn));
@@ -48,14 +54,14 @@ impl Marks {
 pub(super) enum Barrier {
     /// Tables were emptied in the source.
     Truncate(Vec<TableName>),
-    /// A table has columns that the destination lacks: statements that add them.
+    /// A table has columns that the destination lacks.
     AddColumns {
         /// The source table.
         table: TableName,
         /// Its place among the destinations.
         destination: u16,
-        /// One a column.
-        statements: Vec<String>,
+        /// The columns.
+        columns: Vec<Added>,
     },
     /// The stream cannot be read past this place until somebody has done something. What came before is loaded
     /// first, so that it need not be read again in whatever shape the tables have then.
@@ -89,6 +95,8 @@ struct State {
     gate: Gate,
     /// There is a connection, as far as anybody here knows.
     connected: bool,
+    /// The newest connection: marks of an earlier one say nothing of what comes again.
+    session: u64,
     /// Why the connection broke off.
     broken: Option<Fault>,
 }
@@ -107,12 +115,19 @@ impl Progress {
     }
 
     /// Told by the feed: everything up to `handed_upto` was opened in the ledger, and these are the marks
-    /// since the last call.
-    pub(super) fn publish(&self, handed_upto: i64, marks: &mut Marks, commit_time_us: i64) {
+    /// since the last call, of connection `session`.
+    ///
+    /// Marks of an earlier connection are dropped: what it told of comes again, and until it has, a key may be
+    /// back at what it was before. No position may be written that does not cover that.
+    pub(super) fn publish(&self, session: u64, handed_upto: i64, marks: &mut Marks, commit_time_us: i64) {
         let mut state = self.lock();
         state.handed_upto = handed_upto;
         state.commit_time_us = commit_time_us;
-        state.marks.append(marks);
+        if session == state.session {
+            state.marks.append(marks);
+        } else {
+            marks.clear();
+        }
     }
 
     /// The newest LSN all of whose rows are durable, if it moved since the last call.
@@ -134,9 +149,14 @@ impl Progress {
         (state.received, state.commit_time_us)
     }
 
-    /// Told by control: the stream has begun.
-    pub(super) fn connected(&self) {
-        self.lock().connected = true;
+    /// Told by control: the stream begins anew. Returns the number of the connection.
+    pub(super) fn connected(&self) -> u64 {
+        let mut state = self.lock();
+        state.connected = true;
+        state.broken = None;
+        state.marks.clear();
+        state.session += 1;
+        state.session
     }
 
     /// Whether there is a connection, as far as anybody here knows.
@@ -222,14 +242,30 @@ mod tests {
         ledger.begin(stay(1), 1);
         marks.push(3, Lsn(30));
         let second = ledger.open(&Span { stay: stay(1), after: 1, upto: 2 }).expect("a stay");
-        progress.publish(0, &mut marks, 0);
+        progress.publish(0, 0, &mut marks, 0);
         let first = ledger.open(&Span { stay: stay(0), after: 0, upto: 3 }).expect("a stay");
         let _ = second.settle();
         assert_eq!(progress.reach(&ledger), None, "row 3 may not be in the ledger yet");
-        progress.publish(3, &mut marks, 0);
+        progress.publish(0, 3, &mut marks, 0);
         assert_eq!(progress.reach(&ledger), None, "the first table is not durable");
         let _ = first.settle();
         assert_eq!(progress.reach(&ledger), Some(Lsn(30)));
+    }
+
+    #[test]
+    fn marks_of_an_earlier_connection_reach_nothing() {
+        let (ledger, progress, mut marks) = (Ledger::new(), Progress::default(), Marks::default());
+        marks.push(1, Lsn(10));
+        progress.publish(0, 1, &mut marks, 0);
+        let session = progress.connected();
+        assert_eq!(progress.reach(&ledger), None);
+        // Read by the feed before it saw the new connection.
+        marks.push(2, Lsn(20));
+        progress.publish(0, 2, &mut marks, 0);
+        assert_eq!(progress.reach(&ledger), None);
+        marks.push(3, Lsn(15));
+        progress.publish(session, 3, &mut marks, 0);
+        assert_eq!(progress.reach(&ledger), Some(Lsn(15)));
     }
 
     #[test]

@@ -34,8 +34,11 @@ impl Urgency {
                 *count += 1;
                 *count >= URGENT_EVENTS_MAX && since.elapsed() >= URGENT_PATIENCE
             }
-            Event::Idle { urgent: false, .. } => false,
-            Event::Connected | Event::Begin { .. } | Event::Change(_) | Event::Commit { .. } => {
+            Event::Idle { urgent: false, .. }
+            | Event::Connected { .. }
+            | Event::Begin { .. }
+            | Event::Change(_)
+            | Event::Commit { .. } => {
                 self.0 = None;
                 false
             }
@@ -79,12 +82,13 @@ impl Pipe {
 /// Pumps until the connection is gone, which `progress` is told, or the feed is.
 pub(super) async fn pump<T: Transport>(
     mut transport: T,
+    session: u64,
     pipe: Pipe,
     mut confirmed: watch::Receiver<Lsn>,
     progress: Progress,
 ) {
     // A feed that has ended is noticed below.
-    let _ = pipe.send(Event::Connected).await;
+    let _ = pipe.send(Event::Connected { session }).await;
     let mut urgency = Urgency::default();
     loop {
         let event = tokio::select! {

@@ -12,7 +12,7 @@ use super::pgoutput::{Field, Relation, Update};
 use super::quote;
 use super::row::{Layout, table_of};
 use super::table::{Column, Table, TableName};
-use super::warehouse_table::{Comparison, Remembered};
+use super::warehouse_table::{Added, Comparison, Remembered};
 use crate::fault::Fault;
 use crate::sink::starrocks::query::Column as WarehouseColumn;
 
@@ -59,8 +59,8 @@ pub(super) enum Change {
         layout: Layout,
         /// Where they go.
         destination: u16,
-        /// What adds the columns.
-        statements: Vec<String>,
+        /// The columns to add.
+        columns: Vec<Added>,
     },
 }
 
@@ -151,21 +151,21 @@ impl Schema {
         if let Some(first) = difference.incompatible.first() {
             return Err(unfit(&first.what, &first.hint, &difference.side_by_side));
         }
-        let mut statements = Vec::new();
+        let mut columns = Vec::new();
         for added in difference.added.into_iter().filter(|added| is_there(&added.column)) {
             followed.warehouse.push(WarehouseColumn {
-                name: added.column,
+                name: added.column.clone(),
                 sql_type: String::new(),
                 nullable: true,
                 key: false,
             });
-            statements.extend(grows.then_some(added.sql));
+            columns.extend(grows.then_some(added));
         }
         followed.table = table;
-        Ok(if statements.is_empty() {
+        Ok(if columns.is_empty() {
             Change::Same { layout, destination }
         } else {
-            Change::Grown { layout, destination, statements }
+            Change::Grown { layout, destination, columns }
         })
     }
 

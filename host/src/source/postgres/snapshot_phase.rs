@@ -27,6 +27,8 @@ use crate::retry::{Backoff, Pace};
 const IN_FLIGHT_BYTES: usize = 16 << 20;
 /// How long a new slot may wait for open transactions before it is told whom it waits for.
 const SLOT_PATIENCE: Duration = Duration::from_secs(60);
+/// Longest pause between attempts: a stop or a halt waits as long.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How often progress is logged.
 const TOLD_EVERY: Duration = Duration::from_secs(10);
 /// How long one look takes at least.
@@ -41,14 +43,6 @@ pub(super) enum Copied {
     },
     /// Nothing: that was all, or the pipeline was asked to stop.
     Ended,
-}
-
-/// Which place in the log a finished table is remembered with.
-enum Remember {
-    /// The copy's own: changes before it are left out of the stream.
-    Point,
-    /// The stream's start: all changes are loaded again.
-    Start(Lsn),
 }
 
 /// Copies what is to be copied.
@@ -67,12 +61,10 @@ pub(super) fn run(
                 return Ok(Copied::Ended);
             };
             let from = exported.point;
-            let rest = copy_tables(control, exported, &copy, &Remember::Point, positions, spawn_lane)?;
-            followed(control, rest, from, true, positions, spawn_lane)
+            let rest = copy_tables(control, exported, &copy, from, positions, spawn_lane)?;
+            followed(control, rest, from, positions, spawn_lane)
         }
-        Beginning::Resume { from, copy, moved } => {
-            followed(control, Some(copy), from, !moved, positions, spawn_lane)
-        }
+        Beginning::Resume { from, copy } => followed(control, Some(copy), from, positions, spawn_lane),
         Beginning::Only { copy } => {
             let mut left = copy;
             while !left.is_empty() {
@@ -81,7 +73,8 @@ pub(super) fn run(
                     control.parts.runtime.block_on(exporting)
                 })?;
                 let Some(exported) = exported else { return Ok(Copied::Ended) };
-                match copy_tables(control, exported, &left, &Remember::Point, positions, spawn_lane)? {
+                let point = exported.point;
+                match copy_tables(control, exported, &left, point, positions, spawn_lane)? {
                     Some(rest) => left = rest,
                     None => return Ok(Copied::Ended),
                 }
@@ -96,7 +89,6 @@ fn followed(
     control: &mut Control,
     left: Option<Vec<TableName>>,
     from: Lsn,
-    replays: bool,
     positions: &Arc<Positions>,
     spawn_lane: &SpawnLane<'_>,
 ) -> Result<Copied, Fault> {
@@ -105,8 +97,7 @@ fn followed(
         let Some(exported) = retried(control, |control| control.new_slot(Lifetime::Temporary))? else {
             return Ok(Copied::Ended);
         };
-        let remember = if replays { Remember::Start(from) } else { Remember::Point };
-        match copy_tables(control, exported, &left, &remember, positions, spawn_lane)? {
+        match copy_tables(control, exported, &left, from, positions, spawn_lane)? {
             Some(rest) => left = rest,
             None => return Ok(Copied::Ended),
         }
@@ -120,9 +111,10 @@ fn retried<T>(
     control: &mut Control,
     mut attempt: impl FnMut(&mut Control) -> Result<T, Fault>,
 ) -> Result<Option<T>, Fault> {
-    let mut backoff = Backoff::new(Pace::PASSING);
+    let mut backoff = Backoff::new(Pace { cap: RETRY_PAUSE_MAX, ..Pace::PASSING });
     let mut waiting = None;
     while !control.parts.stop.is_requested() {
+        control.check_halts()?;
         match attempt(control) {
             Ok(done) => return Ok(Some(done)),
             Err(fault) if fault.kind == FaultKind::Retry => {
@@ -158,7 +150,7 @@ fn copy_tables(
     control: &mut Control,
     exported: Exported,
     tables: &[TableName],
-    remember: &Remember,
+    upto: Lsn,
     positions: &Arc<Positions>,
     spawn_lane: &SpawnLane<'_>,
 ) -> Result<Option<Vec<TableName>>, Fault> {
@@ -224,7 +216,7 @@ fn copy_tables(
             .lanes
             .push(Some(lane.map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?));
     }
-    let watched = Watched { plan, parts, copying: progress, remember, point };
+    let watched = Watched { plan, parts, copying: progress, upto };
     let copied = watched.until_durable(control, positions);
     ended.end();
     for thread in control.lanes.drain(first..).flatten() {
@@ -239,15 +231,15 @@ fn copy_tables(
 }
 
 /// A running copy.
-struct Watched<'a> {
+struct Watched {
     plan: Arc<CopyPlan>,
     parts: Arc<CopyParts>,
     copying: Arc<copy::Progress>,
-    remember: &'a Remember,
-    point: Lsn,
+    /// Place in the log that finished tables are remembered with.
+    upto: Lsn,
 }
 
-impl Watched<'_> {
+impl Watched {
     /// Waits until each table is durable or given up, and remembers the durable ones.
     fn until_durable(
         &self,
@@ -293,10 +285,7 @@ impl Watched<'_> {
     fn remember(&self, control: &mut Control, positions: &Positions, table: usize) -> Result<(), Fault> {
         let Some(copied) = self.plan.tables.get(table) else { return Ok(()) };
         let name = &copied.table.name;
-        let upto = match self.remember {
-            Remember::Point => self.point,
-            Remember::Start(start) => *start,
-        };
+        let upto = self.upto;
         if retried(control, |control| control.parts.runtime.block_on(positions.copied(name, upto)))?.is_none()
         {
             return Ok(());

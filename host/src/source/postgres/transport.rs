@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use pgwire_replication::{PgWireError, ReplicationClient, ReplicationEvent};
@@ -15,6 +16,8 @@ use super::lsn::Lsn;
 use super::trouble::Failure;
 use crate::fault::Fault;
 
+/// How long the stream may take to begin, connecting included.
+const START_PATIENCE: Duration = Duration::from_secs(30);
 /// Microseconds between 1970, from where Tidemill counts, and 2000, from where Postgres does.
 const EPOCH_DISTANCE_US: i64 = 946_684_800_000_000;
 
@@ -22,7 +25,10 @@ const EPOCH_DISTANCE_US: i64 = 946_684_800_000_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Event {
     /// A connection was made: a transaction that was only begun comes again.
-    Connected,
+    Connected {
+        /// Its number.
+        session: u64,
+    },
     /// A transaction begins.
     Begin {
         /// LSN of its commit record.
@@ -53,7 +59,7 @@ impl Event {
     pub(super) fn bytes(&self) -> usize {
         match self {
             Event::Change(data) => data.len(),
-            Event::Connected | Event::Begin { .. } | Event::Commit { .. } | Event::Idle { .. } => 0,
+            Event::Connected { .. } | Event::Begin { .. } | Event::Commit { .. } | Event::Idle { .. } => 0,
         }
     }
 }
@@ -88,8 +94,18 @@ impl PgWire {
         let connector = Arc::clone(connector);
         let config = connector.replication_config(from)?;
         let failed = |error: PgWireError| trouble(error, &connector);
-        let mut client = ReplicationClient::connect(config).await.map_err(failed)?;
-        client.wait_started().await.map_err(failed)?;
+        let started = async {
+            let mut client = ReplicationClient::connect(config).await?;
+            client.wait_started().await.map(|()| client)
+        };
+        // The client has no limit of its own.
+        let client = match tokio::time::timeout(START_PATIENCE, started).await {
+            Ok(started) => started.map_err(failed)?,
+            Err(_) => {
+                let waited = START_PATIENCE.as_secs();
+                return Err(Fault::retry(format!("the replication stream did not begin within {waited} s")));
+            }
+        };
         Ok(PgWire { client, connector })
     }
 }
