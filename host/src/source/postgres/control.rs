@@ -198,15 +198,15 @@ impl Control {
         self.led_at = Some(Instant::now());
         let leadership = Arc::clone(&self.prepared.leadership);
         let regained = self.parts.runtime.block_on(async {
-            Ok::<_, Fault>(if leadership.acquire().await? { Some(positions.read().await?) } else { None })
+            leadership.acquire().await?;
+            let known = positions.read().await?;
+            Ok::<_, Fault>(leadership.is_newest(known.claim.as_ref()).await)
         });
         match regained {
-            Ok(Some(known)) => {
-                let newest = self.parts.runtime.block_on(leadership.is_newest(known.claim.as_ref()));
-                if newest { Ok(()) } else { Err(superseded(&self.prepared.source)) }
-            }
+            // The lock may still be that of our own connection, on a line that went dead: then it is tried again.
+            Ok(true) => Ok(()),
             // Somebody else leads now, and reads what we have read and not loaded.
-            Ok(None) => Err(superseded(&self.prepared.source)),
+            Ok(false) => Err(superseded(&self.prepared.source)),
             Err(fault) if fault.kind == FaultKind::Retry => {
                 // A server that shuts down lets nobody in, and waits until its readers have confirmed what they
                 // cannot load without the lock.

@@ -162,17 +162,21 @@ impl Leadership {
     }
 
     async fn ask(&self) -> Result<(), Fault> {
-        let holder = self.holder.lock().await;
+        let mut holder = self.holder.lock().await;
         let Some(connection) = holder.as_ref() else {
             return Err(Fault::retry("the lock of the slot is not held at the moment"));
         };
         match tokio::time::timeout(ANSWER_PATIENCE, connection.client().simple_query("SELECT 1")).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(connection.fault("ask whether the slot is still ours", error)),
-            Err(_) => Err(Fault::retry(format!(
-                "the connection that holds the lock of the slot did not answer within {} s",
-                ANSWER_PATIENCE.as_secs()
-            ))),
+            Err(_) => {
+                // On a line that went dead it never will. The server ends its side after `SILENCE_MAX`.
+                *holder = None;
+                Err(Fault::retry(format!(
+                    "the connection that holds the lock of the slot did not answer within {} s",
+                    ANSWER_PATIENCE.as_secs()
+                )))
+            }
         }
     }
 }
