@@ -9,6 +9,7 @@ use std::{
     ffi::OsString,
     fs,
     io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender},
@@ -54,7 +55,7 @@ pub(crate) fn postgres(arguments: &[OsString]) -> Result<(), Failure> {
         .map_err(|cause| Failure::new(format!("write {}: {cause}", file.display())))?;
     show(&server, &sandbox, &file);
 
-    // From here on Ctrl-C means `tidemill run` and the sandbox, which end by themselves; then it is our turn.
+    // From here on Ctrl-C means `tidemill run`, which drains and ends; then it is our turn to end the rest.
     outlive_interrupts();
     let writer = Writer::start(shop);
     let mut run = Command::new(command::built("tidemill"));
@@ -128,6 +129,8 @@ impl Sandbox {
             .args(["--execute", &format!("CREATE DATABASE {DATABASE}")])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            // Ctrl-C is not for it: `tidemill run` loads what it has read before it ends.
+            .process_group(0)
             .spawn()
             .map_err(|cause| Failure::new(format!("run `tidemill sandbox`: {cause}")))?;
         // From here on dropping it ends the process.
@@ -150,8 +153,7 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        // By SIGTERM, so that it removes its rows; after Ctrl-C it has ended already. The shell's own `kill`: the program of
-        // that name is not on every machine.
+        // By SIGTERM, so that it removes its rows. The shell's own `kill`: the program of that name is not on every machine.
         let pid = self.child.id().to_string();
         let told =
             Command::new("sh").args(["-c", "kill -s TERM \"$1\"", "sh", &pid]).stderr(Stdio::null()).status();

@@ -1,6 +1,7 @@
 use crate::Fault;
 use std::{
     io::Write,
+    os::unix::process::CommandExt,
     path::PathBuf,
     process::{Command, Stdio},
     thread,
@@ -63,6 +64,8 @@ impl Client {
         .envs(self.password.iter().map(|password| ("PGPASSWORD", password)))
         .env("PGCLIENTENCODING", "UTF8");
         let psql = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Ctrl-C is for whoever runs it, who then decides.
+        let psql = psql.process_group(0);
         let mut child = psql.spawn().map_err(Fault::io(attempt.clone()))?;
         let stdin = child.stdin.take();
         // Beside the reading: a long script and a long answer would otherwise wait for each other.

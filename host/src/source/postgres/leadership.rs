@@ -183,12 +183,14 @@ impl Leadership {
 
     /// Keeps the lock's connection from falling silent. That it is gone is noticed by [`Leadership::is_lost`].
     async fn pulse(&self) {
-        let holder = self.holder.lock().await;
-        if let Some(connection) = holder.as_ref() {
-            let asked = connection.client().simple_query("SELECT 1");
-            if let Ok(Err(error)) = tokio::time::timeout(ANSWER_PATIENCE, asked).await {
-                tracing::debug!(%error, "the connection of the slot's lock has ended");
-            }
+        let mut holder = self.holder.lock().await;
+        let Some(connection) = holder.as_ref() else { return };
+        let asked = connection.client().simple_query("SELECT 1");
+        match tokio::time::timeout(ANSWER_PATIENCE, asked).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "the connection of the slot's lock has ended"),
+            // On a line that went dead it never will. The server ends its side after `SILENCE_MAX`.
+            Err(_) => *holder = None,
         }
     }
 
@@ -200,17 +202,20 @@ impl Leadership {
         if !self.admitted.load(Ordering::Acquire) {
             return Err(Fault::retry("it is not known yet whether another process has read the slot"));
         }
-        let holder = self.holder.lock().await;
+        let mut holder = self.holder.lock().await;
         let Some(connection) = holder.as_ref() else {
             return Err(Fault::retry("the lock of the slot is not held at the moment"));
         };
         match tokio::time::timeout(ANSWER_PATIENCE, connection.client().simple_query("SELECT 1")).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(connection.fault("ask whether the slot is still ours", error)),
-            Err(_) => Err(Fault::retry(format!(
-                "the connection that holds the lock of the slot did not answer within {} s",
-                ANSWER_PATIENCE.as_secs()
-            ))),
+            Err(_) => {
+                *holder = None;
+                Err(Fault::retry(format!(
+                    "the connection that holds the lock of the slot did not answer within {} s",
+                    ANSWER_PATIENCE.as_secs()
+                )))
+            }
         }
     }
 }
