@@ -457,6 +457,7 @@ pub fn reference_markdown() -> String {
     let pipeline = meter.pipeline("orders");
     pipeline.cut(crate::batch::Cut::Rows);
     pipeline.http().answered(200, Duration::ZERO);
+    let _made = pipeline.postgres();
     meter.table("orders", "shop.orders");
     meter.watch_plugin("orders", "orders", &Arc::default());
     meter.read_plugins();
@@ -492,7 +493,7 @@ Generated from `host/src/meter.rs` by `cargo xtask docs`; do not edit.
 
 `GET /metrics` on the admin address answers in the OpenMetrics text format, which Prometheus reads.
 At rest, and up to the chunks that are being counted at the moment of the scrape,
-`records_read = records_loaded + records_dropped + records_dead_lettered + records_given_up + records_in_flight`.
+`records_read = records_loaded + records_dropped + records_dead_lettered + records_refused + records_given_up + records_in_flight`.
 
 `GET /health` answers 200 while the process lives. `GET /ready` answers 503 with one line for each pipeline
 that is starting, halted, waiting for something outside for 5 s or more, or stalled.
@@ -504,6 +505,14 @@ that is starting, halted, waiting for something outside for 5 s or more, or stal
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_page_has_the_metrics_of_every_source() {
+        let page = reference_markdown();
+        for name in ["rebalances_total", "postgres_slot_wal_status", "http_requests_total"] {
+            assert!(page.contains(&format!("| `tidemill_{name}` |")), "{name}");
+        }
+    }
 
     #[test]
     fn plugins_are_counted_once_however_often_they_are_scraped() {
