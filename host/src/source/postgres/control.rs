@@ -17,7 +17,7 @@ use super::lsn::Lsn;
 use super::position::Positions;
 use super::prepare::Prepared;
 use super::progress::{Barrier, Progress};
-use super::pump::{Pipe, pump};
+use super::pump::{Engine, Pipe, Pumping, pump};
 use super::schema::Schema;
 use super::setup::{Identified, identify};
 use super::transport::PgWire;
@@ -76,7 +76,7 @@ struct Streaming {
     pipe: Pipe,
     confirm: watch::Sender<Lsn>,
     /// The connection's pump.
-    pump: Option<Task<()>>,
+    pump: Option<Pumping>,
     /// Since when there is no connection, and what is told of it.
     broken: Option<(Instant, Waiting)>,
     /// What is durable and has still to be written as a position.
@@ -309,10 +309,10 @@ impl Control {
             let Some(streaming) = &self.streaming else { return Ok(()) };
             let from = streaming.written;
             let connector = Arc::clone(&self.prepared.connector);
-            let started = self.parts.runtime.block_on(async {
-                let transport = PgWire::start(&connector, from).await?;
+            let engine = Engine::new()?;
+            let started = engine.block_on(PgWire::start(&connector, from)).and_then(|transport| {
                 // Another process may have had the slot until now: what it wrote counts.
-                Ok::<_, Fault>((transport, positions.read().await?))
+                Ok((transport, self.parts.runtime.block_on(positions.read())?))
             });
             match started {
                 Ok((transport, known)) => {
@@ -332,7 +332,7 @@ impl Control {
                         self.progress.clone(),
                     );
                     self.progress.connected();
-                    streaming.pump = Some(self.parts.runtime.spawn(pumping));
+                    streaming.pump = Some(engine.run(pumping, &self.parts.runtime));
                     streaming.broken = None;
                     return Ok(());
                 }
@@ -537,8 +537,10 @@ impl Control {
         // The pump passes the last confirmation on, and then says farewell to the server.
         drop(confirm);
         if let Some(pump) = pump {
-            let waited =
-                self.parts.runtime.block_on(async { tokio::time::timeout(FAREWELL_PATIENCE, pump).await });
+            let waited = self
+                .parts
+                .runtime
+                .block_on(async { tokio::time::timeout(FAREWELL_PATIENCE, pump.ended).await });
             if waited.is_err() {
                 tracing::debug!("the replication connection did not end in time");
             }
