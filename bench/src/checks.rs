@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use crate::contest::{Contest, DEFAULT, Run, SMALL, TABLES};
+use crate::contest::{Contest, DEFAULT, SMALL, TABLES};
 use crate::orders;
 use crate::proc::used;
+use crate::stand::{Run, sum};
 
 /// Records of each check.
 const RECORDS: u64 = 500_000;
@@ -76,11 +77,10 @@ fn watch(contest: &Contest, child: &mut Child, admin: &str) -> Result<(f64, f64)
         }
         std::thread::sleep(Duration::from_millis(5));
         let Some(text) = contest.metrics(admin) else { continue };
-        if assigned.is_none() && crate::contest::sum(&text, "tidemill_partitions") > 0 {
+        if assigned.is_none() && sum(&text, "tidemill_partitions") > 0 {
             assigned = Some(Instant::now());
         }
-        if let Some(at) = assigned.filter(|_| crate::contest::sum(&text, "tidemill_records_loaded_total") > 0)
-        {
+        if let Some(at) = assigned.filter(|_| sum(&text, "tidemill_records_loaded_total") > 0) {
             break at.elapsed().as_secs_f64();
         }
     };

@@ -1,19 +1,15 @@
 //! The contestants, and one run of each.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::orders;
 use crate::proc::used;
+use crate::stand::{self, Run, Stand};
 
 /// Tables of the routing check.
 pub(crate) const TABLES: usize = 100;
-/// How long one run may take.
-const PATIENCE: Duration = Duration::from_secs(300);
-/// How often a run is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// A batch setting under test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,17 +54,6 @@ pub(crate) const CONTESTANTS: [Contestant; 9] = [
     Contestant { name: "tidemill, orders", batch: DEFAULT, kind: Kind::Tidemill(Some("orders")) },
 ];
 
-/// One run's figures.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Run {
-    /// From the first record read to the last durable row.
-    pub(crate) seconds: f64,
-    pub(crate) cpu_s: f64,
-    pub(crate) peak_bytes: u64,
-    pub(crate) loads: u64,
-    pub(crate) rows: u64,
-}
-
 /// All runs of one contestant.
 #[derive(Debug, Clone)]
 pub(crate) struct Results {
@@ -76,46 +61,23 @@ pub(crate) struct Results {
     pub(crate) runs: Vec<Run>,
 }
 
-/// Kafka with the topic, a sandbox that throws rows away, a place for files.
+/// Kafka with the topic, and a stand to load into.
 pub(crate) struct Contest {
     brokers: String,
     topic: String,
     records: u64,
     kept: u64,
-    sandbox: Child,
-    fe: String,
-    be: String,
-    tidemill: PathBuf,
-    folder: tempfile::TempDir,
-    http: reqwest::Client,
-    runtime: tokio::runtime::Runtime,
+    stand: Stand,
 }
 
 impl Contest {
     pub(crate) fn prepare(records: u64) -> Result<Contest, String> {
-        let variable = |name: &str| {
-            std::env::var(name).map_err(|_| format!("{name} is not set: run `cargo xtask bench`"))
-        };
-        let brokers = variable("TIDEMILL_TEST_KAFKA")?;
-        let tidemill = PathBuf::from(variable("TIDEMILL_BIN")?);
+        let brokers = stand::variable("TIDEMILL_TEST_KAFKA")?;
         let topic = format!("bench-{:08x}", std::process::id());
         eprintln!("filling topic {topic} with {records} orders");
         let kept = orders::fill(&brokers, &topic, orders::PARTITIONS, records)?;
-        let (sandbox, fe, be) = start_sandbox(&tidemill)?;
-        let runtime = tokio::runtime::Runtime::new().map_err(|error| error.to_string())?;
-        Ok(Contest {
-            brokers,
-            topic,
-            records,
-            kept,
-            sandbox,
-            fe,
-            be,
-            tidemill,
-            folder: tempfile::tempdir().map_err(|error| error.to_string())?,
-            http: reqwest::Client::builder().no_proxy().build().map_err(|error| error.to_string())?,
-            runtime,
-        })
+        let stand = Stand::start(&tables())?;
+        Ok(Contest { brokers, topic, records, kept, stand })
     }
 
     /// Runs all contestants in turn, `rounds` times.
@@ -148,12 +110,12 @@ impl Contest {
     }
 
     fn once(&self, contestant: &Contestant) -> Result<Run, String> {
-        let before = self.stats()?;
+        let before = self.stand.stats()?;
         let run = match contestant.kind {
             Kind::Loop(work) => self.bare_loop(work, contestant.batch)?,
             Kind::Tidemill(plugin) => self.tidemill(&self.topic, plugin, contestant.batch, self.records)?,
         };
-        let after = self.stats()?;
+        let after = self.stand.stats()?;
         let (loads, rows) = (after.0 - before.0, after.1 - before.1);
         let expected = match contestant.kind {
             Kind::Loop("read") => 0,
@@ -164,19 +126,6 @@ impl Contest {
             return Err(format!("{}: {rows} rows arrived, expected {expected}", contestant.name));
         }
         Ok(Run { loads, rows, ..run })
-    }
-
-    /// Loads and rows of all tables of the sandbox so far.
-    fn stats(&self) -> Result<(u64, u64), String> {
-        let asked = async {
-            let answer = self.http.get(format!("{}/sandbox/stats", self.fe)).send().await?;
-            answer.json::<serde_json::Value>().await
-        };
-        let stats = self.runtime.block_on(asked).map_err(|error| error.to_string())?;
-        let tables = stats.get("tables").and_then(serde_json::Value::as_object);
-        let tables = tables.ok_or("the sandbox told of no tables")?;
-        let sum = |key: &str| tables.values().filter_map(|table| table.get(key)?.as_u64()).sum();
-        Ok((sum("loads"), sum("rows_loaded")))
     }
 
     fn bare_loop(&self, work: &str, batch: Batch) -> Result<Run, String> {
@@ -192,7 +141,7 @@ impl Contest {
                 "--topic",
                 &self.topic,
                 "--be",
-                &self.be,
+                self.stand.be(),
             ])
             .args(["--records", &self.records.to_string()])
             .args(["--max-rows", &batch.rows.to_string(), "--max-bytes", &batch.bytes.to_string()])
@@ -242,20 +191,8 @@ impl Contest {
         batch: Batch,
         records: u64,
     ) -> Result<Run, String> {
-        let before = self.stats()?;
-        let (mut child, admin) = self.start(topic, plugin, batch)?;
-        let done = self.wait(&mut child, &admin, records);
-        let measured = used(child.id()).unwrap_or_default();
-        let stopped = Command::new("kill").arg(child.id().to_string()).status();
-        stopped.map_err(|error| error.to_string())?;
-        let ended = child.wait().map_err(|error| error.to_string())?;
-        let seconds = done?;
-        if !ended.success() {
-            return Err(format!("tidemill ended with {ended}"));
-        }
-        let after = self.stats()?;
-        let (loads, rows) = (after.0 - before.0, after.1 - before.1);
-        Ok(Run { seconds, cpu_s: measured.cpu_s, peak_bytes: measured.peak_bytes, loads, rows })
+        let name = stand::unique("bench");
+        self.stand.measure(&name, &self.pipeline(&name, topic, plugin, batch), records)
     }
 
     /// Starts Tidemill; returns it with the address of its admin endpoint.
@@ -265,66 +202,17 @@ impl Contest {
         plugin: Option<(&str, &str)>,
         batch: Batch,
     ) -> Result<(Child, String), String> {
-        let name = format!("bench_{:08x}", rand_id());
-        let file = self.folder.path().join(format!("{name}.toml"));
-        std::fs::write(&file, self.pipeline(&name, topic, plugin, batch))
-            .map_err(|error| error.to_string())?;
-        let admin = format!("127.0.0.1:{}", free_port()?);
-        let child = Command::new(&self.tidemill)
-            .args(["--log-level", "warn", "run"])
-            .arg(&file)
-            .args(["--admin", &admin])
-            .spawn()
-            .map_err(|error| error.to_string())?;
-        Ok((child, admin))
+        let name = stand::unique("bench");
+        self.stand.run(&name, &self.pipeline(&name, topic, plugin, batch))
     }
 
     /// The text of `/metrics`, if the process answers.
     pub(crate) fn metrics(&self, admin: &str) -> Option<String> {
-        let asked = async { self.http.get(format!("http://{admin}/metrics")).send().await?.text().await };
-        self.runtime.block_on(asked).ok()
-    }
-
-    /// Waits until all records are through; returns the seconds from the first one seen to be read on, at the
-    /// rate of all batches but the last.
-    fn wait(&self, child: &mut Child, admin: &str, records: u64) -> Result<f64, String> {
-        let (started, mut first) = (Instant::now(), None);
-        let (mut before_last, mut last) = ((0.0, 0), (0.0, 0));
-        while started.elapsed() < PATIENCE {
-            std::thread::sleep(LOOK_EVERY);
-            if let Some(ended) = child.try_wait().map_err(|error| error.to_string())? {
-                return Err(format!("tidemill ended early with {ended}"));
-            }
-            let Some(text) = self.metrics(admin) else { continue };
-            if first.is_none() && sum(&text, "tidemill_records_read_total") > 0 {
-                // It was read between the last look and this one.
-                first = Some(Instant::now() - LOOK_EVERY);
-            }
-            let out =
-                sum(&text, "tidemill_records_loaded_total") + sum(&text, "tidemill_records_dropped_total");
-            let Some(first) = first else { continue };
-            if out > last.1 {
-                before_last = last;
-                last = (first.elapsed().as_secs_f64(), out);
-            }
-            if out >= records {
-                // The last batch is not full and lingers, which a bare loop's does not: the rate is
-                // that of the others.
-                let (seconds, through) = if before_last.1 > 0 { before_last } else { last };
-                return Ok(seconds * records as f64 / through as f64);
-            }
-        }
-        Err(format!("not done within {} s", PATIENCE.as_secs()))
+        self.stand.metrics(admin)
     }
 
     fn pipeline(&self, name: &str, topic: &str, plugin: Option<(&str, &str)>, batch: Batch) -> String {
-        let plugins = crate::root().join("target/plugins");
-        let transform = plugin.map_or_else(String::new, |(plugin, config)| {
-            format!(
-                "[[transform]]\nplugin = \"{}/{plugin}.wasm\"\nconfig = {{ {config} }}\n",
-                plugins.display()
-            )
-        });
+        let transform = plugin.map_or_else(String::new, |(plugin, config)| stand::transform(plugin, config));
         // A plugin that routes names the tables itself.
         let table =
             if plugin.is_some_and(|(plugin, _)| plugin == "route") { "" } else { "table = \"orders\"\n" };
@@ -333,64 +221,24 @@ impl Contest {
              [batch]\nmax_rows = {}\nmax_bytes = \"{}B\"\nlinger = \"1s\"\n\
              [sink.starrocks]\nfe = [\"{}\"]\ndatabase = \"bench\"\n{table}user = \"root\"\n\
              table_model = \"duplicate\"\n",
-            self.brokers, topic, batch.rows, batch.bytes, self.fe
+            self.brokers,
+            topic,
+            batch.rows,
+            batch.bytes,
+            self.stand.fe()
         )
     }
 }
 
-impl Drop for Contest {
-    fn drop(&mut self) {
-        // Ours, by its handle; that it is gone already is fine.
-        let _ = self.sandbox.kill();
-        let _ = self.sandbox.wait();
-    }
-}
-
-/// Sum of a metric over all its labels.
-pub(crate) fn sum(text: &str, metric: &str) -> u64 {
-    let lines = text.lines().filter(|line| line.starts_with(metric));
-    lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok()).sum()
-}
-
-fn start_sandbox(tidemill: &PathBuf) -> Result<(Child, String, String), String> {
-    let (fe, be, query) = (free_port()?, free_port()?, free_port()?);
-    let table =
+/// The statements that make the tables which records are loaded into.
+fn tables() -> Vec<String> {
+    let orders =
         tidemill_plugin_orders::sample::CREATE_TABLE.replacen("TABLE orders", "TABLE bench.orders", 1);
-    let mut child = Command::new(tidemill)
-        .args(["sandbox", "--keep", "none", "--max-versions", "1000000"])
-        .args(["--fe-port", &fe.to_string(), "--be-port", &be.to_string()])
-        .args(["--query-port", &query.to_string()])
-        .args(["--execute", "CREATE DATABASE bench", "--execute", &table])
-        .args((0..TABLES).flat_map(|table| {
-            let statement = format!(
-                "CREATE TABLE bench.t{table} (order_id BIGINT NOT NULL, kind VARCHAR(16), note VARCHAR(256)) \
-                 DUPLICATE KEY (order_id) DISTRIBUTED BY HASH (order_id) BUCKETS 1"
-            );
-            ["--execute".to_owned(), statement]
-        }))
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|error| format!("cannot start the sandbox: {error}"))?;
-    let mut line = String::new();
-    if let Some(out) = child.stdout.take() {
-        let mut reader = BufReader::new(out);
-        reader.read_line(&mut line).map_err(|error| error.to_string())?;
-        // The sandbox prints on; a closed pipe would end it.
-        child.stdout = Some(reader.into_inner());
-    }
-    if line.is_empty() {
-        return Err("the sandbox did not start".to_owned());
-    }
-    Ok((child, format!("http://127.0.0.1:{fe}"), format!("127.0.0.1:{be}")))
-}
-
-fn free_port() -> Result<u16, String> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
-    listener.local_addr().map(|address| address.port()).map_err(|error| error.to_string())
-}
-
-/// Differs from run to run within one process.
-fn rand_id() -> u32 {
-    use std::hash::{BuildHasher as _, Hasher as _};
-    std::collections::hash_map::RandomState::new().build_hasher().finish() as u32
+    let routed = (0..TABLES).map(|table| {
+        format!(
+            "CREATE TABLE bench.t{table} (order_id BIGINT NOT NULL, kind VARCHAR(16), note VARCHAR(256)) \
+             DUPLICATE KEY (order_id) DISTRIBUTED BY HASH (order_id) BUCKETS 1"
+        )
+    });
+    std::iter::once(orders).chain(routed).collect()
 }

@@ -8,10 +8,13 @@ mod checks;
 mod contest;
 mod native;
 mod orders;
+mod postgres;
 mod proc;
 mod reader;
 mod report;
 mod stages;
+mod stand;
+mod web;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,13 +31,17 @@ struct Arguments {
     #[arg(long, default_value_t = 2_000_000)]
     records: u64,
     /// Rounds; odd, so that there is a median
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, global = true, default_value_t = 3)]
     rounds: usize,
+    #[command(flatten)]
+    postgres: postgres::Sizes,
+    #[command(flatten)]
+    web: web::Sizes,
     /// Only these contestants, by the beginning of their name
     #[arg(long, value_name = "NAME", value_delimiter = ';')]
     only: Vec<String>,
     /// Do not write bench/RESULTS.md
-    #[arg(long)]
+    #[arg(long, global = true)]
     dry: bool,
 }
 
@@ -42,17 +49,27 @@ struct Arguments {
 enum Command {
     /// Only the stages, in nanoseconds per record; needs no Kafka
     Stages,
+    /// Only PostgreSQL; needs no Kafka
+    Postgres,
+    /// Only HTTP; needs no Kafka
+    Http,
     /// One contestant, as a child process (used by the benchmark itself)
     #[command(hide = true)]
     Loop(native::Loop),
+    /// The empty handler, as a child process (used by the benchmark itself)
+    #[command(hide = true)]
+    Empty(web::Empty),
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = match arguments.command {
+    let outcome = match &arguments.command {
         Some(Command::Loop(contestant)) => contestant.run(),
+        Some(Command::Empty(handler)) => handler.run(),
+        Some(Command::Postgres) => postgres(&arguments),
+        Some(Command::Http) => http(&arguments),
         Some(Command::Stages) => measure_stages().map(|stages| print!("{}", report::stages(&stages))),
-        None => compare(&arguments),
+        None => everything(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -72,6 +89,15 @@ fn measure_stages() -> Result<Vec<stages::Stage>, String> {
     stages::run(&root().join("target/plugins")).map_err(|fault| fault.story())
 }
 
+fn everything(arguments: &Arguments) -> Result<(), String> {
+    compare(arguments)?;
+    if !arguments.only.is_empty() {
+        return Ok(());
+    }
+    postgres(arguments)?;
+    http(arguments)
+}
+
 fn compare(arguments: &Arguments) -> Result<(), String> {
     let stages = measure_stages()?;
     let contest = contest::Contest::prepare(arguments.records)?;
@@ -81,10 +107,28 @@ fn compare(arguments: &Arguments) -> Result<(), String> {
         text.push_str(&checks::run(&contest)?);
     }
     println!("{text}");
-    if !arguments.dry {
-        let path = root().join("bench/RESULTS.md");
-        let kept = report::with_notes(&path, &text);
-        std::fs::write(&path, kept).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+    write(arguments, |before| report::with_notes(before, &text))
+}
+
+fn postgres(arguments: &Arguments) -> Result<(), String> {
+    let text = postgres::run(&arguments.postgres, arguments.rounds)?;
+    println!("{text}");
+    write(arguments, |before| report::with_section(before, postgres::HEADING, &text))
+}
+
+fn http(arguments: &Arguments) -> Result<(), String> {
+    let text = web::run(&arguments.web, arguments.rounds)?;
+    println!("{text}");
+    write(arguments, |before| report::with_section(before, web::HEADING, &text))
+}
+
+/// Writes the page, of which `change` makes a new one of what it was.
+fn write(arguments: &Arguments, change: impl Fn(&str) -> String) -> Result<(), String> {
+    if arguments.dry {
+        return Ok(());
     }
-    Ok(())
+    let path = root().join("bench/RESULTS.md");
+    let before = std::fs::read_to_string(&path).unwrap_or_default();
+    std::fs::write(&path, change(&before))
+        .map_err(|error| format!("cannot write {}: {error}", path.display()))
 }

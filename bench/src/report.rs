@@ -1,15 +1,16 @@
 //! The results as a page.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
-use crate::contest::{Results, Run};
+use crate::contest::Results;
 use crate::stages::Stage;
+use crate::stand::Run;
 
 /// What stands behind this line in the page is written by people and kept.
 const NOTES: &str = "<!-- notes: kept when the benchmark runs again -->";
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The one in the middle.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
@@ -91,8 +92,30 @@ fn machine() -> String {
 }
 
 /// The page with the notes that were in the file before.
-pub(crate) fn with_notes(path: &Path, text: &str) -> String {
-    let before = std::fs::read_to_string(path).unwrap_or_default();
+pub(crate) fn with_notes(before: &str, text: &str) -> String {
     let notes = before.split_once(NOTES).map_or("\n", |(_, notes)| notes);
     format!("{text}\n{NOTES}{notes}")
+}
+
+/// The page with a section in the place of the one of the same heading, or before the notes.
+pub(crate) fn with_section(before: &str, heading: &str, section: &str) -> String {
+    let (page, notes) = before.split_once(NOTES).unwrap_or((before, "\n"));
+    let head = format!("\n## {heading}\n");
+    let (above, old) = page.split_once(&head).unwrap_or((page, ""));
+    let below = old.find("\n## ").and_then(|place| old.get(place..)).unwrap_or_default();
+    format!("{}\n{head}\n{}\n{below}\n{NOTES}{notes}", above.trim_end(), section.trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NOTES, with_section};
+
+    #[test]
+    fn a_section_takes_the_place_of_its_predecessor() {
+        let page = format!("# Page\n\n## First\n\none\n\n{NOTES}\n\nnotes\n");
+        let page = with_section(&page, "Second", "two\n");
+        assert_eq!(page, format!("# Page\n\n## First\n\none\n\n## Second\n\ntwo\n\n{NOTES}\n\nnotes\n"));
+        let page = with_section(&page, "First", "1\n");
+        assert_eq!(page, format!("# Page\n\n## First\n\n1\n\n## Second\n\ntwo\n\n{NOTES}\n\nnotes\n"));
+    }
 }

@@ -89,6 +89,15 @@ const CLIENT_NEEDS: [Need; 1] = [Need {
     why: "queries the sandbox as a user would",
 }];
 
+/// The client that sends HTTP requests, of which the benchmarks send as many as a server can take.
+const HTTP_NEEDS: [Need; 1] = [Need {
+    program: "wrk",
+    found: on_path,
+    probe: &[],
+    package: "wrk",
+    why: "sends the benchmarks' HTTP requests",
+}];
+
 const RUST_TARGETS: [&str; 2] = ["wasm32-unknown-unknown", "wasm32-wasip2"];
 const RUST_COMPONENTS: [&str; 2] = ["clippy", "rustfmt"];
 
@@ -104,9 +113,9 @@ pub(crate) fn for_postgres() -> Result<(), Failure> {
     rust_parts("target", &RUST_TARGETS)
 }
 
-/// What is needed to run against a real Kafka and a real PostgreSQL.
+/// What is needed to run against a real Kafka, a real PostgreSQL and a client of HTTP.
 pub(crate) fn for_benchmarks() -> Result<(), Failure> {
-    packages(&[&BUILD_NEEDS, &KAFKA_NEEDS, &POSTGRES_NEEDS])?;
+    packages(&[&BUILD_NEEDS, &KAFKA_NEEDS, &POSTGRES_NEEDS, &HTTP_NEEDS])?;
     rust_parts("target", &RUST_TARGETS)
 }
 

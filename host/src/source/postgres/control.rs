@@ -16,7 +16,7 @@ use super::lsn::Lsn;
 use super::position::Positions;
 use super::prepare::Prepared;
 use super::progress::{Barrier, Progress};
-use super::pump::{Pipe, pump};
+use super::pump::{Engine, Pipe, Pumping, pump};
 use super::schema::Schema;
 use super::setup::{Identified, identify};
 use super::transport::PgWire;
@@ -76,7 +76,7 @@ struct Streaming {
     pipe: Pipe,
     confirm: watch::Sender<Lsn>,
     /// The connection's pump.
-    pump: Option<Task<()>>,
+    pump: Option<Pumping>,
     /// Since when there is no connection, and what is told of it.
     broken: Option<(Instant, Waiting)>,
     /// What is durable and has still to be written as a position.
@@ -317,11 +317,14 @@ impl Control {
             streaming.durable = streaming.written;
             let from = streaming.written;
             let connector = Arc::clone(&self.prepared.connector);
-            let started = self.parts.runtime.block_on(async {
+            let engine = Engine::new()?;
+            let started = engine.block_on(async {
                 same_server(&connector, positions, from).await?;
-                let transport = PgWire::start(&connector, from).await?;
+                PgWire::start(&connector, from).await
+            });
+            let started = started.and_then(|transport| {
                 // Another process may have had the slot until now: what it wrote counts.
-                Ok::<_, Fault>((transport, positions.read().await?))
+                Ok((transport, self.parts.runtime.block_on(positions.read())?))
             });
             match started {
                 Ok((transport, known)) => {
@@ -342,7 +345,7 @@ impl Control {
                         streaming.confirm.subscribe(),
                         self.progress.clone(),
                     );
-                    streaming.pump = Some(self.parts.runtime.spawn(pumping));
+                    streaming.pump = Some(engine.run(pumping, &self.parts.runtime));
                     streaming.broken = None;
                     return Ok(());
                 }

@@ -28,6 +28,10 @@ use crate::source::{Fed, Feed, Gathering};
 const GATHERED_BYTES_MAX: usize = 4 << 20;
 /// How long rows wait for more of their chunk while the stream is quiet.
 const MORE_WAIT: Duration = Duration::from_millis(5);
+/// Fewer events at a time than this are not worth waking a thread for.
+const EVENTS_WORTH_WAKING: usize = 512;
+/// How long the feed leaves the pump alone after so few: awake at each event, threads do little but wake each other.
+const PAUSE: Duration = Duration::from_millis(1);
 /// How often a source that is away is asked again.
 const ASKING_AGAIN: Pace = Pace { cap: Duration::from_secs(2), ..Pace::PASSING };
 /// How long a feed with nothing gathered waits before its lane looks around.
@@ -61,6 +65,8 @@ pub(crate) struct StreamFeed {
     /// What was taken from the pump and not looked at yet.
     waiting: VecDeque<Pumped>,
     batch: Vec<Pumped>,
+    /// The last batch was a small one.
+    came_few: bool,
     tables: Vec<Gathered>,
     by_relation: HashMap<u32, Option<usize>>,
     /// The relation of the last row, and its place in `tables`.
@@ -83,6 +89,7 @@ impl StreamFeed {
             parts,
             waiting: VecDeque::new(),
             batch: Vec::with_capacity(EVENTS_WAITING_MAX),
+            came_few: false,
             tables: Vec::new(),
             by_relation: HashMap::new(),
             last: None,
@@ -122,6 +129,9 @@ impl StreamFeed {
 
     /// Takes more from the pump; false if nothing came for a moment.
     fn receive(&mut self) -> Result<bool, Fault> {
+        if std::mem::take(&mut self.came_few) {
+            std::thread::sleep(PAUSE);
+        }
         let patience = if self.fullest().is_some() { MORE_WAIT } else { IDLE_WAIT };
         let (events, batch) = (&mut self.parts.events, &mut self.batch);
         let received = self.parts.runtime.block_on(async {
@@ -133,7 +143,8 @@ impl StreamFeed {
                 "the replication stream's pump has ended",
                 "this is a defect of tidemill, nothing was lost: restart, and report it",
             )),
-            Ok(_) => {
+            Ok(count) => {
+                self.came_few = count < EVENTS_WORTH_WAKING;
                 self.waiting.extend(self.batch.drain(..));
                 Ok(true)
             }

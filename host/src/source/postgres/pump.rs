@@ -1,9 +1,12 @@
 //! Carries events from the replication connection to the feed's thread, and confirmations back.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{AbortHandle, JoinHandle};
 
 use super::lsn::Lsn;
 use super::progress::Progress;
@@ -76,6 +79,56 @@ impl Pipe {
             bytes => Some(Arc::clone(&self.room).acquire_many_owned(bytes as u32).await.ok()?),
         };
         self.events.send(Pumped { event, _room: room }).await.ok()
+    }
+}
+
+/// Where a connection and its pump run: on one thread, by themselves. The server sends each row by itself, and a
+/// thread that is woken for each does little else; this one may rest until there are some ([`Transport::next`]),
+/// which threads that others share may not.
+pub(super) struct Engine(Runtime);
+
+impl Engine {
+    /// # Errors
+    /// If the system has no more files.
+    pub(super) fn new() -> Result<Engine, Fault> {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        runtime
+            .map(Engine)
+            .map_err(|error| Fault::retry("cannot start a connection's runtime").caused_by(error))
+    }
+
+    /// Makes the connection; it stands still until it is pumped.
+    pub(super) fn block_on<T>(&self, connecting: impl Future<Output = T>) -> T {
+        self.0.block_on(connecting)
+    }
+
+    /// Runs the pump on a thread of `threads` until it ends or is told to.
+    pub(super) fn run(self, pump: impl Future<Output = ()> + Send + 'static, threads: &Handle) -> Pumping {
+        let Engine(runtime) = self;
+        let pumping = runtime.spawn(pump);
+        let abort = pumping.abort_handle();
+        let ended = threads.spawn_blocking(move || {
+            if let Err(panic) = runtime.block_on(pumping)
+                && panic.is_panic()
+            {
+                tracing::error!(%panic, "the replication stream's pump panicked");
+            }
+        });
+        Pumping { ended, abort }
+    }
+}
+
+/// A pump that runs.
+pub(super) struct Pumping {
+    /// Done when it has ended.
+    pub(super) ended: JoinHandle<()>,
+    abort: AbortHandle,
+}
+
+impl Pumping {
+    /// Ends it without a word to the server.
+    pub(super) fn abort(&self) {
+        self.abort.abort();
     }
 }
 

@@ -4,8 +4,10 @@
 //! keepalive is what the server has sent, `XLogData.wal_end` means nothing, and feedback is sent by its own
 //! task whether or not anybody reads.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +22,11 @@ use crate::fault::Fault;
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// Microseconds between 1970, from where Tidemill counts, and 2000, from where Postgres does.
 const EPOCH_DISTANCE_US: i64 = 946_684_800_000_000;
+
+/// After so many events in a row, more are on their way.
+const EVENTS_IN_A_ROW: u32 = 64;
+/// How long the connection's thread rests after fewer: what the server sends meanwhile is read at once.
+const REST: Duration = Duration::from_millis(1);
 
 /// What arrives on the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +73,7 @@ impl Event {
 
 /// A replication connection that has started.
 pub(super) trait Transport: Send {
-    /// The next event; waits for it. May be dropped and called again.
+    /// The next event; waits for it, and may let the thread rest before. May be dropped and called again.
     ///
     /// # Errors
     /// When the connection is gone.
@@ -83,6 +90,8 @@ pub(super) trait Transport: Send {
 pub(super) struct PgWire {
     client: ReplicationClient,
     connector: Arc<Connector>,
+    /// Events since the thread rested or waited last.
+    came: u32,
 }
 
 impl PgWire {
@@ -106,7 +115,28 @@ impl PgWire {
                 return Err(Fault::retry(format!("the replication stream did not begin within {waited} s")));
             }
         };
-        Ok(PgWire { client, connector })
+        Ok(PgWire { client, connector, came: 0 })
+    }
+}
+
+impl PgWire {
+    /// What the crate has for us. With nothing there, it rests after few events: the server sends each row by itself, and
+    /// each would wake the thread.
+    async fn received(&mut self) -> Result<Option<ReplicationEvent>, PgWireError> {
+        let PgWire { client, came, .. } = self;
+        let mut receiving = pin!(client.recv());
+        // Not dropped in between: what it hears of the connection's end, it hears once.
+        let event = match poll_fn(|context| Poll::Ready(receiving.as_mut().poll(context))).await {
+            Poll::Ready(event) => event,
+            Poll::Pending => {
+                if (1..EVENTS_IN_A_ROW).contains(&std::mem::take(came)) {
+                    std::thread::sleep(REST);
+                }
+                receiving.await
+            }
+        };
+        *came = came.saturating_add(1);
+        event
     }
 }
 
@@ -117,7 +147,7 @@ fn trouble(error: PgWireError, connector: &Connector) -> Fault {
 impl Transport for PgWire {
     async fn next(&mut self) -> Result<Event, Fault> {
         loop {
-            let event = match self.client.recv().await {
+            let event = match self.received().await {
                 Ok(Some(event)) => event,
                 Ok(None) => return Err(Fault::retry("the server has ended the replication stream")),
                 Err(error) => return Err(trouble(error, &self.connector)),

@@ -98,8 +98,10 @@ impl Control {
         // The pump passes the last confirmation on, and then says farewell to the server.
         drop(confirm);
         if let Some(pump) = pump {
-            let waited =
-                self.parts.runtime.block_on(async { tokio::time::timeout(FAREWELL_PATIENCE, pump).await });
+            let waited = self
+                .parts
+                .runtime
+                .block_on(async { tokio::time::timeout(FAREWELL_PATIENCE, pump.ended).await });
             if waited.is_err() {
                 tracing::debug!("the replication connection did not end in time");
             }
