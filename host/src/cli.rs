@@ -13,6 +13,7 @@ mod demo;
 mod docs;
 mod dry_run;
 mod inspect;
+mod resync;
 mod run;
 mod sandbox;
 
@@ -77,6 +78,8 @@ enum Command {
     Demo(demo::Demo),
     /// A stand-in for StarRocks on this machine: Stream Load, transactions, SQL, faults on demand
     Sandbox(sandbox::SandboxCommand),
+    /// Have one table of a Postgres source copied again
+    Resync(resync::Resync),
     /// Look at plugins
     #[command(subcommand)]
     Plugin(inspect::PluginCommand),
@@ -90,7 +93,7 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let usual = match arguments.command {
         Command::Demo(_) => "off",
-        Command::Check(_) | Command::Plugin(_) | Command::Docs(_) => "warn",
+        Command::Check(_) | Command::Resync(_) | Command::Plugin(_) | Command::Docs(_) => "warn",
         Command::Run(_) | Command::Sandbox(_) => "info",
     };
     let level = arguments.log_level.as_deref().unwrap_or(usual);
@@ -101,6 +104,7 @@ pub fn main() -> ExitCode {
     let code = match arguments.command {
         Command::Run(run) => run.execute(),
         Command::Check(check) => check.execute(),
+        Command::Resync(resync) => resync.execute(),
         Command::Demo(demo) => demo.execute(),
         Command::Sandbox(sandbox) => sandbox.execute(),
         Command::Plugin(plugin) => plugin.execute(),

@@ -21,6 +21,7 @@ mod prepare;
 mod progress;
 mod pump;
 pub mod quote;
+mod resync;
 pub mod row;
 mod scan;
 mod schema;
@@ -46,6 +47,7 @@ use crate::source::{Fed, Feed};
 
 pub(crate) use control::{Wiring, run};
 pub(crate) use prepare::{Prepared, prepare};
+pub(crate) use resync::resync;
 pub(crate) use survey::Survey;
 
 /// A lane's input: its part of the copy, or the stream.

@@ -1,5 +1,6 @@
 //! Postgres CDC, from a real server: copied, followed, and equal in the end.
 
+use tidemill_tests::process::tidemill_output;
 use tidemill_tests::replica::Replica;
 use tidemill_tests::workload::{self, Workload};
 
@@ -53,4 +54,25 @@ fn a_workload_ends_equal() {
     running.until_committed(60, 500);
     let _counts = running.stop();
     replica.until_equal(120, &workload::TABLES);
+}
+
+#[test]
+fn a_table_is_copied_again_when_somebody_asks_for_it() {
+    let (replica, mut tidemill) = started("resync");
+    let file = replica.write(&replica.pipeline());
+    let resync = || tidemill_output(&["resync", file.to_str().expect("a path"), "public.orders"]);
+    let refused = resync();
+    assert!(!refused.status.success());
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(told.contains("stop it, and its standbys"), "{told}");
+    tidemill.drain(30);
+    // Rows that nobody told of: only a copy brings them right.
+    replica.warehouse.execute("DELETE FROM shop.orders WHERE id = 7");
+    replica.warehouse.execute("INSERT INTO shop.orders (id, customer) VALUES (77777, 'ghost')");
+    let done = resync();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let mut tidemill = replica.run(&replica.pipeline());
+    replica.postgres.run("DELETE FROM orders WHERE id = 8");
+    replica.until_equal(60, &["orders"]);
+    tidemill.drain(30);
 }

@@ -126,6 +126,27 @@ pub(super) async fn known(sink: &StarRocks, pipeline: &str, slot: &str) -> Resul
     rows(&mut query, &sink.database, pipeline, slot).await.map(Some)
 }
 
+/// The key of a row: its parts may be longer together than the 128 bytes of a primary key.
+fn id_of(pipeline: &str, slot: &str, table: &str) -> String {
+    let text = format!("{pipeline}\0{slot}\0{table}");
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Forgets that a table was copied: it is copied at the next start.
+///
+/// # Errors
+/// Retry, if StarRocks cannot be asked.
+pub(super) async fn forget(
+    query: &mut Query,
+    database: &str,
+    pipeline: &str,
+    slot: &str,
+    table: &str,
+) -> Result<(), Fault> {
+    let id = id_of(pipeline, slot, table);
+    query.execute(&format!("DELETE FROM `{database}`.`{TABLE}` WHERE id = '{id}'")).await.map(drop)
+}
+
 async fn rows(query: &mut Query, database: &str, pipeline: &str, slot: &str) -> Result<Known, Fault> {
     let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "''");
     let statement = format!(
@@ -206,10 +227,8 @@ impl Positions {
         })
     }
 
-    /// The key: its parts may be longer together than the 128 bytes of a primary key.
     fn id(&self, table: &str) -> String {
-        let text = format!("{}\0{}\0{table}", self.pipeline, self.slot);
-        Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+        id_of(&self.pipeline, &self.slot, table)
     }
 
     /// What earlier processes left.
@@ -265,9 +284,8 @@ impl Positions {
     /// Retry, if StarRocks cannot be asked.
     pub(super) async fn forget_table(&self, table: &str) -> Result<(), Fault> {
         tracing::warn!(table, "it is not followed any more: should it come back, it is copied anew");
-        let statement =
-            format!("DELETE FROM `{}`.`{TABLE}` WHERE id = '{}'", self.sink.database, self.id(table));
-        Query::connect(&self.sink).await?.execute(&statement).await.map(drop)
+        let mut query = Query::connect(&self.sink).await?;
+        forget(&mut query, &self.sink.database, &self.pipeline, &self.slot, table).await
     }
 
     /// Asks how a label of another process stands, and ends it if it is open; true once it is decided.

@@ -133,7 +133,7 @@ impl Schema {
             Fault::halt(
                 format!("the key of {} no longer fits StarRocks: {error}", table.name),
                 format!(
-                    "make table {} anew with the source's key, and copy it again: tidemill resync {}",
+                    "make table {} anew with the source's key, and copy it again: tidemill resync <file> {}",
                     followed.warehouse_table, table.name
                 ),
             )

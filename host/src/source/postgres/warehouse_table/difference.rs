@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::column_type::{ColumnType, column_type};
 use super::fit::{Fit, fit};
-use super::{source_name, type_name, warehouse_name};
+use super::{type_name, warehouse_name};
 use crate::sink::starrocks::create_table::quoted;
 use crate::sink::starrocks::query;
 use crate::source::postgres::kind::Types;
@@ -128,10 +128,9 @@ impl Comparison<'_> {
         stays.then(|| {
             let taken = self.warehouse.iter().any(|there| there.name == column.name);
             let hint = if taken {
-                let source = source_name(&self.table.name);
                 format!(
-                    "StarRocks has a column {} already; load the table anew: tidemill resync {source}",
-                    column.name
+                    "StarRocks has a column {} already; load the table anew: tidemill resync <file> {}",
+                    column.name, self.table.name
                 )
             } else {
                 self.alter(&format!("RENAME COLUMN {} TO {}", quoted(old), quoted(&column.name)))
@@ -209,9 +208,9 @@ impl Comparison<'_> {
 
     fn retype(&self, column: &Column, wanted: &ColumnType, key: bool) -> String {
         if key {
-            let source = source_name(&self.table.name);
             return format!(
-                "key columns cannot be changed: create a new StarRocks table and load it: tidemill resync {source}"
+                "key columns cannot be changed: create a new StarRocks table and load it: tidemill resync <file> {}",
+                self.table.name
             );
         }
         self.alter(&format!("MODIFY COLUMN {} {wanted} NULL", quoted(&column.name)))
