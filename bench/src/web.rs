@@ -59,6 +59,7 @@ struct Sent {
     requests_s: f64,
     p99_s: f64,
     not_taken: u64,
+    /// CPU time for each second of sending.
     cpu_s: f64,
     peak_bytes: u64,
     load_s: f64,
@@ -109,7 +110,7 @@ impl Web {
         let _ = child.kill();
         let _ = child.wait();
         let sent = sent?;
-        eprintln!("empty handler: {:.0} requests/s, {:.2} CPU-s", sent.requests_s, sent.cpu_s);
+        eprintln!("empty handler: {:.0} requests/s, {:.2} cores", sent.requests_s, sent.cpu_s);
         Ok(sent)
     }
 
@@ -128,7 +129,7 @@ impl Web {
         let sent = Sent { load_s, ..sent? };
         let rows = self.stand.stats()?.1 - before;
         eprintln!(
-            "{path}: {:.0} requests/s, p99 {:.3} s, {} not taken, {:.2} CPU-s, {} MiB, {rows} rows, a load {:.3} s",
+            "{path}: {:.0} requests/s, p99 {:.3} s, {} not taken, {:.2} cores, {} MiB, {rows} rows, a load {:.3} s",
             sent.requests_s,
             sent.p99_s,
             sent.not_taken,
@@ -165,7 +166,11 @@ impl Web {
         let after = used(child.id()).ok_or("the server has ended")?;
         let text = String::from_utf8_lossy(&output.stdout);
         let told = told(&text).ok_or_else(|| format!("wrk said what cannot be read: {text}"))?;
-        Ok(Sent { cpu_s: after.cpu_s - before.cpu_s, peak_bytes: after.peak_bytes, ..told })
+        Ok(Sent {
+            cpu_s: (after.cpu_s - before.cpu_s) / self.seconds as f64,
+            peak_bytes: after.peak_bytes,
+            ..told
+        })
     }
 }
 
@@ -220,8 +225,8 @@ fn section(empty: &[Sent], queued: &[Sent], durable: &[Sent]) -> String {
     let mut text = format!(
         "`wrk`, one thread; rows of some 80 bytes; linger {LINGER_S} s; {} rounds in turn, medians; the ratio is that \
          of each round. `wrk` and not `oha`: it is a Debian package, and takes less of the cores that it shares with \
-         the server. CPU is per second at a million requests/s.\n\n\
-         | single-row POSTs, {SINGLE_CONNECTIONS} connections | requests/s | CPU | not taken | peak RSS |\n|---|---|---|---|---|\n",
+         the server.\n\n\
+         | single-row POSTs, {SINGLE_CONNECTIONS} connections | requests/s | CPU-s per M requests | not taken | peak RSS |\n|---|---|---|---|---|\n",
         empty.len()
     );
     for (name, sent) in [("empty axum handler", empty), ("tidemill, `?ack=queued`", queued)] {

@@ -14,6 +14,7 @@ use super::gather::{Gathered, Transaction};
 use super::lsn::Lsn;
 use super::progress::Progress;
 use super::row::Layout;
+use super::scan;
 use super::snapshot::copy::{Copied, Room};
 use crate::fault::Fault;
 use crate::ledger::Ledger;
@@ -163,7 +164,7 @@ impl CopyFeed {
         let mut at = from;
         while at < bytes.len() && !gathered.is_full() {
             let rest = &bytes[at..];
-            let end = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |end| end + 1);
+            let end = scan::find(rest, |byte| byte == b'\n').map_or(rest.len(), |end| end + 1);
             let transaction = &self.transaction;
             self.text.feed(&rest[..end], |row| {
                 *place += 1;
