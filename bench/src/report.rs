@@ -103,7 +103,8 @@ pub(crate) fn with_section(before: &str, heading: &str, section: &str) -> String
     let head = format!("\n## {heading}\n");
     let (above, old) = page.split_once(&head).unwrap_or((page, ""));
     let below = old.find("\n## ").and_then(|place| old.get(place..)).unwrap_or_default();
-    format!("{}\n{head}\n{}\n{below}\n{NOTES}{notes}", above.trim_end(), section.trim_end())
+    let page = format!("{}\n{head}\n{}\n{below}", above.trim_end(), section.trim_end());
+    format!("{}\n\n{NOTES}{notes}", page.trim_end())
 }
 
 #[cfg(test)]

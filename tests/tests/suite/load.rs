@@ -140,7 +140,7 @@ fn metrics_account_for_every_record() {
         let mut pipeline = stand.pipeline();
         let plugin = machine::test_plugin();
         pipeline.transforms = transform(&plugin, "{}");
-        pipeline.dead_letters = format!("directory = {letters:?}");
+        pipeline.dead_letters = format!("directory = {letters:?}\nmax_rejects = false");
         let record = |id: u64| match id % 10 {
             3 => format!(r#"{{"id":{id},"do":"drop"}}"#),
             7 => format!(r#"{{"id":{id},"do":"reject"}}"#),
