@@ -200,6 +200,24 @@ pub(super) fn reason(text: &str) -> String {
     if what.starts_with("Connect to ") { why.to_lowercase() } else { text.to_owned() }
 }
 
+/// What to do about an answer of the brokers that waiting does not change; none for one that passes.
+pub(super) fn refusal_hint(code: RDKafkaErrorCode) -> Option<&'static str> {
+    match code {
+        RDKafkaErrorCode::InvalidSessionTimeout => Some(
+            "set \"session.timeout.ms\" in [source.kafka] properties between the brokers' \
+             group.min.session.timeout.ms (6000 by default) and group.max.session.timeout.ms",
+        ),
+        RDKafkaErrorCode::InconsistentGroupProtocol => Some(
+            "another member of the group uses another assignment strategy (tidemill: cooperative-sticky): give the \
+             pipeline a group of its own",
+        ),
+        RDKafkaErrorCode::GroupAuthorizationFailed | RDKafkaErrorCode::TopicAuthorizationFailed => {
+            Some("grant the user READ on the group, and READ and DESCRIBE on the topics")
+        }
+        _passing => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

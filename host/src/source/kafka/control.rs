@@ -13,7 +13,7 @@ use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::consumer::{Note, Reader};
+use super::consumer::{Note, Reader, refusal_hint};
 use super::orders::{Orders, Start};
 use super::queue::{Commits, Queue, cached_end};
 use super::start::{self, Claim};
@@ -567,24 +567,6 @@ impl Control {
 }
 
 const RESTART: &str = "this is a defect of tidemill, nothing was lost: restart, and report it";
-
-/// What to do about an answer of the brokers that waiting does not change; none for one that passes.
-fn refusal_hint(code: RDKafkaErrorCode) -> Option<&'static str> {
-    match code {
-        RDKafkaErrorCode::InvalidSessionTimeout => Some(
-            "set \"session.timeout.ms\" in [source.kafka] properties between the brokers' \
-             group.min.session.timeout.ms (6000 by default) and group.max.session.timeout.ms",
-        ),
-        RDKafkaErrorCode::InconsistentGroupProtocol => Some(
-            "another member of the group uses another assignment strategy (tidemill: cooperative-sticky): give the \
-             pipeline a group of its own",
-        ),
-        RDKafkaErrorCode::GroupAuthorizationFailed | RDKafkaErrorCode::TopicAuthorizationFailed => {
-            Some("grant the user READ on the group, and READ and DESCRIBE on the topics")
-        }
-        _passing => None,
-    }
-}
 
 fn place_of(stay: &Stay) -> (String, i32) {
     (stay.partition.source.to_string(), i32::try_from(stay.partition.number).unwrap_or(i32::MAX))

@@ -186,3 +186,98 @@ async fn keep_confirming<T: Transport>(transport: &T, confirmed: &mut watch::Rec
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// How long something that has to happen may take.
+    const SOON: Duration = Duration::from_secs(20);
+
+    /// Gives its events, and then nothing; remembers what was confirmed.
+    struct Canned {
+        events: VecDeque<Event>,
+        confirmed: Arc<Mutex<Vec<Lsn>>>,
+    }
+
+    impl Transport for Canned {
+        async fn next(&mut self) -> Result<Event, Fault> {
+            match self.events.pop_front() {
+                Some(event) => Ok(event),
+                None => std::future::pending().await,
+            }
+        }
+
+        fn confirm(&self, lsn: Lsn) {
+            self.confirmed.lock().expect("nobody panics").push(lsn);
+        }
+
+        async fn close(self) {}
+    }
+
+    #[tokio::test]
+    async fn confirmations_go_out_while_the_feed_is_behind() {
+        let (pipe, mut feed) = Pipe::new();
+        let (confirm, hears) = watch::channel(Lsn(0));
+        let confirmed = Arc::new(Mutex::new(Vec::new()));
+        let events = (1..=2 * EVENTS_WAITING_MAX as u64).map(|lsn| Event::Commit { end_lsn: Lsn(lsn) });
+        let transport = Canned { events: events.collect(), confirmed: Arc::clone(&confirmed) };
+        let progress = Progress::default();
+        let pumping = tokio::spawn(pump(transport, 1, pipe, hears, progress.clone()));
+        let full = async {
+            while feed.len() < EVENTS_WAITING_MAX {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(SOON, full).await.expect("the pump fills the pipe");
+        confirm.send_replace(Lsn(7));
+        let told = async {
+            while confirmed.lock().expect("nobody panics").is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(SOON, told).await.expect("the server is told although nobody reads");
+        let first = feed.recv().await.map(|pumped| pumped.event);
+        assert_eq!(first, Some(Event::Connected { session: 1 }));
+        let second = feed.recv().await.map(|pumped| pumped.event);
+        assert_eq!(second, Some(Event::Commit { end_lsn: Lsn(1) }));
+        assert_eq!(*confirmed.lock().expect("nobody panics"), [Lsn(7)]);
+        drop(confirm);
+        tokio::time::timeout(SOON, pumping).await.expect("it ends with control").expect("no panic");
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_limited_by_its_bytes() {
+        let (pipe, mut feed) = Pipe::new();
+        let large = || Event::Change(Bytes::from(vec![0; WAITING_BYTES_MAX]));
+        pipe.send(large()).await.expect("the feed is there");
+        let mut second = std::pin::pin!(pipe.send(large()));
+        assert!(
+            std::future::poll_fn(|cx| std::task::Poll::Ready(second.as_mut().poll(cx))).await.is_pending()
+        );
+        // Its room comes free when the feed is done with it, and not when it takes it.
+        let first = feed.recv().await.expect("an event");
+        assert!(
+            std::future::poll_fn(|cx| std::task::Poll::Ready(second.as_mut().poll(cx))).await.is_pending()
+        );
+        drop(first);
+        tokio::time::timeout(SOON, second).await.expect("there is room").expect("the feed is there");
+    }
+
+    #[test]
+    fn a_server_that_asks_again_and_again_is_let_go() {
+        let asks = Event::Idle { upto: Lsn(1), urgent: true };
+        let long_ago = Instant::now().checked_sub(URGENT_PATIENCE).expect("the clock has run for seconds");
+        let mut urgency = Urgency(Some((long_ago, URGENT_EVENTS_MAX - 2)));
+        assert!(!urgency.is_over(&asks));
+        assert!(urgency.is_over(&asks));
+        // Whoever still sends changes is not waiting.
+        assert!(!urgency.is_over(&Event::Commit { end_lsn: Lsn(1) }));
+        assert!(!urgency.is_over(&asks));
+    }
+}
