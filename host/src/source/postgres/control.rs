@@ -100,6 +100,8 @@ pub(super) struct Control {
     poisoned_at: Option<Instant>,
     /// When the lock was last asked for.
     led_at: Option<Instant>,
+    /// There was a replication connection already.
+    has_connected: bool,
 }
 
 impl Control {
@@ -117,6 +119,7 @@ impl Control {
             positions: None,
             poisoned_at: None,
             led_at: None,
+            has_connected: false,
         }
     }
 
@@ -328,6 +331,11 @@ impl Control {
             });
             match started {
                 Ok((transport, known)) => {
+                    // Each connection that the server has seen, also one that is let go again below.
+                    if self.has_connected {
+                        self.meter.reconnects.inc();
+                    }
+                    self.has_connected = true;
                     let newest = known.stream.unwrap_or(from);
                     let Some(streaming) = &mut self.streaming else { return Ok(()) };
                     if newest != from {
@@ -384,7 +392,6 @@ impl Control {
         let Some((since, _)) = &streaming.broken else { return Ok(()) };
         let settled = !open && streaming.writing.is_none() && streaming.durable == streaming.written;
         if settled || since.elapsed() >= SETTLE_PATIENCE {
-            self.meter.reconnects.inc();
             self.connect(positions)?;
         }
         Ok(())
