@@ -11,6 +11,8 @@ use crate::position::Stay;
 mod blame;
 pub mod carriers;
 pub mod carry;
+pub mod decision;
+pub mod epoch;
 mod fold;
 mod isolation;
 pub mod marker;

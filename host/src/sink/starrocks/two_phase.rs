@@ -1,0 +1,127 @@
+//! A load in two phases, driven to what can be known of it: prepared, committed or given up (delivery.md §3).
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::client::Client;
+use super::prepared::{Unprepared, prepare as pack};
+use super::state::LabelState;
+use crate::delivery::decision::{Decision, Recovery, recover};
+use crate::fault::Fault;
+use crate::retry::{Backoff, Pace};
+use crate::sink::{Destination, Load, Outcome, Receipt, Rejection};
+
+/// How often a load that nobody will commit is asked to be rolled back. It does no harm where it stands: its
+/// label is never used again, and StarRocks gives it up by itself.
+const ROLLBACK_TRIES: u32 = 5;
+
+/// What became of the first phase.
+#[derive(Debug)]
+#[must_use]
+pub enum FirstPhase {
+    /// StarRocks keeps the rows until it is told.
+    Prepared(Receipt),
+    /// Nothing will be loaded, because of the rows named.
+    BadRows(Rejection),
+    /// A person is needed.
+    Halt(Fault),
+    /// StarRocks takes no more just now.
+    Overloaded(Fault),
+    /// Not done, or not known to be: to be rolled back, and begun under another label.
+    Unknown(Fault),
+}
+
+/// Begins, loads and prepares, each once.
+pub async fn prepare(client: &Client, load: &mut Load, timeout: Duration) -> FirstPhase {
+    match pack(load).await {
+        Ok(()) => {}
+        Err(Unprepared::BadRow(rejection)) => return FirstPhase::BadRows(rejection),
+        Err(Unprepared::Halt(fault)) => return FirstPhase::Halt(fault),
+    }
+    match client.begin(load).await {
+        Outcome::Durable(_) => {}
+        failed => return not_taken(failed),
+    }
+    match client.load_once(load).await {
+        Outcome::Durable(_) => {}
+        failed => return not_taken(failed),
+    }
+    match client.prepare(load, timeout).await {
+        Outcome::Durable(receipt) => FirstPhase::Prepared(receipt),
+        failed => not_taken(failed),
+    }
+}
+
+fn not_taken(outcome: Outcome) -> FirstPhase {
+    match outcome {
+        Outcome::Durable(receipt) => FirstPhase::Prepared(receipt),
+        Outcome::BadRows(rejection) => FirstPhase::BadRows(rejection),
+        Outcome::Overloaded(fault) => FirstPhase::Overloaded(fault),
+        Outcome::Refused(fault) if fault.kind == crate::fault::FaultKind::Halt => FirstPhase::Halt(fault),
+        Outcome::Refused(fault) | Outcome::Unsure(fault) => FirstPhase::Unknown(fault),
+    }
+}
+
+/// Commits a decided load, and returns when it is committed.
+///
+/// # Errors
+/// Retry, if nobody can be asked; halt, if its rows are lost: the decision stands, and the records behind it are
+/// not read again.
+pub async fn commit(
+    client: &Client,
+    destination: &Destination,
+    decision: &Decision,
+    label: &str,
+) -> Result<(), Fault> {
+    let prepared_timeout = Duration::from_secs(decision.prepared_timeout_s);
+    let mut backoff = Backoff::new(Pace::POLLING);
+    loop {
+        let state = client.label_state(&destination.cluster.database, label).await?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let age = now.saturating_sub(Duration::from_secs(decision.prepared_at_s));
+        match recover(state, age, prepared_timeout) {
+            Recovery::Done => return Ok(()),
+            Recovery::Lost => return Err(lost(decision, label, state)),
+            Recovery::Commit => {}
+        }
+        client.commit(destination, label).await?;
+        backoff.wait().await;
+    }
+}
+
+fn lost(decision: &Decision, label: &str, state: LabelState) -> Fault {
+    Fault::halt(
+        format!(
+            "load {label} of decided epoch {decision} is {state:?} at StarRocks: its rows, from offset {} on, are not \
+             in the table",
+            decision.from
+        ),
+        format!(
+            "somebody rolled it back, or nobody ran for longer than StarRocks keeps prepared loads ({} s): look for the \
+             label, then set the group's offsets back to where the epoch began to load it again, or leave them to go \
+             on without it",
+            decision.prepared_timeout_s
+        ),
+    )
+}
+
+/// Gives up what nobody will commit. Best effort, since nothing hangs on it.
+pub async fn roll_back(client: &Client, destination: &Destination, label: &str) {
+    let mut backoff = Backoff::new(Pace::PASSING);
+    for _ in 0..ROLLBACK_TRIES {
+        match client.rollback(destination, label).await {
+            Ok(()) => match client.label_state(&destination.cluster.database, label).await {
+                Ok(LabelState::Aborted | LabelState::Unknown) => return,
+                Ok(state @ (LabelState::Committed | LabelState::Visible)) => {
+                    // Said aloud, since it must not happen: it was not decided.
+                    tracing::error!(label, ?state, "a load that was not decided is committed");
+                    return;
+                }
+                Ok(LabelState::Prepare | LabelState::Prepared) => {}
+                Err(fault) => tracing::debug!(label, "{}", fault.story()),
+            },
+            Err(fault) => tracing::debug!(label, "{}", fault.story()),
+        }
+        backoff.wait().await;
+    }
+    tracing::warn!(label, "a load that will not be committed could not be rolled back: StarRocks gives it up by itself");
+}
