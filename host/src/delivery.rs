@@ -13,6 +13,7 @@ pub mod carriers;
 pub mod carry;
 pub mod decision;
 pub mod epoch;
+pub mod epoch_carrier;
 mod fold;
 mod isolation;
 pub mod marker;

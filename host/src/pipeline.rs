@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use crate::batch::stage::{PipelineId, Registration, StageHandle};
+use crate::batch::stage::{EpochOutlet, PipelineId, Registration, StageHandle};
 use crate::budget::{Budget, Share};
 use crate::buffers::Buffers;
 use crate::chain::Chain;
-use crate::config::model::{self, Pipeline, Process, Source, TableModel};
+use crate::config::model::{self, Delivery, Pipeline, Process, Source, TableModel};
 use crate::dead_letter::{DeadLetterBox, Rejects, Tolerance};
 use crate::delivery::carriers::Carriers;
+use crate::delivery::carry::Carrier;
+use crate::delivery::epoch::Epochs;
+use crate::delivery::epoch_carrier::EpochCarrier;
 use crate::delivery::owner::Owner;
 use crate::delivery::{Alarm, Stop};
 use crate::fault::{Fault, FaultKind};
@@ -21,8 +24,9 @@ use crate::lane::{Lane, LaneParts};
 use crate::ledger::Ledger;
 use crate::meter::{Meter, PipelineMeter, TableMeter};
 use crate::plugin::{Engine, Plugin, Wants};
+use crate::sink::Destination;
 use crate::sink::starrocks::query;
-use crate::source::{Feed, Gathering, Parts};
+use crate::source::{Feed, Gathering, Parts, kafka};
 
 mod destinations;
 mod origin;
@@ -32,6 +36,8 @@ use origin::Origin;
 
 /// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
 const SHARE_CHUNK_BYTES: u64 = 6 << 20;
+/// Tables that an epoch may load: each is an open transaction in StarRocks, which has a limit for them.
+const EPOCH_TABLES_MAX: usize = 50;
 /// How often the tables' versions are read.
 const VERSIONS_EVERY: Duration = Duration::from_secs(10);
 /// How often the status line is logged.
@@ -152,12 +158,18 @@ fn wire(
     });
 
     // The shared stage, and what carries its batches away.
+    let shapes = destinations.shapes(&sink, &models);
+    let exactly = exactly_once(pipeline, &shapes, &carrier)?;
+    let epochs = exactly.as_ref().map(|exactly| -> Arc<dyn EpochOutlet> {
+        Arc::new(EpochCarrier::new(carrier.clone(), exactly.epochs.clone(), Arc::clone(&owner)))
+    });
     let registration = Registration {
-        destinations: destinations.shapes(&sink, &models),
+        destinations: shapes,
         limits: pipeline.batch,
         in_flight: sink.in_flight,
         share,
         outlet: Arc::new(carrier.clone()),
+        epochs,
     };
     shared.stage.register(id, registration)?;
 
@@ -173,7 +185,27 @@ fn wire(
 
     // The source: this thread is its control.
     let parts = lanes.source_parts(gathering, shared, stop, carrier.stem(&pipeline.name));
-    origin.run(parts, sink, carrier, &lanes)
+    origin.run(parts, sink, carrier, exactly, &lanes)
+}
+
+/// What exactly_once needs; none for a pipeline that does not promise it.
+fn exactly_once(
+    pipeline: &Pipeline,
+    destinations: &[Arc<Destination>],
+    carrier: &Carrier,
+) -> Result<Option<kafka::Exactly>, Fault> {
+    let (Delivery::ExactlyOnce, Some(first)) = (pipeline.delivery, destinations.first()) else {
+        return Ok(None);
+    };
+    if destinations.len() > EPOCH_TABLES_MAX {
+        return Err(Fault::halt(
+            format!("an exactly_once pipeline loads {} tables at a time", destinations.len()),
+            format!("let its plugins route to {EPOCH_TABLES_MAX} at most, or split it"),
+        ));
+    }
+    let tables = u32::try_from(destinations.len()).unwrap_or(u32::MAX);
+    let epochs = Epochs::new(tables, pipeline.sink.prepared_timeout);
+    Ok(Some(kafka::Exactly { epochs, carrier: carrier.clone(), destination: Arc::clone(first) }))
 }
 
 /// Where a pipeline's rejects go.

@@ -62,6 +62,23 @@ impl Carrier {
     pub fn client(&self) -> &Client {
         &self.0.client
     }
+
+    /// Where its tasks run.
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.0.runtime
+    }
+
+    /// Sets rows aside that StarRocks refused, see [`Shared::set_bad_rows_aside`].
+    pub(super) async fn set_bad_rows_aside(
+        &self,
+        part: Part,
+        refused: (Rejection, Keys),
+        parts: &mut Parts,
+        halted: &mut Vec<PipelineId>,
+        tired: bool,
+    ) -> bool {
+        self.0.set_bad_rows_aside(part, refused, parts, halted, tired).await
+    }
 }
 
 impl Outlet for Carrier {
@@ -335,7 +352,7 @@ impl Shared {
     }
 
     /// StarRocks refused the part for its rows: sets aside those that can be told, and says what is
-    /// tried next with the others. `tired` = no more halving.
+    /// tried next with the others. `tired` = no more halving. Returns whether rows were set aside.
     async fn set_bad_rows_aside(
         &self,
         part: Part,
@@ -343,7 +360,7 @@ impl Shared {
         parts: &mut Parts,
         halted: &mut Vec<PipelineId>,
         tired: bool,
-    ) {
+    ) -> bool {
         let alone = part.rows() == 1;
         let (mut bad, rejection) = self.suspects(part.pieces, rejection, keys).await;
         if bad.iter().all(|(_, rows)| rows.is_empty()) && (alone || tired) {
@@ -372,6 +389,7 @@ impl Shared {
             }
         }
         parts.refused(rest, found);
+        found
     }
 }
 
@@ -384,7 +402,7 @@ async fn reject(owner: &Owner, rejected: Vec<Rejected>) -> Result<(), Fault> {
     }
 }
 
-fn load_of(
+pub(super) fn load_of(
     destination: &Arc<Destination>,
     label: String,
     columns: Option<Arc<[String]>>,
@@ -404,7 +422,7 @@ fn load_of(
 }
 
 /// The rows are durable: counts them.
-fn count(pieces: &[Piece], load: &Load, receipt: &Receipt, took: Duration) {
+pub(super) fn count(pieces: &[Piece], load: &Load, receipt: &Receipt, took: Duration) {
     let table = &load.destination.table;
     for (place, owner) in owners_of(pieces).iter().enumerate() {
         let own = || pieces.iter().filter(|piece| piece.owner().pipeline == owner.pipeline);
@@ -435,7 +453,7 @@ fn count(pieces: &[Piece], load: &Load, receipt: &Receipt, took: Duration) {
 }
 
 /// The rows of a piece are durable: closes its span.
-fn close(piece: Piece) {
+pub(super) fn close(piece: Piece) {
     let buffers = piece.owner().buffers.clone();
     // The last piece of a segment gives its memory back.
     if let Ok(memory) = piece.settle().try_into_mut() {
@@ -455,7 +473,7 @@ fn halt(fault: &Fault, pieces: impl Iterator<Item = Piece>) -> Halted {
 }
 
 /// Drops the rows of which `gone` says that they are another process's to load, or read again.
-fn drop_rows(pieces: &mut Vec<Piece>, gone: impl Fn(&Piece) -> bool) {
+pub(super) fn drop_rows(pieces: &mut Vec<Piece>, gone: impl Fn(&Piece) -> bool) {
     let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(pieces).into_iter().partition(gone);
     *pieces = kept;
     for piece in dropped {
@@ -519,7 +537,7 @@ fn bad_syntax(piece: &Piece) -> Vec<BadRow> {
 }
 
 /// Rows that are missing from a load that was committed must not be acknowledged.
-fn missing_rows(label: &str, sent: u64, receipt: &Receipt) -> Option<Fault> {
+pub(super) fn missing_rows(label: &str, sent: u64, receipt: &Receipt) -> Option<Fault> {
     let loaded = receipt.loaded_rows.filter(|loaded| *loaded < sent)?;
     Some(Fault::halt(
         format!("StarRocks committed load {label} with {loaded} rows, {sent} were sent"),

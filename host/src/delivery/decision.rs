@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn a_decided_load_is_committed_or_known_to_be() {
-        let check = |state, age, expected| assert_eq!(recover(state, age, DAY), expected, "{state:?} {age:?}");
+        let check =
+            |state, age, expected| assert_eq!(recover(state, age, DAY), expected, "{state:?} {age:?}");
         check(LabelState::Prepared, HOUR, Recovery::Commit);
         check(LabelState::Prepared, 3 * DAY, Recovery::Commit);
         check(LabelState::Committed, HOUR, Recovery::Done);

@@ -77,6 +77,7 @@ impl Bench {
             in_flight: 1,
             share: share.clone(),
             outlet: Arc::new(Shown(shows)),
+            epochs: None,
         };
         stage.register(0, registration).expect("the stage lives");
         let (fills, letters) = tokio::sync::mpsc::channel(1);

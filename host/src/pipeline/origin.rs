@@ -59,12 +59,13 @@ impl Origin {
         parts: Parts,
         sink: Arc<StarRocks>,
         carrier: Carrier,
+        exactly: Option<kafka::Exactly>,
         lanes: &Lanes,
     ) -> Result<(), Fault> {
         match self {
             Origin::Kafka(kafka) => {
                 let marker = Marker::new(parts.runtime.clone(), sink, &parts.meter.name, &kafka.group);
-                let wiring = kafka::Wiring { kafka, marker, parts };
+                let wiring = kafka::Wiring { kafka, marker, parts, exactly };
                 kafka::run(wiring, |number, feed| lanes.spawn(number, feed))
             }
             Origin::Postgres(prepared) => {

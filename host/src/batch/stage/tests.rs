@@ -50,6 +50,7 @@ impl Bench {
                 in_flight,
                 share: share.clone(),
                 outlet: outlet.clone(),
+                epochs: None,
             };
             stage.register(pipeline, registration).expect("the stage lives");
         }

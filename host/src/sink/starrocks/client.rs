@@ -138,7 +138,10 @@ impl Client {
         let path = state_path(database, &label);
         let addresses = self.0.cluster_addresses();
         let share = PING_LIMIT / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
-        let asked = tokio::time::timeout(PING_LIMIT, self.0.ask_frontends(Method::GET, &path, &self.0.credentials, share));
+        let asked = tokio::time::timeout(
+            PING_LIMIT,
+            self.0.ask_frontends(Method::GET, &path, &self.0.credentials, share),
+        );
         let silence = match asked.await {
             Ok(Ok(answer)) => return self.0.read_state(database, &label, &answer).map(drop),
             Ok(Err(fault)) => fault,

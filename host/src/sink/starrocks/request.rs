@@ -124,7 +124,9 @@ pub(super) fn name_transaction(
     destination: &Destination,
     label: &str,
 ) -> Result<(), Fault> {
-    for (name, text) in [("db", &*destination.cluster.database), ("table", &destination.table), ("label", label)] {
+    for (name, text) in
+        [("db", &*destination.cluster.database), ("table", &destination.table), ("label", label)]
+    {
         let Ok(value) = HeaderValue::from_str(text) else {
             let hint = "transactions name database and table in headers: use a name of ASCII characters";
             return Err(Fault::halt(format!("cannot write the {name} `{text}` into a header"), hint));

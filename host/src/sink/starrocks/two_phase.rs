@@ -104,6 +104,18 @@ fn lost(decision: &Decision, label: &str, state: LabelState) -> Fault {
     )
 }
 
+/// Gives up what a process before may have prepared and never decided, if there is such a load. It would do no harm
+/// but count against StarRocks' limit of open transactions.
+///
+/// # Errors
+/// Retry, if nobody can be asked.
+pub async fn give_up(client: &Client, destination: &Destination, label: &str) -> Result<(), Fault> {
+    match client.label_state(&destination.cluster.database, label).await? {
+        LabelState::Prepare | LabelState::Prepared => client.rollback(destination, label).await,
+        LabelState::Unknown | LabelState::Aborted | LabelState::Committed | LabelState::Visible => Ok(()),
+    }
+}
+
 /// Gives up what nobody will commit. Best effort, since nothing hangs on it.
 pub async fn roll_back(client: &Client, destination: &Destination, label: &str) {
     let mut backoff = Backoff::new(Pace::PASSING);
@@ -123,5 +135,8 @@ pub async fn roll_back(client: &Client, destination: &Destination, label: &str) 
         }
         backoff.wait().await;
     }
-    tracing::warn!(label, "a load that will not be committed could not be rolled back: StarRocks gives it up by itself");
+    tracing::warn!(
+        label,
+        "a load that will not be committed could not be rolled back: StarRocks gives it up by itself"
+    );
 }

@@ -13,7 +13,9 @@ use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use self::exactly::Deciding;
 use super::consumer::{Note, Reader, refusal_hint};
+use super::decider::Decider;
 use super::orders::{Orders, Start};
 use super::queue::{Commits, Queue, cached_end};
 use super::start::{self, Claim};
@@ -27,9 +29,14 @@ use crate::position::{Epoch, Partition, Stay, Watermark};
 use crate::source::Parts;
 
 mod ending;
+mod exactly;
+
+pub(crate) use exactly::Exactly;
 
 /// How long one turn waits for the consumer's events.
 const POLL_WAIT: Duration = Duration::from_millis(50);
+/// Likewise while an epoch is on its way: it waits for the decision.
+const DECISION_POLL_WAIT: Duration = Duration::from_millis(5);
 /// How long a partition that is revoked may wait for its sent batches: well under the default
 /// `max.poll.interval.ms` of 5 minutes, which is also how long the group waits for a member.
 const REVOKE_DRAIN_MAX: Duration = Duration::from_secs(60);
@@ -111,6 +118,8 @@ pub(super) struct Control {
     trouble: Option<Waiting>,
     waiting_for_group: Option<Waiting>,
     poisoned_at: Option<Instant>,
+    /// With exactly_once: nothing is committed but by its decisions.
+    deciding: Option<Deciding>,
 }
 
 impl Control {
@@ -125,7 +134,8 @@ impl Control {
     where
         S: Fn(usize, KafkaFeed) -> std::io::Result<JoinHandle<Result<(), Fault>>>,
     {
-        let Wiring { kafka, marker, parts } = wiring;
+        let Wiring { kafka, marker, parts, exactly } = wiring;
+        let deciding = exactly.map(|exactly| Deciding::new(exactly, Decider::new(&kafka, &parts.label_stem)));
         let mut lanes = Vec::new();
         for number in 0..lane_count {
             let queue = Queue::new(&reader).ok_or_else(|| Fault::retry("cannot make a librdkafka queue"))?;
@@ -157,6 +167,7 @@ impl Control {
             trouble: None,
             waiting_for_group: None,
             poisoned_at: None,
+            deciding,
             kafka,
             marker,
             parts,
@@ -186,14 +197,32 @@ impl Control {
 
     /// One turn: hear, act, commit, look around.
     fn turn(&mut self) -> Result<(), Fault> {
-        self.poll(POLL_WAIT)?;
+        self.poll(self.poll_wait())?;
         self.check_halts()?;
         if self.revoking.is_none() {
             self.next_rebalance()?;
         }
         self.advance_revocation()?;
-        self.commit_when_due();
+        self.release()?;
         self.observe();
+        Ok(())
+    }
+
+    fn poll_wait(&self) -> Duration {
+        if self.is_deciding() { DECISION_POLL_WAIT } else { POLL_WAIT }
+    }
+
+    /// An epoch is on its way.
+    fn is_deciding(&self) -> bool {
+        self.deciding.as_ref().is_some_and(Deciding::is_busy)
+    }
+
+    /// Tells the group what is safe, as the pipeline's promise wants it.
+    fn release(&mut self) -> Result<(), Fault> {
+        if self.deciding.is_some() {
+            return self.decide_when_due();
+        }
+        self.commit_when_due();
         Ok(())
     }
 
@@ -286,6 +315,13 @@ impl Control {
         if self.asked_at.is_some_and(|at| at.elapsed() < ASK_AGAIN_AFTER) {
             return Ok(());
         }
+        if let Some(deciding) = self.deciding.as_ref().filter(|_| !self.rebalances.is_empty()) {
+            // No epoch outlives the assignment that it began under.
+            deciding.close();
+            if deciding.is_busy() && matches!(self.rebalances.front(), Some(Note::Assigned(_))) {
+                return Ok(());
+            }
+        }
         match self.rebalances.pop_front() {
             None => Ok(()),
             Some(Note::Assigned(list)) => match self.assign(&list) {
@@ -320,10 +356,7 @@ impl Control {
         let marker = &self.marker;
         let gone = |topic: &str| marker.has_read(topic).then(|| marker.offsets_gone(topic));
         let starts = start::find(&self.reader, &named, &mut self.rule, gone)?;
-        let claims = starts.iter().filter(|(_, found)| !found.committed);
-        let claims: BTreeMap<_, _> = claims.map(|(place, found)| (place.clone(), found.offset - 1)).collect();
-        self.commit_now(&claims)
-            .map_err(|error| Fault::retry("cannot commit where reading begins").caused_by(error))?;
+        self.claim(&starts)?;
         let mut assignment = TopicPartitionList::new();
         // From here on nothing passes by itself: a second try would hold partitions twice.
         for ((topic, partition), found) in &starts {
@@ -350,6 +383,18 @@ impl Control {
         let name = &self.parts.meter.name;
         tracing::info!(pipeline = %name, added = starts.len(), partitions = self.held.len(), "assigned");
         Ok(())
+    }
+
+    /// Pins where reading begins.
+    fn claim(&mut self, starts: &start::Starts) -> Result<(), Fault> {
+        if self.deciding.is_some() {
+            self.recover(starts)?;
+            return self.claim_all(starts);
+        }
+        let claims = starts.iter().filter(|(_, found)| found.committed.is_none());
+        let claims: BTreeMap<_, _> = claims.map(|(place, found)| (place.clone(), found.offset - 1)).collect();
+        self.commit_now(&claims)
+            .map_err(|error| Fault::retry("cannot commit where reading begins").caused_by(error))
     }
 
     /// Begins a stay: the ledger knows where it starts, the least busy lane reads it.
@@ -383,12 +428,18 @@ impl Control {
         let name = &self.parts.meter.name;
         tracing::info!(pipeline = %name, partitions = stays.len(), lost, "giving partitions up");
         self.parts.giving_up.give_up(&stays);
+        if let Some(deciding) = &self.deciding {
+            deciding.close();
+        }
         self.revoking = Some(Revocation { list, stays, lost, since: Instant::now(), dropped: false });
     }
 
     fn advance_revocation(&mut self) -> Result<(), Fault> {
         let Some(mut revoking) = self.revoking.take() else { return Ok(()) };
         let late = revoking.since.elapsed() >= REVOKE_DRAIN_MAX;
+        if let Some(deciding) = self.deciding.as_ref().filter(|_| late || revoking.lost) {
+            deciding.abandon();
+        }
         if !revoking.dropped {
             if !late && !self.lanes.iter().all(|lane| lane.orders.are_seen()) {
                 self.revoking = Some(revoking);
@@ -402,7 +453,7 @@ impl Control {
         }
         let quiet = revoking.stays.iter().all(|stay| self.parts.ledger.is_quiet(stay));
         // A commit that is not answered might be sent again by librdkafka, over the next owner's.
-        let unfinished = !quiet || self.committing.is_some();
+        let unfinished = !quiet || self.committing.is_some() || self.is_deciding();
         if unfinished && !late && !revoking.lost {
             self.revoking = Some(revoking);
             return Ok(());
@@ -438,6 +489,11 @@ impl Control {
             }
         }
         self.parts.giving_up.done(&revoking.stays);
+        if let Some(deciding) = &mut self.deciding {
+            // What was decided stands in Kafka already.
+            deciding.gave_up(&revoking.stays);
+            return;
+        }
         if revoking.lost {
             return;
         }

@@ -10,6 +10,7 @@ use rdkafka::consumer::{Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::membership::metadata_texts;
 use crate::config::model::{Kafka, Start};
 use crate::config::pattern;
 use crate::fault::Fault;
@@ -18,12 +19,12 @@ use crate::fault::Fault;
 pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// A start that was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
     /// Offset of the first record to read.
     pub(super) offset: i64,
-    /// Whether the group had it committed already; if not, it has to be claimed.
-    pub(super) committed: bool,
+    /// The text that the group has beside the offset, if it had one committed; if not, it has to be claimed.
+    pub(super) committed: Option<String>,
 }
 
 /// Starts by topic and partition.
@@ -108,8 +109,8 @@ pub(super) fn find<C: ConsumerContext>(
         // The group knows the topic, so a partition without an offset was added later: all of it is new.
         let start = if known_topic { Start::Earliest } else { rule.of(topic) };
         for partition in mine {
-            let found = match committed.get(&partition).copied().flatten() {
-                Some(offset) => Found { offset, committed: true },
+            let found = match committed.get(&partition).cloned().flatten() {
+                Some((offset, metadata)) => Found { offset, committed: Some(metadata) },
                 None => begin(consumer, topic, partition, start)?,
             };
             starts.insert((topic.to_owned(), partition), found);
@@ -118,11 +119,11 @@ pub(super) fn find<C: ConsumerContext>(
     Ok(starts)
 }
 
-/// Committed offsets of all partitions of a topic, whoever owns them.
-fn committed_offsets<C: ConsumerContext>(
+/// Committed offsets of all partitions of a topic and the text beside each, whoever owns them.
+pub(super) fn committed_offsets<C: ConsumerContext>(
     consumer: &rdkafka::consumer::BaseConsumer<C>,
     topic: &str,
-) -> Result<BTreeMap<i32, Option<i64>>, Fault> {
+) -> Result<BTreeMap<i32, Option<(i64, String)>>, Fault> {
     let failed = || passing(format!("cannot look up the committed offsets of topic `{topic}`"));
     let metadata = consumer.fetch_metadata(Some(topic), ASK_TIMEOUT).map_err(failed())?;
     let mut list = TopicPartitionList::new();
@@ -133,10 +134,10 @@ fn committed_offsets<C: ConsumerContext>(
     }
     let answer = consumer.committed_offsets(list, ASK_TIMEOUT).map_err(failed())?;
     let mut committed = BTreeMap::new();
-    for element in answer.elements() {
+    for (element, metadata) in answer.elements().iter().zip(metadata_texts(&answer)) {
         element.error().map_err(failed())?;
         let offset = match element.offset() {
-            Offset::Offset(offset) => Some(offset),
+            Offset::Offset(offset) => Some((offset, metadata)),
             Offset::Invalid | Offset::Beginning | Offset::End | Offset::Stored | Offset::OffsetTail(_) => {
                 None
             }
@@ -164,7 +165,7 @@ fn begin<C: ConsumerContext>(
             None => watermarks().map_err(failed())?.1,
         },
     };
-    Ok(Found { offset: offset.max(0), committed: false })
+    Ok(Found { offset: offset.max(0), committed: None })
 }
 
 fn offset_at<C: ConsumerContext>(

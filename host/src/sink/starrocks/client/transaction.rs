@@ -120,7 +120,11 @@ fn taken(answer: &Answer) -> Option<Receipt> {
     let fields = Fields::parse(&answer.body)?;
     let done = fields.text("status").is_some_and(|status| status.eq_ignore_ascii_case("ok"));
     let rows = fields.number("numberloadedrows").and_then(|rows| u64::try_from(rows).ok());
-    done.then(|| Receipt { txn: fields.number("txnid").filter(|id| *id > 0), loaded_rows: rows, visible: false })
+    done.then(|| Receipt {
+        txn: fields.number("txnid").filter(|id| *id > 0),
+        loaded_rows: rows,
+        visible: false,
+    })
 }
 
 fn told(answer: &Answer) -> String {

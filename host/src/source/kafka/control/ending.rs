@@ -35,17 +35,23 @@ impl Control {
         self.lanes.iter().for_each(|lane| lane.orders.end());
         let mut flushing = false;
         while Instant::now() < deadline {
-            self.poll(POLL_WAIT)?;
+            self.poll(self.poll_wait())?;
             self.check_halts()?;
             self.advance_revocation()?;
-            self.commit_when_due();
+            self.release()?;
             let reading = self.lanes.iter().any(|lane| lane.thread.is_some());
             if !reading && !flushing {
                 self.parts.stage.drain(self.parts.pipeline)?;
                 flushing = true;
             }
             if flushing && self.parts.ledger.open_spans() == 0 && self.revoking.is_none() {
-                return self.commit_all().map(|()| tracing::info!(pipeline = %name, "drained"));
+                if self.deciding.is_none() {
+                    self.commit_all()?;
+                } else if !self.say_all_is_done()? {
+                    continue;
+                }
+                tracing::info!(pipeline = %name, "drained");
+                return Ok(());
             }
         }
         let open = self.parts.ledger.open_spans();
@@ -67,10 +73,17 @@ impl Control {
         self.parts.stage.remove(self.parts.pipeline);
         let stays: Vec<Stay> = self.held.values().map(|held| held.stay.clone()).collect();
         self.parts.giving_up.give_up(&stays);
+        if let Some(deciding) = &self.deciding {
+            deciding.end();
+        }
         while Instant::now() < deadline && self.parts.ledger.open_spans() > 0 {
             if let Err(fault) = self.poll(POLL_WAIT) {
                 tracing::debug!("while halting: {}", fault.story());
             }
+        }
+        if self.deciding.is_some() {
+            // What was decided is told to whoever comes next.
+            return;
         }
         if let Err(fault) = self.commit_all() {
             tracing::warn!(pipeline = %self.parts.meter.name, "{}", fault.story());
@@ -103,6 +116,9 @@ impl Control {
 
     /// Lanes, queues and messages go before the consumer: its destruction waits for them.
     fn close(mut self) {
+        if let Some(deciding) = &self.deciding {
+            deciding.end();
+        }
         self.parts.stage.remove(self.parts.pipeline);
         self.lanes.iter().for_each(|lane| lane.orders.end());
         for lane in &mut self.lanes {

@@ -1,0 +1,340 @@
+//! What the control thread does for `delivery = "exactly_once"`: recovers what was decided before, claims, decides,
+//! and stands aside while an epoch runs (delivery.md §3).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rdkafka::consumer::Consumer as _;
+
+use super::{Control, place_of};
+use crate::delivery::carry::Carrier;
+use crate::delivery::decision::{Decision, may_decide};
+use crate::delivery::epoch::{Epochs, Offer};
+use crate::fault::{Fault, FaultKind};
+use crate::position::Stay;
+use crate::sink::Destination;
+use crate::sink::starrocks::two_phase;
+use crate::source::kafka::decider::{Decider, Standings, Written};
+use crate::source::kafka::start::{Starts, committed_offsets};
+
+/// How long after an attempt to decide that failed the next one is made.
+const DECIDE_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// What exactly_once needs of the rest of its pipeline.
+pub(crate) struct Exactly {
+    /// What the carrier of epochs hears and says.
+    pub(crate) epochs: Epochs,
+    /// Asks and commits what was decided.
+    pub(crate) carrier: Carrier,
+    /// A destination of the pipeline: labels are the database's.
+    pub(crate) destination: Arc<Destination>,
+}
+
+/// Its state on the control thread.
+pub(super) struct Deciding {
+    parts: Exactly,
+    decider: Decider,
+    /// Assignments so far: each has a stem of its own.
+    stems: u64,
+    /// Offset (the next one to read) that the group has for each partition.
+    committed: BTreeMap<(String, i32), i64>,
+    /// What stands is a claim, or a decision whose loads are all committed.
+    done: bool,
+    /// The partitions left have to be claimed before anything begins.
+    unclaimed: bool,
+    /// Of this decision nobody knows whether it was made.
+    unknown: Option<Standings>,
+    tried_at: Option<Instant>,
+    written_at: Instant,
+}
+
+impl Deciding {
+    pub(super) fn new(parts: Exactly, decider: Decider) -> Deciding {
+        Deciding {
+            parts,
+            decider,
+            stems: 0,
+            committed: BTreeMap::new(),
+            done: true,
+            unclaimed: false,
+            unknown: None,
+            tried_at: None,
+            written_at: Instant::now(),
+        }
+    }
+
+    /// Whether an epoch waits for its decision, or may soon.
+    pub(super) fn is_busy(&self) -> bool {
+        self.parts.epochs.is_running()
+    }
+
+    /// No further epoch begins.
+    pub(super) fn close(&self) {
+        self.parts.epochs.close();
+    }
+
+    /// What is not decided is given up.
+    pub(super) fn abandon(&self) {
+        self.parts.epochs.abandon();
+    }
+
+    /// Nothing begins any more.
+    pub(super) fn end(&self) {
+        self.parts.epochs.end();
+    }
+
+    /// Partitions that are another's now: what is left has to be claimed anew.
+    pub(super) fn gave_up(&mut self, stays: &[Stay]) {
+        for stay in stays {
+            self.committed.remove(&place_of(stay));
+        }
+        self.unclaimed = !self.committed.is_empty();
+    }
+
+    fn may_try(&mut self) -> bool {
+        let may = self.tried_at.is_none_or(|at| at.elapsed() >= DECIDE_AGAIN_AFTER);
+        if may {
+            self.tried_at = None;
+        }
+        may
+    }
+}
+
+impl Control {
+    /// Commits what the members before had decided about these partitions, and gives up what they had not.
+    /// Blocks until StarRocks has answered.
+    pub(super) fn recover(&self, starts: &Starts) -> Result<(), Fault> {
+        let Some(deciding) = &self.deciding else { return Ok(()) };
+        let Exactly { carrier, destination, .. } = &deciding.parts;
+        let mut found: Vec<(Decision, i64)> = Vec::new();
+        for start in starts.values() {
+            let Some(decision) = start.committed.as_deref().and_then(Decision::read) else { continue };
+            if !found.iter().any(|(known, _)| known.is_same_epoch(&decision)) {
+                found.push((decision, start.offset));
+            }
+        }
+        for (decision, upto) in found {
+            if decision.tables > 0 {
+                let name = &self.parts.meter.name;
+                tracing::info!(pipeline = %name, %decision, upto, "finishing what was decided before");
+            }
+            let client = carrier.client();
+            let finish = async {
+                for label in decision.labels() {
+                    two_phase::commit(client, destination, &decision, &label).await?;
+                }
+                for label in decision.undecided_labels() {
+                    two_phase::give_up(client, destination, &label).await?;
+                }
+                Ok(())
+            };
+            self.parts.runtime.block_on(finish)?;
+        }
+        Ok(())
+    }
+
+    /// Claims all partitions, those of `starts` included, under a stem of their own: what begins under it is found
+    /// by whoever comes next. Blocks until the group has answered.
+    pub(super) fn claim_all(&mut self, starts: &Starts) -> Result<(), Fault> {
+        let Some(deciding) = &mut self.deciding else { return Ok(()) };
+        let stem = format!("{}-{}", self.parts.label_stem, deciding.stems + 1);
+        let claim = Decision::empty(&stem, 0, deciding.parts.epochs.tables_max);
+        let added = starts.iter().map(|(place, found)| (place.clone(), found.offset));
+        let all: BTreeMap<_, _> = deciding.committed.clone().into_iter().chain(added).collect();
+        let standing =
+            |(place, offset): (&(String, i32), &i64)| (place.clone(), (*offset, claim.beginning_at(*offset)));
+        let standings: Standings = all.iter().map(standing).collect();
+        let reader = Arc::clone(&self.reader);
+        match deciding.decider.write(&reader, &standings, || !reader.assignment_lost()) {
+            Written::Yes => {
+                deciding.stems += 1;
+                deciding.committed = all;
+                (deciding.done, deciding.unclaimed) = (true, false);
+                deciding.written_at = Instant::now();
+                deciding.parts.epochs.open(stem);
+                self.parts.meter.commits.inc();
+                Ok(())
+            }
+            // A claim decides nothing: it may stand, and is written again.
+            Written::No(fault) | Written::Unknown(fault) => Err(fault),
+        }
+    }
+
+    /// One turn of deciding: claims what is left after a revocation, decides what is offered, and writes over what is
+    /// done.
+    pub(super) fn decide_when_due(&mut self) -> Result<(), Fault> {
+        if !self.parts.ledger.progress().is_empty() {
+            self.parts.meter.health.progress();
+        }
+        let settled_down = self.revoking.is_none() && self.rebalances.is_empty();
+        let Some(deciding) = &mut self.deciding else { return Ok(()) };
+        if !deciding.may_try() {
+            return Ok(());
+        }
+        if deciding.unknown.is_some() {
+            return self.settle_unknown();
+        }
+        if let Some(offer) = deciding.parts.epochs.offered() {
+            return self.decide(&offer);
+        }
+        if deciding.is_busy() {
+            // Until its loads are committed, their decision must stand.
+            return Ok(());
+        }
+        if deciding.unclaimed && settled_down {
+            return self.claim_all(&Starts::new()).or_else(|fault| self.hear_of_no_decision(fault));
+        }
+        self.write_standing(deciding_is_due)
+    }
+
+    fn hear_of_no_decision(&mut self, fault: Fault) -> Result<(), Fault> {
+        if fault.kind != FaultKind::Retry {
+            return Err(fault);
+        }
+        self.parts.meter.commit_failures.inc();
+        tracing::warn!(pipeline = %self.parts.meter.name, "{}; trying again", fault.story());
+        if let Some(deciding) = &mut self.deciding {
+            deciding.tried_at = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Decides the epoch on offer, once everything before the end of its records is safe.
+    fn decide(&mut self, offer: &Offer) -> Result<(), Fault> {
+        let Some(deciding) = &mut self.deciding else { return Ok(()) };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let age = now.saturating_sub(Duration::from_secs(offer.decision.prepared_at_s));
+        let known: BTreeSet<Stay> = self.parts.ledger.stays().into_iter().collect();
+        let gone = offer.tickets.keys().any(|(stay, _)| !known.contains(stay));
+        if gone || !may_decide(age, deciding.parts.epochs.prepared_timeout) || self.reader.assignment_lost() {
+            deciding.parts.epochs.abandon();
+            return Ok(());
+        }
+        // Not before its dead letters are durable.
+        let Some(safe) = self.parts.ledger.safe_with(&offer.tickets) else { return Ok(()) };
+        let mut standings = Standings::new();
+        for (place, held) in &self.held {
+            let Some(upto) = safe.get(&held.stay) else { continue };
+            let from = deciding.committed.get(place).copied().unwrap_or(*upto + 1);
+            standings.insert(place.clone(), (upto + 1, offer.decision.beginning_at(from)));
+        }
+        let reader = Arc::clone(&self.reader);
+        match deciding.decider.write(&reader, &standings, || !reader.assignment_lost()) {
+            Written::Yes => {
+                self.hear_decided(standings);
+                Ok(())
+            }
+            Written::No(fault) => self.hear_of_no_decision(fault),
+            Written::Unknown(fault) => {
+                deciding.unknown = Some(standings);
+                self.hear_of_no_decision(fault)
+            }
+        }
+    }
+
+    fn hear_decided(&mut self, standings: Standings) {
+        let Some(deciding) = &mut self.deciding else { return };
+        for (place, (offset, _)) in standings {
+            deciding.committed.insert(place, offset);
+        }
+        deciding.done = false;
+        deciding.unknown = None;
+        deciding.written_at = Instant::now();
+        deciding.parts.epochs.decided();
+        self.parts.meter.commits.inc();
+        self.trouble = None;
+    }
+
+    /// Learns whether a decision was made whose answer did not come. The next producer with the same id has the
+    /// brokers end the last one's transaction, and only then is what the group has looked at.
+    fn settle_unknown(&mut self) -> Result<(), Fault> {
+        let Some(deciding) = &mut self.deciding else { return Ok(()) };
+        let Some(standings) = deciding.unknown.clone() else { return Ok(()) };
+        if let Err(fault) = deciding.decider.settle() {
+            return self.hear_of_no_decision(fault);
+        }
+        let Some(((topic, partition), (_, decided))) = standings.iter().next() else { return Ok(()) };
+        let committed = match committed_offsets(&self.reader, topic) {
+            Ok(committed) => committed,
+            Err(fault) => return self.hear_of_no_decision(fault),
+        };
+        let stands = committed.get(partition).cloned().flatten().and_then(|(_, text)| Decision::read(&text));
+        match stands {
+            Some(stands) if stands.is_same_epoch(decided) => self.hear_decided(standings),
+            Some(stands) if stands.stem == decided.stem => {
+                tracing::info!(pipeline = %self.parts.meter.name, %decided, "was not decided: its loads are rolled back");
+                deciding.unknown = None;
+                deciding.parts.epochs.abandon();
+            }
+            Some(_) | None => {
+                return Err(Fault::halt(
+                    format!(
+                        "another process has taken {topic}[{partition}] over while nobody knew whether {decided} was decided"
+                    ),
+                    "nothing is lost or doubled: it has finished what was decided, and StarRocks gives up what was not; \
+                     start this one again",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes that all is done, and how far what needed no load has come, when that is due.
+    fn write_standing(
+        &mut self,
+        is_due: impl FnOnce(&Deciding, Duration, bool) -> bool,
+    ) -> Result<(), Fault> {
+        let interval = self.kafka.commit_interval;
+        let Some(deciding) = &mut self.deciding else { return Ok(()) };
+        let Some(standing) = deciding.parts.epochs.standing() else { return Ok(()) };
+        let mut standings = Standings::new();
+        let mut moved = false;
+        for (place, held) in &self.held {
+            let Some(watermark) = self.parts.ledger.watermark(&held.stay) else { continue };
+            let offset = watermark.upto + 1;
+            moved |= deciding.committed.get(place).is_none_or(|known| *known < offset);
+            standings.insert(place.clone(), (offset, standing.beginning_at(offset)));
+        }
+        if standings.is_empty() || !is_due(deciding, interval, moved) {
+            return Ok(());
+        }
+        let reader = Arc::clone(&self.reader);
+        match deciding.decider.write(&reader, &standings, || !reader.assignment_lost()) {
+            Written::Yes => {
+                for (place, (offset, _)) in standings {
+                    deciding.committed.insert(place, offset);
+                }
+                deciding.done = true;
+                deciding.written_at = Instant::now();
+                deciding.parts.epochs.stands(&standing);
+                self.parts.meter.commits.inc();
+                self.trouble = None;
+                Ok(())
+            }
+            // It decides nothing: whether it stands or not, it is written again.
+            Written::No(fault) | Written::Unknown(fault) => self.hear_of_no_decision(fault),
+        }
+    }
+
+    /// The last words of a drained pipeline: all is done. True when nothing is left to say.
+    pub(super) fn say_all_is_done(&mut self) -> Result<bool, Fault> {
+        let is_busy = self.deciding.as_ref().is_some_and(Deciding::is_busy);
+        if is_busy {
+            return Ok(false);
+        }
+        self.write_standing(|deciding, _, moved| !deciding.done || moved)?;
+        let left = self.held.iter().any(|(place, held)| {
+            let upto = self.parts.ledger.watermark(&held.stay).map(|watermark| watermark.upto + 1);
+            let deciding = self.deciding.as_ref();
+            deciding.is_some_and(|deciding| upto > deciding.committed.get(place).copied())
+        });
+        Ok(!left && self.deciding.as_ref().is_none_or(|deciding| deciding.done))
+    }
+}
+
+/// An idle moment is long enough, or nothing can begin before.
+fn deciding_is_due(deciding: &Deciding, interval: Duration, moved: bool) -> bool {
+    let idle = deciding.written_at.elapsed() >= interval && (!deciding.done || moved);
+    idle || deciding.parts.epochs.is_exhausted()
+}
