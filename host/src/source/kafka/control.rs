@@ -388,8 +388,7 @@ impl Control {
     /// Pins where reading begins.
     fn claim(&mut self, starts: &start::Starts) -> Result<(), Fault> {
         if self.deciding.is_some() {
-            self.recover(starts)?;
-            return self.claim_all(starts);
+            return self.take_over(starts);
         }
         let claims = starts.iter().filter(|(_, found)| found.committed.is_none());
         let claims: BTreeMap<_, _> = claims.map(|(place, found)| (place.clone(), found.offset - 1)).collect();

@@ -33,6 +33,9 @@ impl Control {
         tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
         let deadline = Instant::now() + self.parts.shutdown_timeout;
         self.lanes.iter().for_each(|lane| lane.orders.end());
+        if let Some(deciding) = &mut self.deciding {
+            deciding.drains();
+        }
         let mut flushing = false;
         while Instant::now() < deadline {
             self.poll(self.poll_wait())?;

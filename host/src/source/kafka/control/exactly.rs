@@ -43,6 +43,8 @@ pub(super) struct Deciding {
     done: bool,
     /// The partitions left have to be claimed before anything begins.
     unclaimed: bool,
+    /// Rebalances are not heard any more.
+    draining: bool,
     /// Of this decision nobody knows whether it was made.
     unknown: Option<Standings>,
     tried_at: Option<Instant>,
@@ -58,6 +60,7 @@ impl Deciding {
             committed: BTreeMap::new(),
             done: true,
             unclaimed: false,
+            draining: false,
             unknown: None,
             tried_at: None,
             written_at: Instant::now(),
@@ -92,6 +95,12 @@ impl Deciding {
         self.unclaimed = !self.committed.is_empty();
     }
 
+    /// The pipeline drains: what a rebalance closed is opened again, since the rebalance is not waited for any more.
+    pub(super) fn drains(&mut self) {
+        self.unclaimed |= self.parts.epochs.standing().is_none() && !self.committed.is_empty();
+        self.draining = true;
+    }
+
     fn may_try(&mut self) -> bool {
         let may = self.tried_at.is_none_or(|at| at.elapsed() >= DECIDE_AGAIN_AFTER);
         if may {
@@ -102,30 +111,16 @@ impl Deciding {
 }
 
 impl Control {
-    /// Commits what the members before had decided about these partitions, and gives up what they had not.
+    /// Commits what the members before had decided about these partitions: safe whoever does it, and however late.
     /// Blocks until StarRocks has answered.
-    pub(super) fn recover(&self, starts: &Starts) -> Result<(), Fault> {
+    fn recover(&self, before: &[Decision]) -> Result<(), Fault> {
         let Some(deciding) = &self.deciding else { return Ok(()) };
         let Exactly { carrier, destination, .. } = &deciding.parts;
-        let mut found: Vec<(Decision, i64)> = Vec::new();
-        for start in starts.values() {
-            let Some(decision) = start.committed.as_deref().and_then(Decision::read) else { continue };
-            if !found.iter().any(|(known, _)| known.is_same_epoch(&decision)) {
-                found.push((decision, start.offset));
-            }
-        }
-        for (decision, upto) in found {
-            if decision.tables > 0 {
-                let name = &self.parts.meter.name;
-                tracing::info!(pipeline = %name, %decision, upto, "finishing what was decided before");
-            }
-            let client = carrier.client();
+        for decision in before.iter().filter(|decision| decision.tables > 0) {
+            tracing::info!(pipeline = %self.parts.meter.name, %decision, "finishing what was decided before");
             let finish = async {
                 for label in decision.labels() {
-                    two_phase::commit(client, destination, &decision, &label).await?;
-                }
-                for label in decision.undecided_labels() {
-                    two_phase::give_up(client, destination, &label).await?;
+                    two_phase::commit(carrier.client(), destination, decision, &label).await?;
                 }
                 Ok(())
             };
@@ -134,9 +129,44 @@ impl Control {
         Ok(())
     }
 
+    /// Gives up what the members before had begun and not decided. Only after our own claim stands: a member that was
+    /// taken for dead may read the claim of its living successor, and what it would roll back then may be decided
+    /// by now (decision 0023). Nothing hangs on it, so it is not waited for.
+    fn give_up_undecided(&self, before: Vec<Decision>) {
+        let Some(deciding) = &self.deciding else { return };
+        let (client, destination) =
+            (deciding.parts.carrier.client().clone(), Arc::clone(&deciding.parts.destination));
+        self.parts.runtime.spawn(async move {
+            for decision in before {
+                for label in decision.undecided_labels() {
+                    if let Err(fault) = two_phase::give_up(&client, &destination, &label).await {
+                        // StarRocks gives it up by itself.
+                        tracing::debug!(label, "{}", fault.story());
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    /// Takes partitions over: finishes what was decided about them, and claims them with all others.
+    pub(super) fn take_over(&mut self, starts: &Starts) -> Result<(), Fault> {
+        let mut before: Vec<Decision> = Vec::new();
+        for start in starts.values() {
+            let Some(decision) = start.committed.as_deref().and_then(Decision::read) else { continue };
+            if !before.iter().any(|known| known.is_same_epoch(&decision)) {
+                before.push(decision);
+            }
+        }
+        self.recover(&before)?;
+        self.claim_all(starts)?;
+        self.give_up_undecided(before);
+        Ok(())
+    }
+
     /// Claims all partitions, those of `starts` included, under a stem of their own: what begins under it is found
     /// by whoever comes next. Blocks until the group has answered.
-    pub(super) fn claim_all(&mut self, starts: &Starts) -> Result<(), Fault> {
+    fn claim_all(&mut self, starts: &Starts) -> Result<(), Fault> {
         let Some(deciding) = &mut self.deciding else { return Ok(()) };
         let stem = format!("{}-{}", self.parts.label_stem, deciding.stems + 1);
         let claim = Decision::empty(&stem, 0, deciding.parts.epochs.tables_max);
@@ -167,8 +197,9 @@ impl Control {
         if !self.parts.ledger.progress().is_empty() {
             self.parts.meter.health.progress();
         }
-        let settled_down = self.revoking.is_none() && self.rebalances.is_empty();
+        let quiet = self.rebalances.is_empty();
         let Some(deciding) = &mut self.deciding else { return Ok(()) };
+        let settled_down = self.revoking.is_none() && (quiet || deciding.draining);
         if !deciding.may_try() {
             return Ok(());
         }
