@@ -46,7 +46,7 @@ fn records_are_loaded_once_and_the_group_knows_it_when_all_is_drained() {
 #[test]
 fn twenty_kills_lose_and_double_nothing() {
     const KILLS: u32 = 20;
-    const RECORDS: u64 = 100_000;
+    const RECORDS: u64 = 300_000;
     within(300, || {
         let stand = stand("once_kills", 4);
         stand.produce(0..RECORDS);

@@ -74,7 +74,8 @@ pub async fn commit(
 ) -> Result<(), Fault> {
     let prepared_timeout = Duration::from_secs(decision.prepared_timeout_s);
     let mut backoff = Backoff::new(Pace::POLLING);
-    for asked in 0_u64.. {
+    let mut asked = false;
+    loop {
         let state = client.label_state(&destination.cluster.database, label).await?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let age = now.saturating_sub(Duration::from_secs(decision.prepared_at_s));
@@ -83,12 +84,12 @@ pub async fn commit(
             Recovery::Lost => return Err(lost(decision, label, state)),
             Recovery::Commit => {}
         }
-        if asked > 0 {
+        if asked {
             backoff.wait().await;
         }
+        asked = true;
         client.commit(destination, label).await?;
     }
-    Ok(())
 }
 
 fn lost(decision: &Decision, label: &str, state: LabelState) -> Fault {
