@@ -1,20 +1,19 @@
 //! Wires a pipeline, in the order in which data flows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use crate::batch::stage::{PipelineId, Registration, StageHandle, TableIndex};
+use crate::batch::stage::{PipelineId, Registration, StageHandle};
 use crate::budget::{Budget, Share};
 use crate::buffers::Buffers;
 use crate::chain::Chain;
 use crate::config::model::{self, Pipeline, Process, Source, TableModel};
 use crate::dead_letter::{DeadLetterBox, Rejects, Tolerance};
 use crate::delivery::carriers::Carriers;
-use crate::delivery::marker::Marker;
 use crate::delivery::owner::Owner;
 use crate::delivery::{Alarm, Stop};
 use crate::fault::{Fault, FaultKind};
@@ -22,17 +21,21 @@ use crate::lane::{Lane, LaneParts};
 use crate::ledger::Ledger;
 use crate::meter::{Meter, PipelineMeter, TableMeter};
 use crate::plugin::{Engine, Plugin, Wants};
-use crate::rows::{Target, Targets};
-use crate::sink::Destination;
 use crate::sink::starrocks::query;
-use crate::source::{Feed, Gathering, Parts, http, kafka, postgres};
+use crate::source::{Feed, Gathering, Parts};
+
+mod destinations;
+mod origin;
+
+pub(crate) use destinations::Destinations;
+use origin::Origin;
 
 /// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
 const SHARE_CHUNK_BYTES: u64 = 6 << 20;
-/// Destinations of a pipeline; indexes have 16 bits and the last one means "none".
-const DESTINATIONS_MAX: usize = 4096;
 /// How often the tables' versions are read.
 const VERSIONS_EVERY: Duration = Duration::from_secs(10);
+/// How often the status line is logged.
+pub const STATUS_EVERY: Duration = Duration::from_secs(5);
 /// More lanes than this do not help one consumer.
 const LANES_MAX: usize = 12;
 
@@ -65,82 +68,6 @@ pub fn lane_count(process: &Process) -> usize {
 /// Most instances of plugins that the pipelines need at a time.
 pub fn plugin_instances(process: &Process, pipelines: &[Arc<Pipeline>]) -> usize {
     pipelines.iter().map(|pipeline| pipeline.transforms.len() * lane_count(process)).sum()
-}
-
-/// Where a pipeline's rows go, by index.
-pub(crate) struct Destinations {
-    names: Vec<String>,
-    own: Option<TableIndex>,
-    /// Key columns of those that a source of tables has, which come first.
-    keys: Vec<Vec<String>>,
-}
-
-impl Destinations {
-    /// The pipeline's own table and those that it allows, or else those that its plugins declare. A source
-    /// of tables, `followed`, has one for each instead.
-    pub(crate) fn of(
-        pipeline: &Pipeline,
-        plugins: &[Arc<Plugin>],
-        followed: &[(String, Vec<String>)],
-    ) -> Result<Destinations, Fault> {
-        let sink = &pipeline.sink;
-        let own = sink.table.as_ref().filter(|_| followed.is_empty());
-        let mut names: Vec<String> =
-            own.into_iter().chain(followed.iter().map(|(name, _)| name)).cloned().collect();
-        let declared = plugins.iter().flat_map(|plugin| {
-            plugin.descriptor.tables.iter().filter(|name| !name.is_empty()).map(move |name| (plugin, name))
-        });
-        let allowed: BTreeSet<String> = names.iter().chain(&sink.tables).cloned().collect();
-        for (plugin, name) in declared {
-            if !sink.tables.is_empty() && !allowed.contains(name) {
-                return Err(Fault::halt(
-                    format!(
-                        "plugin `{}` routes to table `{name}`, which the file does not allow",
-                        plugin.name
-                    ),
-                    "add it to [sink.starrocks] tables, or take it out of the plugin's configuration",
-                ));
-            }
-            if !names.contains(name) {
-                names.push(name.clone());
-            }
-        }
-        if names.is_empty() || names.len() > DESTINATIONS_MAX {
-            return Err(Fault::halt(
-                format!("the pipeline has {} tables to load", names.len()),
-                format!("set [sink.starrocks] table, or let a plugin declare 1 to {DESTINATIONS_MAX} tables"),
-            ));
-        }
-        let own = own.map(|_| 0);
-        Ok(Destinations { names, own, keys: followed.iter().map(|(_, key)| key.clone()).collect() })
-    }
-
-    /// Key columns of a destination whose rows know their key; none of others.
-    fn key(&self, place: usize) -> Vec<String> {
-        self.keys.get(place).cloned().unwrap_or_default()
-    }
-
-    /// The destination of each table that a plugin declares; none = the pipeline's own.
-    pub(crate) fn of_plugin(&self, plugin: &Plugin) -> Vec<Option<TableIndex>> {
-        let declared = plugin.descriptor.tables.iter();
-        let index = |name: &String| {
-            let place = self.names.iter().position(|known| known == name)?;
-            TableIndex::try_from(place).ok()
-        };
-        declared.map(|name| if name.is_empty() { self.own } else { index(name) }).collect()
-    }
-
-    pub(crate) fn names(&self) -> &[String] {
-        &self.names
-    }
-
-    pub(crate) fn targets(&self, models: &[TableModel], pipeline: &Pipeline) -> Targets {
-        Targets {
-            tables: models.iter().map(|model| Target { model: *model }).collect(),
-            own: self.own,
-            row_bytes_max: pipeline.batch.max_bytes,
-        }
-    }
 }
 
 /// Asks StarRocks for the model of each table, unless the file says it.
@@ -199,14 +126,8 @@ fn wire(
     // StarRocks: reachable, credentials right, tables known.
     let carrier = shared.carriers.carrier(&sink, &shared.runtime)?;
     shared.runtime.block_on(carrier.client().ping()).map_err(Fault::halting)?;
-    let prepared = match &pipeline.source {
-        Source::Postgres(source) => {
-            Some(shared.runtime.block_on(postgres::prepare(source, pipeline, meter, stop))?)
-        }
-        Source::Kafka(_) | Source::Http(_) => None,
-    };
-    let followed = prepared.as_ref().map(postgres::Prepared::destinations).unwrap_or_default();
-    let destinations = Arc::new(Destinations::of(pipeline, &plugins, &followed)?);
+    let origin = Origin::prepare(pipeline, shared, meter, stop)?;
+    let destinations = Arc::new(Destinations::of(pipeline, &plugins, &origin.followed())?);
     let models = shared.runtime.block_on(table_models(&sink, destinations.names()))?;
 
     // Rejects: their place is open before the first record is read.
@@ -223,76 +144,36 @@ fn wire(
         meter: Arc::clone(meter),
         tables,
         giving_up: Arc::default(),
-        alarm: alarm.clone(),
+        alarm,
         rejects,
         share: share.clone(),
         buffers: Buffers::default(),
-        fence: prepared.as_ref().map(postgres::Prepared::fence),
+        fence: origin.fence(),
     });
 
     // The shared stage, and what carries its batches away.
-    let shapes = (0..).zip(destinations.names().iter().zip(&models)).map(|(place, (table, model))| {
-        let (cluster, key) = (Arc::clone(&sink), destinations.key(place));
-        Arc::new(Destination { cluster, table: table.clone(), model: *model, key })
-    });
-    shared.stage.register(
-        id,
-        Registration {
-            destinations: shapes.collect(),
-            limits: pipeline.batch,
-            in_flight: sink.in_flight,
-            share: share.clone(),
-            outlet: Arc::new(carrier.clone()),
-        },
-    )?;
+    let registration = Registration {
+        destinations: destinations.shapes(&sink, &models),
+        limits: pipeline.batch,
+        in_flight: sink.in_flight,
+        share,
+        outlet: Arc::new(carrier.clone()),
+    };
+    shared.stage.register(id, registration)?;
 
     // Lanes: read → plugins → rows → stage.
-    let ledger = Ledger::new();
-    let lanes = Lanes {
-        parts: LaneParts {
-            stage: shared.stage.clone(),
-            ledger: ledger.clone(),
-            owner: Arc::clone(&owner),
-            targets: destinations.targets(&models, pipeline),
-            line_feeds: gathering.line_feeds,
-        },
-        plugins,
-        destinations,
+    let parts = LaneParts {
+        stage: shared.stage.clone(),
+        ledger: Ledger::new(),
+        owner,
+        targets: destinations.targets(&models, pipeline),
+        line_feeds: gathering.line_feeds,
     };
+    let lanes = Lanes { parts, plugins, destinations };
 
     // The source: this thread is its control.
-    let parts = Parts {
-        lanes: lane_count(&shared.process),
-        gathering,
-        ledger,
-        meter: Arc::clone(meter),
-        stage: shared.stage.clone(),
-        pipeline: id,
-        share,
-        runtime: shared.runtime.clone(),
-        giving_up: Arc::clone(&owner.giving_up),
-        alarm,
-        stop: stop.clone(),
-        shutdown_timeout: shared.process.shutdown_timeout,
-        stall_after: shared.process.stall_after,
-        label_stem: carrier.stem(&pipeline.name),
-    };
-    match &pipeline.source {
-        Source::Kafka(kafka) => {
-            let marker = Marker::new(shared.runtime.clone(), sink, &pipeline.name, &kafka.group);
-            let wiring = kafka::Wiring { kafka: kafka.clone(), marker, parts };
-            kafka::run(wiring, |number, feed| lanes.spawn(number, feed))
-        }
-        Source::Postgres(_) => {
-            // Prepared above, for this source.
-            let Some(prepared) = prepared else { return Ok(()) };
-            let wiring = postgres::Wiring { prepared, sink, carrier, parts };
-            postgres::run(wiring, &|number, feed| lanes.spawn(number, feed))
-        }
-        Source::Http(settings) => {
-            http::run(settings.clone(), parts, |number, feed| lanes.spawn(number, feed))
-        }
-    }
+    let parts = lanes.source_parts(gathering, shared, stop, carrier.stem(&pipeline.name));
+    origin.run(parts, sink, carrier, &lanes)
 }
 
 /// Where a pipeline's rejects go.
@@ -397,6 +278,27 @@ struct Lanes {
 }
 
 impl Lanes {
+    /// What the source that feeds them has to know.
+    fn source_parts(&self, gathering: Gathering, shared: &Shared, stop: &Stop, label_stem: String) -> Parts {
+        let LaneParts { stage, ledger, owner, .. } = &self.parts;
+        Parts {
+            lanes: lane_count(&shared.process),
+            gathering,
+            ledger: ledger.clone(),
+            meter: Arc::clone(&owner.meter),
+            stage: stage.clone(),
+            pipeline: owner.pipeline,
+            share: owner.share.clone(),
+            runtime: shared.runtime.clone(),
+            giving_up: Arc::clone(&owner.giving_up),
+            alarm: owner.alarm.clone(),
+            stop: stop.clone(),
+            shutdown_timeout: shared.process.shutdown_timeout,
+            stall_after: shared.process.stall_after,
+            label_stem,
+        }
+    }
+
     fn spawn<F: Feed + Send + 'static>(
         &self,
         number: usize,
@@ -413,6 +315,3 @@ impl Lanes {
         })
     }
 }
-
-/// How often the status line is logged.
-pub const STATUS_EVERY: Duration = Duration::from_secs(5);

@@ -73,7 +73,7 @@ pub(crate) async fn prepare(
     let connector = Arc::new(Connector::new(source, &pipeline.name)?);
     let facts = looked_at(source, &connector, meter, stop).await?;
     let mut types = Types::new();
-    facts.types.iter().for_each(|row| types.add(row.clone().into()));
+    facts.types.iter().for_each(|info| types.add(info.clone()));
     let followed = destined(&facts, &types, pipeline).await?;
     let leadership = Arc::new(Leadership::new(&connector));
     Ok(Prepared { source: source.clone(), connector, facts, types, followed, leadership })
