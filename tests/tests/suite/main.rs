@@ -6,6 +6,8 @@ mod demo;
 mod formats;
 mod group;
 mod http;
+mod http_connections;
+mod http_plugins;
 mod kafka_faults;
 mod load;
 mod memory;
