@@ -10,7 +10,7 @@ const IDLE: u64 = 10_000;
 /// Half of each connection's two ends is in this process; the rest is for whatever else runs.
 const OPEN_FILES: u64 = IDLE + 5_000;
 /// What a connection may cost that has said nothing yet.
-const SILENT_BYTES_MAX: u64 = 4 << 10;
+const SILENT_BYTES_MAX: u64 = 2 << 10;
 /// What a connection may cost that has sent a request and may send another one.
 const KEPT_BYTES_MAX: u64 = 24 << 10;
 const KIBIBYTE: u64 = 1 << 10;
