@@ -6,10 +6,14 @@
 use serde::{Deserialize, Serialize};
 use tidemill_sdk::{Output, Record, Reject, Setup, Transform};
 
-/// It has no settings: `config = {}`.
+/// Mostly `config = {}`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Config {}
+pub struct Config {
+    /// Deletes, whose values say no more than a key, are inspected.
+    #[serde(default)]
+    pub inspect_deletes: bool,
+}
 
 /// What a record may say; everything else in it is left alone.
 #[derive(Deserialize)]
@@ -62,14 +66,16 @@ struct Noted {
 
 /// The plugin.
 #[derive(Debug)]
-pub struct Obedient;
+pub struct Obedient {
+    config: Config,
+}
 
 impl Transform for Obedient {
     type Config = Config;
 
-    fn configure(_config: Config, setup: &mut Setup) -> Result<Self, String> {
+    fn configure(config: Config, setup: &mut Setup) -> Result<Self, String> {
         setup.want_key().want_timestamp().want_position().want_headers();
-        Ok(Self)
+        Ok(Self { config })
     }
 
     fn record(&mut self, record: Record<'_>, out: &mut Output<'_>) -> Result<(), Reject> {
@@ -81,7 +87,8 @@ impl Transform for Obedient {
             return Ok(());
         }
         let order: Order = record.json()?;
-        match order.deed {
+        let deed = if record.is_delete() && self.config.inspect_deletes { Deed::Inspect } else { order.deed };
+        match deed {
             Deed::Keep => {
                 out.keep();
             }
