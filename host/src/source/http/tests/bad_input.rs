@@ -195,3 +195,13 @@ fn values_that_are_no_json_or_too_deep_are_told_with_their_place() {
     }
     assert_eq!(bench.owner.meter.records_read.get(), 0);
 }
+
+#[test]
+fn a_head_without_end_is_refused() {
+    let bench = Bench::new();
+    let mut client = bench.connect();
+    client.write(format!("POST /e HTTP/1.1\r\nhost: x\r\nx-long: {}", "x".repeat(100_000)));
+    let head = client.head();
+    assert!(head.starts_with("http/1.1 431 "), "{head}");
+    assert!(client.is_closed());
+}
