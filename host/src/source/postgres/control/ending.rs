@@ -19,6 +19,8 @@ impl Control {
         let ended = ended.and_then(|()| self.drain(began + patience));
         if ended.is_err() {
             self.parts.stage.remove(self.parts.pipeline);
+            // Loads that StarRocks does not take would otherwise be tried for ever, and keep their bytes.
+            self.parts.giving_up.give_up(&self.parts.ledger.stays());
             let left = patience.saturating_sub(began.elapsed()).min(HALT_PATIENCE);
             self.until_quiet(Instant::now() + left);
         }
