@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::plan::{CopyPlan, Range};
 use crate::fault::Fault;
 use crate::source::postgres::connect::Connector;
+use crate::source::postgres::copy_data::CopyData;
 use crate::source::postgres::quote::literal;
 use crate::source::postgres::session::Session;
 use crate::source::postgres::trouble::Failure;
 
-/// Bytes of rows in one piece, and what the last row adds to them.
+/// Bytes of one piece, unless it is a single longer row.
 const PIECE_BYTES: usize = 256 << 10;
 /// Unit in which bytes in flight are counted, for the semaphore counts in 32 bits.
 const UNIT_BYTES: usize = 1 << 10;
@@ -23,16 +23,14 @@ const PIECES_WAITING_MAX: usize = 64;
 /// What comes out of a copy.
 #[derive(Debug)]
 pub enum Copied {
-    /// Whole rows of a range, in COPY's text format, each ended by a line feed.
+    /// Whole rows of a range, in COPY's text format.
     Rows {
         /// Place of the table in [`CopyPlan::tables`].
         table: usize,
         /// Place of the range in [`CopyPlan::ranges`].
         range: usize,
-        /// The rows.
-        bytes: Bytes,
-        /// How many.
-        rows: u64,
+        /// The rows, as they came.
+        data: CopyData,
         /// Their share of the bytes in flight, given back when it is dropped.
         room: Room,
     },
@@ -82,7 +80,7 @@ pub struct Reached {
     pub rows: u64,
     /// Of so many; an estimate.
     pub rows_expected: u64,
-    /// Bytes read, as text.
+    /// Bytes read.
     pub bytes: u64,
 }
 
@@ -141,7 +139,7 @@ pub fn start(
     });
     for _ in 0..workers.max(1).min(shared.plan.ranges.len()) {
         let worker = Worker { shared: Arc::clone(&shared), sender: sender.clone(), session: None };
-        tokio::spawn(worker.run());
+        tokio::task::spawn_blocking(|| worker.work());
     }
     Copying { copied, progress }
 }
@@ -178,11 +176,12 @@ impl Shared {
 }
 
 /// A short piece in memory of its own length: a range's last piece must not hold a whole buffer.
-fn fitted(rows: BytesMut) -> Bytes {
-    if rows.len() < PIECE_BYTES / 2 { Bytes::copy_from_slice(&rows) } else { rows.freeze() }
+fn fitted(data: CopyData) -> CopyData {
+    if data.bytes() < PIECE_BYTES / 2 { data.fitted() } else { data }
 }
 
-/// One connection. A failed one is made anew for the next range: the snapshot may still be there.
+/// One connection, on a thread of its own, which may rest while rows gather in the socket. A failed one is made anew for
+/// the next range: the snapshot may still be there.
 struct Worker {
     shared: Arc<Shared>,
     sender: mpsc::Sender<Copied>,
@@ -204,6 +203,22 @@ impl From<mpsc::error::SendError<Copied>> for Stopped {
 }
 
 impl Worker {
+    fn work(self) {
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => {
+                let unheard = self.sender.clone();
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = self.run() => {}
+                        () = unheard.closed() => {}
+                    }
+                });
+            }
+            // The other workers do its part; without any, the copy ends incomplete, and is made again.
+            Err(error) => tracing::warn!(%error, "cannot start a runtime for a connection that copies"),
+        }
+    }
+
     async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         loop {
@@ -252,18 +267,18 @@ impl Worker {
         let mut rows_of_range = 0;
         let mut ended = false;
         while !ended {
-            let mut rows = BytesMut::with_capacity(PIECE_BYTES + PIECE_BYTES / 8);
-            let arrived = session.copied(&mut rows, PIECE_BYTES).await.map_err(failed)?;
+            let arrived = session.copied(PIECE_BYTES).await.map_err(failed)?;
             ended = arrived.ended;
-            if arrived.rows == 0 {
+            let data = fitted(arrived.data);
+            if data.rows() == 0 {
                 continue;
             }
             // Taken for what is there already: a share taken before, and added to, could wait for itself.
-            let room = shared.room(rows.len()).await?;
-            rows_of_range += arrived.rows;
-            shared.progress.rows_done.fetch_add(arrived.rows, Ordering::Relaxed);
-            shared.progress.bytes_done.fetch_add(rows.len() as u64, Ordering::Relaxed);
-            let piece = Copied::Rows { table, range: index, bytes: fitted(rows), rows: arrived.rows, room };
+            let room = shared.room(data.bytes()).await?;
+            rows_of_range += data.rows();
+            shared.progress.rows_done.fetch_add(data.rows(), Ordering::Relaxed);
+            shared.progress.bytes_done.fetch_add(data.bytes() as u64, Ordering::Relaxed);
+            let piece = Copied::Rows { table, range: index, data, room };
             self.sender.send(piece).await?;
         }
         shared.progress.ranges_done.fetch_add(1, Ordering::Relaxed);
