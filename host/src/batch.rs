@@ -14,6 +14,7 @@ use crate::delivery::owner::Owner;
 use crate::ledger::Ticket;
 use crate::sink::Destination;
 
+pub mod key;
 pub mod stage;
 
 /// Top bit of [`RowIndex::deltas`]: the row is its record's first, so that records can be counted
@@ -35,7 +36,7 @@ pub struct RowIndex {
     /// Position of each row's record less `base`, with [`FIRST_ROW`] set on a record's first row and
     /// [`PARTIAL_ROW`] on rows that are updates of some columns.
     pub deltas: Vec<u32>,
-    /// A hash of each row's key, so that a batch can tell which rows replace one another; empty for rows
+    /// A hash of each row's key ([`key::KeyHasher`]), so that a batch can tell which rows replace one another; empty for rows
     /// whose source does not know their table's key.
     pub keys: Vec<u64>,
     /// Position of the chunk's first record.

@@ -43,10 +43,14 @@ pub(super) fn all(bytes: &[u8], wanted: impl Fn(u8) -> bool) -> bool {
 }
 
 /// A word of which those bytes are set whose place holds a byte that is `wanted`. No early way out, so that the
-/// compiler makes vector instructions of it.
-#[inline]
+/// compiler makes vector instructions of it; of `block.map(…)` it does not.
+#[inline(always)]
 fn hits(block: &[u8; BLOCK_BYTES], wanted: &impl Fn(u8) -> bool) -> u128 {
-    u128::from_le_bytes(block.map(|byte| if wanted(byte) { 0xff } else { 0 }))
+    let mut hits = [0; BLOCK_BYTES];
+    for (hit, byte) in hits.iter_mut().zip(block) {
+        *hit = if wanted(*byte) { 0xff } else { 0 };
+    }
+    u128::from_le_bytes(hits)
 }
 
 /// Place of the first byte that is set.
