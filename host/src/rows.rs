@@ -171,9 +171,8 @@ fn index_of(chunk: &Columns, transformed: &Transformed) -> RowIndex {
     });
     let deltas = deltas.collect();
     let hasher = key_hasher(chunk);
-    let keys = hasher.map(|hasher| {
-        (0..rows).map(|row| hasher.hash(chunk.keys.get(transformed.input(row)))).collect()
-    });
+    let keys = hasher
+        .map(|hasher| (0..rows).map(|row| hasher.hash(chunk.keys.get(transformed.input(row)))).collect());
     let keys = keys.unwrap_or_default();
     RowIndex { ends: Vec::new(), deltas, keys, base, source: source_of(chunk) }
 }

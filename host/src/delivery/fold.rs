@@ -89,12 +89,7 @@ struct State {
     merged: Option<Vec<u8>>,
 }
 
-fn fates(
-    pieces: &[Piece],
-    key: &[String],
-    repeated: &KeyHashes,
-    any_partial: bool,
-) -> BTreeMap<Place, Fate> {
+fn fates(pieces: &[Piece], key: &[String], repeated: &KeyHashes, any_partial: bool) -> BTreeMap<Place, Fate> {
     let mut states: HashMap<Vec<u8>, State> = HashMap::new();
     let mut fates = BTreeMap::new();
     for (number, piece) in pieces.iter().enumerate() {

@@ -67,6 +67,10 @@ pub struct Progress {
     bytes_done: AtomicU64,
     rows_expected: u64,
     ranges_expected: usize,
+    /// The range that each worker reads, from 1; 0 = none.
+    reading: Vec<AtomicUsize>,
+    /// Table of each range.
+    tables: Vec<usize>,
 }
 
 /// How far a copy was at one moment.
@@ -95,6 +99,15 @@ impl Progress {
             bytes: self.bytes_done.load(Ordering::Relaxed),
         }
     }
+
+    /// Places in the plan of the tables that are being read, ascending.
+    pub fn tables(&self) -> Vec<usize> {
+        let ranges = self.reading.iter().filter_map(|range| range.load(Ordering::Relaxed).checked_sub(1));
+        let mut tables: Vec<usize> = ranges.filter_map(|range| self.tables.get(range).copied()).collect();
+        tables.sort_unstable();
+        tables.dedup();
+        tables
+    }
 }
 
 /// A running copy. Dropping the receiver ends it.
@@ -118,9 +131,12 @@ pub fn start(
     in_flight_bytes: usize,
 ) -> Copying {
     let (sender, copied) = mpsc::channel(PIECES_WAITING_MAX);
+    let workers = workers.max(1).min(plan.ranges.len());
     let progress = Arc::new(Progress {
         rows_expected: plan.rows(),
         ranges_expected: plan.ranges.len(),
+        reading: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
+        tables: plan.ranges.iter().map(|range| range.table).collect(),
         ..Progress::default()
     });
     let units = units(in_flight_bytes).max(units(PIECE_BYTES));
@@ -137,8 +153,8 @@ pub fn start(
         progress: Arc::clone(&progress),
         plan,
     });
-    for _ in 0..workers.max(1).min(shared.plan.ranges.len()) {
-        let worker = Worker { shared: Arc::clone(&shared), sender: sender.clone(), session: None };
+    for number in 0..workers {
+        let worker = Worker { number, shared: Arc::clone(&shared), sender: sender.clone(), session: None };
         tokio::task::spawn_blocking(|| worker.work());
     }
     Copying { copied, progress }
@@ -183,6 +199,7 @@ fn fitted(data: CopyData) -> CopyData {
 /// One connection, on a thread of its own, which may rest while rows gather in the socket. A failed one is made anew for
 /// the next range: the snapshot may still be there.
 struct Worker {
+    number: usize,
     shared: Arc<Shared>,
     sender: mpsc::Sender<Copied>,
     session: Option<Session>,
@@ -228,7 +245,10 @@ impl Worker {
             if given_up.is_none_or(|given_up| given_up.load(Ordering::Relaxed)) {
                 continue;
             }
-            match self.copy(&shared, index, range).await {
+            self.reads(index + 1);
+            let copied = self.copy(&shared, index, range).await;
+            self.reads(0);
+            match copied {
                 Ok(()) => {}
                 Err(Stopped::Unheard) => return,
                 Err(Stopped::Failed(fault)) => {
@@ -243,6 +263,13 @@ impl Worker {
         }
         if let Some(session) = self.session {
             session.close().await;
+        }
+    }
+
+    /// Says which range it reads, from 1; 0 = none.
+    fn reads(&self, range: usize) {
+        if let Some(reading) = self.shared.progress.reading.get(self.number) {
+            reading.store(range, Ordering::Relaxed);
         }
     }
 
