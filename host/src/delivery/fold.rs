@@ -37,14 +37,10 @@ pub(super) struct Group {
 /// Folds the rows of a batch for a table with the key columns `key`. A row whose key cannot be read stays as
 /// it is: StarRocks says what is wrong with it.
 pub(super) fn fold(pieces: Vec<Piece>, key: &[String]) -> Vec<Group> {
-    let as_they_are = |pieces| vec![Group { columns: None, folded: false, pieces }];
-    if key.is_empty() {
-        return as_they_are(pieces);
-    }
     let repeated = repeated_keys(&pieces);
     let partial = pieces.iter().any(|piece| (0..piece.len()).any(|row| is_partial(piece, row)));
-    if repeated.is_empty() && !partial {
-        return as_they_are(pieces);
+    if key.is_empty() || (repeated.is_empty() && !partial) {
+        return vec![Group { columns: None, folded: false, pieces }];
     }
     let fates = fates(&pieces, key, &repeated, partial);
     apart(pieces, &fates)

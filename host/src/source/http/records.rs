@@ -275,6 +275,7 @@ impl<'a> Records<'a> {
         let columns = &mut self.open;
         let gathering = self.common.gathering;
         let data = &mut columns.values.data;
+        data.reserve(value.len() + 1);
         // Line feeds in JSON are only between its parts: within strings they are escaped.
         if value.as_bytes().contains(&b'\n') {
             data.extend(value.bytes().filter(|byte| !matches!(byte, b'\n' | b'\r')));

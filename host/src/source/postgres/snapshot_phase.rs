@@ -25,7 +25,7 @@ use crate::meter::Waiting;
 use crate::retry::{Backoff, Pace};
 
 /// Rows in flight between the source and the lanes, in bytes.
-const IN_FLIGHT_BYTES: usize = 16 << 20;
+const IN_FLIGHT_BYTES: usize = 8 << 20;
 /// How long a new slot may wait for open transactions before it is told whom it waits for.
 const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 /// Longest pause between attempts: a stop or a halt waits as long.
