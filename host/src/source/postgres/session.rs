@@ -458,17 +458,18 @@ mod tests {
 
     #[tokio::test]
     async fn enough_is_enough_but_a_row_is_never_cut() {
-        let mut session = session(&copy_of_three_rows(), 10_000);
+        let mut session = session(&copy_of_three_rows(), 20);
         session.copy_out("COPY t TO STDOUT").await.expect("it begins");
-        let mut sizes = Vec::new();
+        let (mut sizes, mut calls) = (Vec::new(), 0);
         loop {
             let arrived = session.copied(7).await.expect("rows");
             sizes.extend(arrived.data.lines().map(<[u8]>::len));
-            assert!(arrived.data.rows() <= 2, "what came at once counts as one");
+            calls += 1;
             if arrived.ended {
                 break;
             }
         }
+        assert!(calls > 1, "it does not wait for all of them");
         assert_eq!(sizes, [6, 300, 0]);
     }
 

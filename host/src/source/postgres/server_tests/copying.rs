@@ -169,11 +169,11 @@ async fn a_killed_connection_costs_its_table_and_no_other() {
     assert_eq!(&*plan.tables[plan.ranges[0].table].table.name.name, "t", "the biggest heap is first");
     let exported = export_snapshot(&connector).await.expect("a snapshot");
     let mut copying = start_copy(&connector, Arc::clone(&plan), &exported.snapshot, 1, IN_FLIGHT_BYTES);
-    // Nobody takes anything beyond this. With two more pieces there is no room left: the copy stands in its first
+    // Nobody takes anything beyond this. With three more pieces there is no room left: the copy stands in its first
     // table, however fast the server is.
     let first = copying.copied.recv().await.expect("a first piece");
     assert!(matches!(first, Copied::Rows { .. }), "{first:?}");
-    wait_until(PATIENCE, || (copying.copied.len() == 2).then_some(())).expect("two more pieces");
+    wait_until(PATIENCE, || (copying.copied.len() == 3).then_some(())).expect("three more pieces");
     let copying_pid = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'COPY%'";
     let pid = run(&server, copying_pid).trim().to_owned();
     run(&server, &format!("SELECT pg_terminate_backend({pid})"));
