@@ -15,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::plugin::Stats;
 
+pub mod bars;
 mod health;
 mod http;
 mod pipeline;

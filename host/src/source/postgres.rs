@@ -5,6 +5,7 @@ pub mod catalog;
 pub mod connect;
 mod control;
 mod copy;
+pub mod copy_data;
 pub mod copy_text;
 mod destination;
 pub mod facts;

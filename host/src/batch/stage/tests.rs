@@ -275,3 +275,23 @@ fn what_one_pipeline_gives_up_is_not_the_others() {
     assert_eq!((batch.rows(), batch.pieces[0].owner().pipeline), (1, 0));
     bench.land((batch, done));
 }
+
+#[test]
+fn rows_are_as_old_as_their_arrival_but_what_trickled_in_is_not() {
+    let (shows, _started) = mpsc::channel();
+    let limits = BatchLimits { max_rows: 100, max_bytes: ROOM, linger: Duration::from_secs(8) };
+    let mut table = table::Table::new(destination("orders"), limits, 1, Arc::new(Shown(shows)));
+    // From where an hour ago is a time that there was.
+    let now = Instant::now() + NEVER;
+    let age = |arrived: Option<Duration>, table: &mut table::Table| {
+        let piece = crate::batch::fakes::numbered_rows(0..1);
+        table.append(piece.arrived_at(arrived.map(|ago| now - ago)), now, &BTreeSet::new());
+        now + limits.linger - table.deadline().expect("a batch waits")
+    };
+    assert_eq!(age(None, &mut table), Duration::ZERO);
+    let arrived = Duration::from_millis(300);
+    assert_eq!(age(Some(arrived), &mut table), arrived);
+    // The oldest row counts, however late it came.
+    assert_eq!(age(Some(Duration::ZERO), &mut table), arrived);
+    assert_eq!(age(Some(NEVER), &mut table), Duration::from_secs(1));
+}

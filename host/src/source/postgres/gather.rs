@@ -12,9 +12,10 @@ use crate::record::{Columns, MARK_DELETE, MARK_KEY, MARK_VALUE, RecordReject};
 use crate::source::Gathering;
 
 /// Records of a chunk: from about a thousand on, a guest call's fixed cost is lost in the noise.
-const CHUNK_RECORDS_MAX: usize = 2048;
-/// Bytes of a chunk's values and keys, unless one row alone is larger.
-const CHUNK_BYTES_MAX: usize = 512 << 10;
+const CHUNK_RECORDS_MAX: usize = 4096;
+/// Bytes of a chunk's values and keys, unless one row alone is larger. A little less than a power of two, to which
+/// their memory grows: what is not filled of it is held for as long as the batch gathers, and charged to nobody.
+const CHUNK_BYTES_MAX: usize = 500 << 10;
 
 /// The transaction that is being read.
 #[derive(Debug, Default)]

@@ -16,6 +16,7 @@ use super::position::Positions;
 use super::progress::Progress;
 use super::row::Layout;
 use super::setup::{Exported, Lifetime, create_slot, export_snapshot};
+use super::snapshot::bar::CopyBar;
 use super::snapshot::copy::{self, Copying};
 use super::snapshot::plan::CopyPlan;
 use super::table::TableName;
@@ -24,7 +25,7 @@ use crate::meter::Waiting;
 use crate::retry::{Backoff, Pace};
 
 /// Rows in flight between the source and the lanes, in bytes.
-const IN_FLIGHT_BYTES: usize = 16 << 20;
+const IN_FLIGHT_BYTES: usize = 8 << 20;
 /// How long a new slot may wait for open transactions before it is told whom it waits for.
 const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 /// Longest pause between attempts: a stop or a halt waits as long.
@@ -216,7 +217,8 @@ fn copy_tables(
             .lanes
             .push(Some(lane.map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?));
     }
-    let watched = Watched { plan, parts, copying: progress, upto };
+    let bar = CopyBar::new(&control.parts.meter.name, &plan, &progress);
+    let watched = Watched { plan, parts, copying: progress, upto, bar };
     let copied = watched.until_durable(control, positions);
     ended.end();
     for thread in control.lanes.drain(first..).flatten() {
@@ -237,6 +239,7 @@ struct Watched {
     copying: Arc<copy::Progress>,
     /// Place in the log that finished tables are remembered with.
     upto: Lsn,
+    bar: CopyBar,
 }
 
 impl Watched {
@@ -254,7 +257,8 @@ impl Watched {
             }
             control.check_halts()?;
             self.count(control);
-            if told.elapsed() >= TOLD_EVERY {
+            self.bar.show();
+            if told.elapsed() >= TOLD_EVERY && !self.bar.is_drawn() {
                 told = Instant::now();
                 self.tell(control);
             }
