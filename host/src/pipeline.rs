@@ -14,6 +14,7 @@ use crate::chain::Chain;
 use crate::config::model::{self, Pipeline, Process, Source, TableModel};
 use crate::dead_letter::{DeadLetterBox, Rejects, Tolerance};
 use crate::delivery::carriers::Carriers;
+use crate::delivery::carry::Carrier;
 use crate::delivery::marker::Marker;
 use crate::delivery::owner::Owner;
 use crate::delivery::{Alarm, Stop};
@@ -196,102 +197,148 @@ fn wire(
         shared.meter.watch_plugin(&pipeline.name, &plugin.name, &plugin.stats);
     }
 
-    // StarRocks: reachable, credentials right, tables known.
+    // StarRocks: reachable, credentials right.
     let carrier = shared.carriers.carrier(&sink, &shared.runtime)?;
     shared.runtime.block_on(carrier.client().ping()).map_err(Fault::halting)?;
-    let prepared = match &pipeline.source {
-        Source::Postgres(source) => {
-            Some(shared.runtime.block_on(postgres::prepare(source, pipeline, meter, stop))?)
-        }
-        Source::Kafka(_) | Source::Http(_) => None,
-    };
-    let followed = prepared.as_ref().map(postgres::Prepared::destinations).unwrap_or_default();
-    let destinations = Arc::new(Destinations::of(pipeline, &plugins, &followed)?);
-    let models = shared.runtime.block_on(table_models(&sink, destinations.names()))?;
 
     // Rejects: their place is open before the first record is read.
     let alarm = Alarm::default();
     let rejects = rejects_of(pipeline, &shared.runtime, meter, &alarm)?;
-    let gathering = gathering_of(&plugins, matches!(rejects, Rejects::Keep(..)));
 
-    // What a load has to know of the pipeline whose rows it carries.
     let share = share_of(pipeline, &shared.budget);
-    let tables = table_meters(pipeline, &destinations, &shared.meter);
-    let _versions = watch_versions(&pipeline.sink, &tables, shared);
-    let owner = Arc::new(Owner {
-        pipeline: id,
-        meter: Arc::clone(meter),
-        tables,
-        giving_up: Arc::default(),
-        alarm: alarm.clone(),
-        rejects,
-        share: share.clone(),
-        buffers: Buffers::default(),
-        fence: prepared.as_ref().map(postgres::Prepared::fence),
-    });
-
-    // The shared stage, and what carries its batches away.
-    let shapes = (0..).zip(destinations.names().iter().zip(&models)).map(|(place, (table, model))| {
-        let (cluster, key) = (Arc::clone(&sink), destinations.key(place));
-        Arc::new(Destination { cluster, table: table.clone(), model: *model, key })
-    });
-    shared.stage.register(
-        id,
-        Registration {
-            destinations: shapes.collect(),
-            limits: pipeline.batch,
-            in_flight: sink.in_flight,
-            share: share.clone(),
-            outlet: Arc::new(carrier.clone()),
-        },
-    )?;
-
-    // Lanes: read → plugins → rows → stage.
-    let ledger = Ledger::new();
-    let lanes = Lanes {
-        parts: LaneParts {
-            stage: shared.stage.clone(),
-            ledger: ledger.clone(),
-            owner: Arc::clone(&owner),
-            targets: destinations.targets(&models, pipeline),
-            line_feeds: gathering.line_feeds,
-        },
-        plugins,
-        destinations,
-    };
-
-    // The source: this thread is its control.
-    let parts = Parts {
-        lanes: lane_count(&shared.process),
-        gathering,
-        ledger,
-        meter: Arc::clone(meter),
-        stage: shared.stage.clone(),
-        pipeline: id,
-        share,
-        runtime: shared.runtime.clone(),
-        giving_up: Arc::clone(&owner.giving_up),
-        alarm,
-        stop: stop.clone(),
-        shutdown_timeout: shared.process.shutdown_timeout,
-        stall_after: shared.process.stall_after,
-        label_stem: carrier.stem(&pipeline.name),
-    };
+    let wiring = Wiring { pipeline, id, shared, stop, meter, sink, plugins, carrier, alarm, rejects, share };
     match &pipeline.source {
         Source::Kafka(kafka) => {
+            let sink = Arc::clone(&wiring.sink);
             let marker = Marker::new(shared.runtime.clone(), sink, &pipeline.name, &kafka.group);
+            let Wired { parts, lanes, _versions } = wiring.connect(None)?;
             let wiring = kafka::Wiring { kafka: kafka.clone(), marker, parts };
             kafka::run(wiring, |number, feed| lanes.spawn(number, feed))
         }
-        Source::Postgres(_) => {
-            // Prepared above, for this source.
-            let Some(prepared) = prepared else { return Ok(()) };
-            let wiring = postgres::Wiring { prepared, sink, carrier, parts };
-            postgres::run(wiring, &|number, feed| lanes.spawn(number, feed))
-        }
+        Source::Postgres(source) => wiring.go_round(source),
         Source::Http(settings) => {
+            let Wired { parts, lanes, _versions } = wiring.connect(None)?;
             http::run(settings.clone(), parts, |number, feed| lanes.spawn(number, feed))
         }
+    }
+}
+
+/// What a pipeline has for as long as it runs, however often its source goes round.
+struct Wiring<'a> {
+    pipeline: &'a Arc<Pipeline>,
+    id: PipelineId,
+    shared: &'a Shared,
+    stop: &'a Stop,
+    meter: &'a Arc<PipelineMeter>,
+    sink: Arc<model::StarRocks>,
+    plugins: Vec<Arc<Plugin>>,
+    carrier: Carrier,
+    alarm: Alarm,
+    rejects: Rejects,
+    share: Share,
+}
+
+/// The way from a source to StarRocks. Records that are on it are known to its own ledger only.
+struct Wired {
+    parts: Parts,
+    lanes: Lanes,
+    _versions: Watching,
+}
+
+impl Wiring<'_> {
+    /// A source of tables goes round: whenever they are others, or another process had its turn, all that follows
+    /// from them is made anew.
+    fn go_round(&self, source: &model::Postgres) -> Result<(), Fault> {
+        let mut round = postgres::Round::default();
+        loop {
+            let preparing = postgres::prepare(source, self.pipeline, self.meter, self.stop, round);
+            let Some(prepared) = self.shared.runtime.block_on(preparing)? else { return Ok(()) };
+            let Wired { parts, lanes, _versions } = self.connect(Some(&prepared))?;
+            let (sink, carrier) = (Arc::clone(&self.sink), self.carrier.clone());
+            let wiring = postgres::Wiring { prepared, sink, carrier, parts };
+            match postgres::run(wiring, &|number, feed| lanes.spawn(number, feed))? {
+                postgres::Ended::Stopped => return Ok(()),
+                postgres::Ended::Again(next) => round = next,
+            }
+        }
+    }
+
+    /// In the order in which data flows.
+    fn connect(&self, prepared: Option<&postgres::Prepared>) -> Result<Wired, Fault> {
+        let Wiring { pipeline, id, shared, meter, .. } = *self;
+
+        // Destinations: those of a source of tables were looked at already.
+        let followed = prepared.map(postgres::Prepared::destinations).unwrap_or_default();
+        let destinations = Arc::new(Destinations::of(pipeline, &self.plugins, &followed)?);
+        let others = destinations.names().get(followed.len()..).unwrap_or_default();
+        let mut models = vec![TableModel::Primary; followed.len()];
+        models.extend(shared.runtime.block_on(table_models(&self.sink, others))?);
+
+        // What a load has to know of the pipeline whose rows it carries.
+        let gathering = gathering_of(&self.plugins, matches!(self.rejects, Rejects::Keep(..)));
+        let share = self.share.clone();
+        let tables = table_meters(pipeline, &destinations, &shared.meter);
+        let versions = watch_versions(&pipeline.sink, &tables, shared);
+        let owner = Arc::new(Owner {
+            pipeline: id,
+            meter: Arc::clone(meter),
+            tables,
+            giving_up: Arc::default(),
+            alarm: self.alarm.clone(),
+            rejects: self.rejects.clone(),
+            share: share.clone(),
+            buffers: Buffers::default(),
+            fence: prepared.map(postgres::Prepared::fence),
+        });
+
+        // The shared stage, and what carries its batches away.
+        let shapes = (0..).zip(destinations.names().iter().zip(&models)).map(|(place, (table, model))| {
+            let (cluster, key) = (Arc::clone(&self.sink), destinations.key(place));
+            Arc::new(Destination { cluster, table: table.clone(), model: *model, key })
+        });
+        shared.stage.register(
+            id,
+            Registration {
+                destinations: shapes.collect(),
+                limits: pipeline.batch,
+                in_flight: self.sink.in_flight,
+                share: share.clone(),
+                outlet: Arc::new(self.carrier.clone()),
+            },
+        )?;
+
+        // Lanes: read → plugins → rows → stage.
+        let ledger = Ledger::new();
+        let lanes = Lanes {
+            parts: LaneParts {
+                stage: shared.stage.clone(),
+                ledger: ledger.clone(),
+                owner: Arc::clone(&owner),
+                targets: destinations.targets(&models, pipeline),
+                line_feeds: gathering.line_feeds,
+            },
+            plugins: self.plugins.clone(),
+            destinations,
+        };
+
+        // The source: the pipeline's own thread is its control.
+        let parts = Parts {
+            lanes: lane_count(&shared.process),
+            gathering,
+            ledger,
+            meter: Arc::clone(meter),
+            stage: shared.stage.clone(),
+            pipeline: id,
+            share,
+            runtime: shared.runtime.clone(),
+            giving_up: Arc::clone(&owner.giving_up),
+            alarm: self.alarm.clone(),
+            stop: self.stop.clone(),
+            shutdown_timeout: shared.process.shutdown_timeout,
+            stall_after: shared.process.stall_after,
+            label_stem: self.carrier.stem(&pipeline.name),
+        };
+        Ok(Wired { parts, lanes, _versions: versions })
     }
 }
 

@@ -14,6 +14,7 @@ pub mod kind;
 mod leadership;
 pub mod link;
 pub mod lsn;
+mod newcomers;
 pub mod pgoutput;
 mod position;
 pub mod preflight;
@@ -22,6 +23,7 @@ mod progress;
 mod pump;
 pub mod quote;
 mod resync;
+mod roster;
 pub mod row;
 mod scan;
 mod schema;
@@ -45,8 +47,8 @@ use crate::position::Stay;
 use crate::record::Columns;
 use crate::source::{Fed, Feed};
 
-pub(crate) use control::{Wiring, run};
-pub(crate) use prepare::{Prepared, prepare};
+pub(crate) use control::{Ended, Wiring, run};
+pub(crate) use prepare::{Prepared, Round, prepare};
 pub(crate) use resync::resync;
 pub(crate) use survey::Survey;
 

@@ -15,6 +15,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+pub(super) use steps::is_listed;
 pub use steps::{Step, plan};
 
 /// How bad it is.
@@ -97,7 +98,7 @@ pub fn follows(source: &Postgres) -> bool {
 }
 
 /// Whether tables are copied.
-fn copies(source: &Postgres) -> bool {
+pub(super) fn copies(source: &Postgres) -> bool {
     source.snapshot != Snapshot::Never
 }
 

@@ -1,20 +1,23 @@
 //! Before anything is read: the source is looked at and set up, and each table has one to go to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::catalog;
-use super::connect::Connector;
+use super::connect::{Connector, Control};
 use super::destination::{self, Standing};
-use super::facts::Facts;
+use super::facts::{Facts, Relation};
 use super::feed::NOT_COPIED;
 use super::kind::Types;
 use super::leadership::Leadership;
+use super::newcomers::Told;
+use super::position;
 use super::preflight;
+use super::roster;
 use super::schema::Followed;
 use super::setup;
-use super::table::Table;
+use super::table::{Table, TableName};
 use super::warehouse_table::{Added, Refusal};
 use crate::config::model::{Pipeline, Postgres, StarRocks};
 use crate::delivery::Stop;
@@ -39,6 +42,10 @@ pub(crate) struct Prepared {
     pub(super) followed: Vec<Followed>,
     /// The right to read the slot.
     pub(super) leadership: Arc<Leadership>,
+    /// What the round was to follow; none = all tables.
+    pub(super) asked_for: Option<BTreeSet<String>>,
+    /// What was told of tables that are set aside.
+    pub(super) told: Told,
 }
 
 impl Prepared {
@@ -59,65 +66,128 @@ impl Prepared {
     }
 }
 
+/// What a round of following leaves to the next one of the same process.
+#[derive(Default)]
+pub(crate) struct Round {
+    /// Names of the tables that are followed from now on: others are seen to while those are. None = all.
+    pub(super) tables: Option<BTreeSet<String>>,
+    /// The right to read the slot, if it was not lost.
+    pub(super) leadership: Option<Arc<Leadership>>,
+    /// What was told of tables that are set aside.
+    pub(super) told: Told,
+}
+
 /// Looks at the source, sets it up as far as that is ours to do, and sees that each table has its place in
-/// StarRocks. A server that does not answer is waited for.
+/// StarRocks. A server that does not answer is waited for; none if the pipeline is asked to stop meanwhile.
 ///
 /// # Errors
 /// Halt, with every defect and its mend.
 pub(crate) async fn prepare(
     source: &Postgres,
     pipeline: &Pipeline,
-    meter: &Arc<crate::meter::PipelineMeter>,
-    stop: &Stop,
-) -> Result<Prepared, Fault> {
-    let connector = Arc::new(Connector::new(source, &pipeline.name)?);
-    let facts = looked_at(source, &connector, meter, stop).await?;
-    let mut types = Types::new();
-    facts.types.iter().for_each(|row| types.add(row.clone().into()));
-    let followed = destined(&facts, &types, pipeline).await?;
-    let leadership = Arc::new(Leadership::new(&connector));
-    Ok(Prepared { source: source.clone(), connector, facts, types, followed, leadership })
-}
-
-/// The facts of a source without defects, after the publication was made.
-async fn looked_at(
-    source: &Postgres,
-    connector: &Connector,
     meter: &Arc<PipelineMeter>,
     stop: &Stop,
-) -> Result<Facts, Fault> {
+    round: Round,
+) -> Result<Option<Prepared>, Fault> {
+    let connector = Arc::new(Connector::new(source, &pipeline.name)?);
+    let looking = Looking { source, pipeline, connector: &connector, tables: round.tables.as_ref() };
+    let facts = patiently(meter, stop, async || looking.look().await).await?;
+    let Some(facts) = facts else { return Ok(None) };
+    let mut types = Types::new();
+    facts.types.iter().for_each(|row| types.add(row.clone().into()));
+    let followed = if round.tables.is_none() {
+        // At the start, a StarRocks that does not answer is mostly a mistake in the file.
+        Some(destined(&facts, &types, pipeline).await?)
+    } else {
+        patiently(meter, stop, async || destined(&facts, &types, pipeline).await).await?
+    };
+    let Some(followed) = followed else { return Ok(None) };
+    let leadership = round.leadership.clone().unwrap_or_else(|| Arc::new(Leadership::new(&connector)));
+    let Round { tables: asked_for, told, .. } = round;
+    let source = source.clone();
+    Ok(Some(Prepared { source, connector, facts, types, followed, leadership, asked_for, told }))
+}
+
+/// Tries until it works; none if the pipeline is asked to stop meanwhile.
+async fn patiently<T>(
+    meter: &Arc<PipelineMeter>,
+    stop: &Stop,
+    mut attempt: impl AsyncFnMut() -> Result<T, Fault>,
+) -> Result<Option<T>, Fault> {
     let mut backoff = Backoff::new(Pace::PASSING);
     let mut waiting = None;
-    loop {
-        let looked = async {
-            let control = connector.control().await?;
-            let facts = catalog::facts(&control, source).await?;
-            let defects = preflight::defects(&facts, source);
-            preflight::verdict(&defects)?;
-            for defect in &defects {
-                let mends: Vec<String> = defect.mend.iter().map(ToString::to_string).collect();
-                tracing::warn!(pipeline = %meter.name, "postgres: {}; {}", defect.what, mends.join("; "));
-            }
-            let steps = preflight::plan(&facts, source);
-            if steps.is_empty() {
-                return Ok(facts);
-            }
-            for step in &steps {
-                tracing::info!(pipeline = %meter.name, "postgres: {}", step.sql());
-            }
-            setup::publish(&control, &steps).await?;
-            catalog::facts(&control, source).await
-        };
-        match looked.await {
-            Err(fault) if fault.kind == FaultKind::Retry && !stop.is_requested() => {
+    while !stop.is_requested() {
+        match attempt().await {
+            Ok(done) => return Ok(Some(done)),
+            Err(fault) if fault.kind == FaultKind::Retry => {
                 if waiting.is_none() {
                     tracing::warn!(pipeline = %meter.name, "{}; waiting and trying again", fault.story());
                     waiting = Some(Waiting::begin(meter, fault.story()));
                 }
                 backoff.wait().await;
             }
-            looked => return looked,
+            Err(fault) => return Err(fault),
         }
+    }
+    Ok(None)
+}
+
+/// A look at the source before it is followed.
+struct Looking<'a> {
+    source: &'a Postgres,
+    pipeline: &'a Pipeline,
+    connector: &'a Connector,
+    tables: Option<&'a BTreeSet<String>>,
+}
+
+impl Looking<'_> {
+    /// The facts of a source without defects, after the publication was made.
+    async fn look(&self) -> Result<Facts, Fault> {
+        let control = self.connector.control().await?;
+        let facts = self.facts(&control).await?;
+        self.check_published(&facts).await?;
+        let defects = preflight::defects(&facts, self.source);
+        preflight::verdict(&defects)?;
+        let pipeline = &self.pipeline.name;
+        if self.tables.is_none() {
+            for defect in &defects {
+                let mends: Vec<String> = defect.mend.iter().map(ToString::to_string).collect();
+                tracing::warn!(%pipeline, "postgres: {}; {}", defect.what, mends.join("; "));
+            }
+        }
+        let steps = preflight::plan(&facts, self.source);
+        if steps.is_empty() {
+            return Ok(facts);
+        }
+        for step in &steps {
+            tracing::info!(%pipeline, "postgres: {}", step.sql());
+        }
+        setup::publish(&control, &steps).await?;
+        self.facts(&control).await
+    }
+
+    async fn facts(&self, control: &Control) -> Result<Facts, Fault> {
+        let facts = catalog::facts(control, self.source).await?;
+        let Some(tables) = self.tables else { return Ok(facts) };
+        let others = facts.chosen().into_iter().map(|relation| relation.name.clone());
+        let others: BTreeSet<TableName> = others.filter(|name| !tables.contains(&name.to_string())).collect();
+        Ok(facts.without(&others))
+    }
+
+    /// A table that was copied, and that the publication lacks, was taken out of it: put back without a word, it would
+    /// miss the changes in between.
+    async fn check_published(&self, facts: &Facts) -> Result<(), Fault> {
+        let is_missing = |relation: &&Relation| !preflight::is_listed(facts, relation);
+        let missing = facts.chosen().into_iter().filter(is_missing).map(|relation| relation.name.clone());
+        let mut missing: Vec<TableName> = missing.collect();
+        if missing.is_empty() || facts.publication.is_none() || !preflight::follows(self.source) {
+            return Ok(());
+        }
+        let known = position::known(&self.pipeline.sink, &self.pipeline.name, &self.source.slot).await;
+        let known = if self.tables.is_none() { known.map_err(Fault::halting) } else { known }?;
+        let copied = known.unwrap_or_default().copied;
+        missing.retain(|table| copied.contains_key(&table.to_string()));
+        if missing.is_empty() { Ok(()) } else { Err(roster::unpublished(&missing, self.source)) }
     }
 }
 
@@ -140,7 +210,7 @@ async fn destined(facts: &Facts, types: &Types, pipeline: &Pipeline) -> Result<V
             names.push(name.clone());
             names.len() - 1
         });
-        match made_ready(&mut query, sink, &table, types, &name).await? {
+        match placed(&mut query, sink, &table, types).await? {
             Ok(warehouse) => {
                 let key = destination::key_of(&warehouse);
                 let destination = u16::try_from(place).unwrap_or(u16::MAX);
@@ -169,14 +239,17 @@ fn refused(refusals: &[Refusal]) -> Fault {
     Fault::halt(what, "mend them, or leave the tables out by `exclude` in [source.postgres]")
 }
 
-/// The columns of a destination, which is made or grown if the file says so.
-async fn made_ready(
+/// The columns of a table's destination, which is made or grown if the file says so; or why it cannot take the rows.
+///
+/// # Errors
+/// If StarRocks cannot be asked, or will not make the table.
+pub(super) async fn placed(
     query: &mut Query,
     sink: &StarRocks,
     table: &Table,
     types: &Types,
-    name: &str,
 ) -> Result<Result<Vec<Column>, Vec<Refusal>>, Fault> {
+    let name = &destination::name_of(table, sink);
     match destination::look(query, sink, table, types, name).await? {
         Standing::Fits(there) => Ok(Ok(there)),
         Standing::Refused(refusals) => Ok(Err(refusals)),
