@@ -325,7 +325,8 @@ impl Meter {
             versions: self.versions.get_or_create(&labels).clone(),
         };
         let pipeline = self.pipeline(pipeline);
-        pipeline.tables.lock().unwrap_or_else(PoisonError::into_inner).push(counters.clone());
+        let mut tables = pipeline.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.insert(labels.table, counters.clone());
         counters
     }
 }
@@ -384,7 +385,8 @@ pub struct PipelineMeter {
     postgres: PostgresFamilies,
     batches_cut: Family<CutLabels, Counter>,
     http: HttpFamilies,
-    tables: Mutex<Vec<TableMeter>>,
+    /// By their names: a source that goes round asks for them again.
+    tables: Mutex<BTreeMap<String, TableMeter>>,
     pub health: Health,
 }
 
@@ -403,7 +405,7 @@ impl PipelineMeter {
     }
 
     fn sum(&self, of: impl Fn(&TableMeter) -> u64) -> u64 {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner).iter().map(of).sum()
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).values().map(of).sum()
     }
 
     /// Rows loaded into all tables.
@@ -419,7 +421,7 @@ impl PipelineMeter {
     /// Versions of the fullest table, as last read; none if none could be read.
     pub fn versions(&self) -> Option<i64> {
         let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        tables.iter().map(|table| table.versions.get()).max().filter(|versions| *versions > 0)
+        tables.values().map(|table| table.versions.get()).max().filter(|versions| *versions > 0)
     }
 
     /// The counters of its Postgres source.

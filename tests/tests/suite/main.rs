@@ -17,6 +17,7 @@ mod postgres_faults;
 mod postgres_fence;
 mod postgres_shapes;
 mod postgres_storm;
+mod postgres_tables;
 mod postgres_types;
 mod records;
 mod rejects;

@@ -119,16 +119,16 @@ fn judge(facts: &Facts, source: &Postgres, followed: &BTreeSet<TableName>) -> Ve
     let chosen = facts.chosen().into_iter().map(|relation| &relation.name);
     let newcomers: BTreeSet<TableName> = chosen.filter(|name| !followed.contains(name)).cloned().collect();
     // What is wrong without them is not theirs.
-    let before = preflight::defects(&facts.without(&newcomers), source);
+    let before = preflight::defects_of_tables(&facts.without(&newcomers), source);
     let own = |defect: &Defect| defect.severity == Severity::Blocks && !before.contains(defect);
-    let all_fit = !preflight::defects(facts, source).iter().any(own);
+    let all_fit = !preflight::defects_of_tables(facts, source).iter().any(own);
     let no_room = no_room(facts, source);
     let mut unfit = Vec::new();
     for table in &newcomers {
         let mut defects = Vec::new();
         if !all_fit {
             let others = newcomers.iter().filter(|other| *other != table).cloned().collect();
-            defects = preflight::defects(&facts.without(&others), source);
+            defects = preflight::defects_of_tables(&facts.without(&others), source);
             defects.retain(own);
         }
         let why = if defects.is_empty() { no_room.clone() } else { Some(told(&defects)) };

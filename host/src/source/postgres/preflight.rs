@@ -81,14 +81,21 @@ fn setting(words: impl Into<String>) -> Mend {
 pub fn defects(facts: &Facts, source: &Postgres) -> Vec<Defect> {
     let mut found = Vec::new();
     server::check(facts, source, &mut found);
+    found.extend(defects_of_tables(facts, source));
+    if follows(source) {
+        server::check_slot(facts, source, &mut found);
+    }
+    found
+}
+
+/// Those of the publication and of the tables alone: what may have changed of a source that is followed.
+pub fn defects_of_tables(facts: &Facts, source: &Postgres) -> Vec<Defect> {
+    let mut found = Vec::new();
     if follows(source) {
         // Before the tables: their mends add to it.
         publication::check(facts, source, &mut found);
     }
     tables::check(facts, source, &mut found);
-    if follows(source) {
-        server::check_slot(facts, source, &mut found);
-    }
     found
 }
 

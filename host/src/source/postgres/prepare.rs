@@ -146,15 +146,8 @@ impl Looking<'_> {
         let control = self.connector.control().await?;
         let facts = self.facts(&control).await?;
         self.check_published(&facts).await?;
-        let defects = preflight::defects(&facts, self.source);
-        preflight::verdict(&defects)?;
+        self.judge(&facts)?;
         let pipeline = &self.pipeline.name;
-        if self.tables.is_none() {
-            for defect in &defects {
-                let mends: Vec<String> = defect.mend.iter().map(ToString::to_string).collect();
-                tracing::warn!(%pipeline, "postgres: {}; {}", defect.what, mends.join("; "));
-            }
-        }
         let steps = preflight::plan(&facts, self.source);
         if steps.is_empty() {
             return Ok(facts);
@@ -164,6 +157,20 @@ impl Looking<'_> {
         }
         setup::publish(&control, &steps).await?;
         self.facts(&control).await
+    }
+
+    /// A server that was fit at the start is: should it have no room at the moment, that passes.
+    fn judge(&self, facts: &Facts) -> Result<(), Fault> {
+        if self.tables.is_some() {
+            return preflight::verdict(&preflight::defects_of_tables(facts, self.source));
+        }
+        let defects = preflight::defects(facts, self.source);
+        preflight::verdict(&defects)?;
+        for defect in &defects {
+            let mends: Vec<String> = defect.mend.iter().map(ToString::to_string).collect();
+            tracing::warn!(pipeline = %self.pipeline.name, "postgres: {}; {}", defect.what, mends.join("; "));
+        }
+        Ok(())
     }
 
     async fn facts(&self, control: &Control) -> Result<Facts, Fault> {

@@ -58,6 +58,10 @@ impl Control {
     /// Lets everything that was read be loaded. Before another round that may take as long as it takes; once the
     /// pipeline is asked to stop, as long as a shutdown may.
     fn drain(&mut self) -> Result<(), Cut> {
+        if self.positions.is_none() {
+            // Nothing was read.
+            return Ok(());
+        }
         let name = self.parts.meter.name.clone();
         tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
         let mut deadline = None;
