@@ -1,6 +1,7 @@
 //! The tables to follow change while they are followed: others come, some go, one leaves the publication.
 
 use std::{path::PathBuf, time::Duration};
+use tidemill_sandbox::FaultKind;
 use tidemill_tests::{
     limit::within,
     pipeline::{Pipeline, Source},
@@ -45,6 +46,15 @@ fn times(tidemill: &Tidemill, text: &str) -> usize {
     tidemill.log().matches(text).count()
 }
 
+/// What the log says of new tables.
+const NEW: &str = "following new tables";
+
+/// Waits until the new tables are copied and followed.
+fn until_followed(tidemill: &Tidemill) {
+    let follows = || (times(tidemill, "following the slot") > times(tidemill, NEW)).then_some(());
+    wait_until(Duration::from_secs(90), follows).unwrap_or_else(|late| panic!("{late}: {}", tidemill.log()));
+}
+
 #[test]
 fn new_tables_are_copied_and_followed_while_others_are() {
     within(120, || {
@@ -63,7 +73,7 @@ fn new_tables_are_copied_and_followed_while_others_are() {
              COMMIT; UPDATE later SET b = 3 WHERE a = 'x'",
         );
         replica.until_equal(60, &["later"]);
-        assert!(tidemill.is_running());
+        until_followed(&tidemill);
         tidemill.drain(30);
         // A restart finds everything as it was left.
         replica.postgres.run("DELETE FROM items WHERE id % 5 = 0; INSERT INTO later VALUES ('z', 9)");
@@ -83,11 +93,8 @@ fn tables_that_are_written_to_from_their_first_moment_equal_their_source() {
         println!("seed {}", settings.seed);
         workload::prepare(&replica.postgres, &settings);
         let workload = Workload::start(&replica.postgres, &settings);
-        let copied = "following new tables";
-        tidemill.until_logged(60, copied);
-        let follows = || (times(&tidemill, "following the slot") > times(&tidemill, copied)).then_some(());
-        wait_until(Duration::from_secs(90), follows)
-            .unwrap_or_else(|late| panic!("{late}: {}", tidemill.log()));
+        tidemill.until_logged(60, NEW);
+        until_followed(&tidemill);
         workload.until_committed(60, 500);
         let counts = workload.stop();
         assert!(counts.committed > 500, "{counts}");
@@ -239,10 +246,29 @@ fn a_standby_takes_over_with_tables_that_came_after_it_was_started() {
         standby.until_logged(30, "standing by");
         replica.postgres.run(ITEMS);
         replica.until_equal(60, &["items"]);
+        until_followed(&leader);
         leader.kill();
         replica.postgres.run("DELETE FROM items WHERE id % 2 = 0; INSERT INTO items VALUES (3000, 'after')");
         replica.until_equal(60, &["items", "orders"]);
         assert!(!standby.log().contains("copying what is there"), "{}", standby.log());
+        standby.drain(30);
+    });
+}
+
+#[test]
+fn a_standby_copies_a_new_table_that_its_leader_has_not_copied_whole() {
+    within(120, || {
+        let (replica, pipeline, mut leader) = following("half_copied", ORDERS, &["orders"], "");
+        let mut standby = replica.run(&pipeline);
+        standby.until_logged(30, "standing by");
+        // Its rows come, and that all of them have is not written down.
+        replica.warehouse.fault_on("tidemill_positions", FaultKind::TooManyVersions);
+        replica.postgres.run(ITEMS);
+        replica.until_equal(60, &["items"]);
+        leader.kill();
+        replica.warehouse.clear_faults();
+        replica.postgres.run("DELETE FROM items WHERE id % 2 = 0; INSERT INTO items VALUES (3000, 'after')");
+        replica.until_equal(60, &["items", "orders"]);
         standby.drain(30);
     });
 }

@@ -18,7 +18,7 @@ use super::feed::{FeedParts, StreamFeed};
 use super::lsn::Lsn;
 use super::newcomers::Newcomers;
 use super::position::Positions;
-use super::prepare::{Prepared, Round};
+use super::prepare::{Prepared, Round, Tables};
 use super::progress::Progress;
 use super::pump::{Engine, Pipe, Pumping, pump};
 use super::roster::Roster;
@@ -84,7 +84,7 @@ pub(super) enum After {
     /// Nothing: the pipeline was asked to stop, or that was all.
     Stop,
     /// A round with these tables.
-    Tables(BTreeSet<String>),
+    Tables(Tables),
 }
 
 /// Why a round is cut short.
@@ -170,7 +170,7 @@ impl Control {
     fn live(&mut self, spawn_lane: &SpawnLane<'_>) -> Result<After, Cut> {
         let (beginning, positions) = match self.begin()? {
             Begun::Leading(beginning, positions) => (beginning, positions),
-            Begun::Widened(tables) => return Ok(After::Tables(tables)),
+            Begun::Outdated(tables) => return Ok(After::Tables(Tables::Fit(tables))),
             Begun::Stopped => return Ok(After::Stop),
         };
         self.positions = Some(Arc::clone(&positions));
@@ -222,7 +222,7 @@ impl Control {
         while !self.parts.stop.is_requested() {
             self.turn(positions)?;
             if let Some(tables) = self.heard(&watch)? {
-                return Ok(After::Tables(tables));
+                return Ok(After::Tables(Tables::These(tables)));
             }
             std::thread::sleep(TURN);
         }

@@ -61,7 +61,9 @@ impl Newcomers {
         let source = self.connector.source();
         let connection = self.connector.control().await?;
         let facts = catalog::facts(&connection, source).await?;
-        let mut unfit = judge(&facts, source, &self.followed);
+        let chosen = facts.chosen().into_iter().map(|relation| &relation.name);
+        let newcomers = chosen.filter(|name| !self.followed.contains(name)).cloned().collect();
+        let mut unfit = judge(&facts, source, &newcomers);
         let set_aside: BTreeSet<TableName> = unfit.iter().map(|unfit| unfit.table.clone()).collect();
         let fit = facts.without(&set_aside);
         let mut types = Types::new();
@@ -114,17 +116,23 @@ impl Newcomers {
     }
 }
 
-/// The tables that cannot be followed, of those that are not followed yet.
-fn judge(facts: &Facts, source: &Postgres, followed: &BTreeSet<TableName>) -> Vec<Unfit> {
-    let chosen = facts.chosen().into_iter().map(|relation| &relation.name);
-    let newcomers: BTreeSet<TableName> = chosen.filter(|name| !followed.contains(name)).cloned().collect();
+/// The tables of `newcomers` that cannot be followed.
+pub(super) fn unfit(
+    facts: &Facts,
+    source: &Postgres,
+    newcomers: &BTreeSet<TableName>,
+) -> BTreeSet<TableName> {
+    judge(facts, source, newcomers).into_iter().map(|unfit| unfit.table).collect()
+}
+
+fn judge(facts: &Facts, source: &Postgres, newcomers: &BTreeSet<TableName>) -> Vec<Unfit> {
     // What is wrong without them is not theirs.
-    let before = preflight::defects_of_tables(&facts.without(&newcomers), source);
+    let before = preflight::defects_of_tables(&facts.without(newcomers), source);
     let own = |defect: &Defect| defect.severity == Severity::Blocks && !before.contains(defect);
     let all_fit = !preflight::defects_of_tables(facts, source).iter().any(own);
     let no_room = no_room(facts, source);
     let mut unfit = Vec::new();
-    for table in &newcomers {
+    for table in newcomers {
         let mut defects = Vec::new();
         if !all_fit {
             let others = newcomers.iter().filter(|other| *other != table).cloned().collect();
@@ -162,8 +170,8 @@ mod tests {
     use crate::source::postgres::preflight::fixtures::{add, change, facts, relation, source};
     use crate::source::postgres::table::Identity;
 
-    fn followed() -> BTreeSet<TableName> {
-        [TableName::new("public", "orders")].into()
+    fn newcomers() -> BTreeSet<TableName> {
+        ["fit", "keyless"].map(|name| TableName::new("public", name)).into()
     }
 
     /// `public.orders` is followed; `public.fit` and `public.keyless` came.
@@ -178,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_table_with_a_defect_is_set_aside_and_the_others_are_not() {
-        let unfit = judge(&grown(), &source(), &followed());
+        let unfit = judge(&grown(), &source(), &newcomers());
         let [Unfit { table, why }] = unfit.as_slice() else { panic!("{unfit:?}") };
         assert_eq!(*table, TableName::new("public", "keyless"));
         assert!(why.contains("public.keyless has no primary key"), "{why}");
@@ -190,7 +198,7 @@ mod tests {
         let mut facts = grown();
         change(&mut facts, 1).identity = Identity::Nothing;
         facts.relations.remove(&3);
-        assert_eq!(judge(&facts, &source(), &followed()), Vec::new());
+        assert_eq!(judge(&facts, &source(), &newcomers()), Vec::new());
     }
 
     #[test]
@@ -198,7 +206,7 @@ mod tests {
         let mut facts = grown();
         facts.relations.remove(&3);
         facts.server.slots_used = facts.server.slots_max;
-        let unfit = judge(&facts, &source(), &followed());
+        let unfit = judge(&facts, &source(), &newcomers());
         assert!(unfit[0].why.contains("max_replication_slots"), "{unfit:?}");
     }
 

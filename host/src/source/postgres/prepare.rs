@@ -11,7 +11,7 @@ use super::facts::{Facts, Relation};
 use super::feed::NOT_COPIED;
 use super::kind::Types;
 use super::leadership::Leadership;
-use super::newcomers::Told;
+use super::newcomers::{self, Told};
 use super::position;
 use super::preflight;
 use super::roster;
@@ -42,8 +42,8 @@ pub(crate) struct Prepared {
     pub(super) followed: Vec<Followed>,
     /// The right to read the slot.
     pub(super) leadership: Arc<Leadership>,
-    /// What the round was to follow; none = all tables.
-    pub(super) asked_for: Option<BTreeSet<String>>,
+    /// The source was looked at while another process may have read it.
+    pub(super) may_be_outdated: bool,
     /// What was told of tables that are set aside.
     pub(super) told: Told,
 }
@@ -66,11 +66,38 @@ impl Prepared {
     }
 }
 
+/// Which of the tables that there are.
+#[derive(Debug, Default)]
+pub(super) enum Tables {
+    /// All: one that cannot be followed halts the pipeline.
+    #[default]
+    All,
+    /// All that can be followed, and these: another process may have begun to follow others, too.
+    Fit(BTreeSet<String>),
+    /// These: others are seen to while those are followed.
+    These(BTreeSet<String>),
+}
+
+impl Tables {
+    /// Whether the pipeline cannot go on without a table.
+    fn need(&self, table: &TableName) -> bool {
+        match self {
+            Tables::All => true,
+            Tables::Fit(names) | Tables::These(names) => names.contains(&table.to_string()),
+        }
+    }
+
+    /// Whether this is the first round of a process.
+    fn is_start(&self) -> bool {
+        matches!(self, Tables::All)
+    }
+}
+
 /// What a round of following leaves to the next one of the same process.
 #[derive(Default)]
 pub(crate) struct Round {
-    /// Names of the tables that are followed from now on: others are seen to while those are. None = all.
-    pub(super) tables: Option<BTreeSet<String>>,
+    /// What is followed from now on.
+    pub(super) tables: Tables,
     /// The right to read the slot, if it was not lost.
     pub(super) leadership: Option<Arc<Leadership>>,
     /// What was told of tables that are set aside.
@@ -90,22 +117,22 @@ pub(crate) async fn prepare(
     round: Round,
 ) -> Result<Option<Prepared>, Fault> {
     let connector = Arc::new(Connector::new(source, &pipeline.name)?);
-    let looking = Looking { source, pipeline, connector: &connector, tables: round.tables.as_ref() };
+    let looking = Looking { source, pipeline, connector: &connector, tables: &round.tables };
     let facts = patiently(meter, stop, async || looking.look().await).await?;
     let Some(facts) = facts else { return Ok(None) };
     let mut types = Types::new();
     facts.types.iter().for_each(|row| types.add(row.clone().into()));
-    let followed = if round.tables.is_none() {
+    let followed = if round.tables.is_start() {
         // At the start, a StarRocks that does not answer is mostly a mistake in the file.
-        Some(destined(&facts, &types, pipeline).await?)
+        Some(looking.destined(&facts, &types).await?)
     } else {
-        patiently(meter, stop, async || destined(&facts, &types, pipeline).await).await?
+        patiently(meter, stop, async || looking.destined(&facts, &types).await).await?
     };
     let Some(followed) = followed else { return Ok(None) };
-    let leadership = round.leadership.clone().unwrap_or_else(|| Arc::new(Leadership::new(&connector)));
-    let Round { tables: asked_for, told, .. } = round;
-    let source = source.clone();
-    Ok(Some(Prepared { source, connector, facts, types, followed, leadership, asked_for, told }))
+    let may_be_outdated = round.leadership.is_none() && !round.tables.is_start();
+    let leadership = round.leadership.unwrap_or_else(|| Arc::new(Leadership::new(&connector)));
+    let (source, told) = (source.clone(), round.told);
+    Ok(Some(Prepared { source, connector, facts, types, followed, leadership, may_be_outdated, told }))
 }
 
 /// Tries until it works; none if the pipeline is asked to stop meanwhile.
@@ -137,7 +164,7 @@ struct Looking<'a> {
     source: &'a Postgres,
     pipeline: &'a Pipeline,
     connector: &'a Connector,
-    tables: Option<&'a BTreeSet<String>>,
+    tables: &'a Tables,
 }
 
 impl Looking<'_> {
@@ -161,7 +188,7 @@ impl Looking<'_> {
 
     /// A server that was fit at the start is: should it have no room at the moment, that passes.
     fn judge(&self, facts: &Facts) -> Result<(), Fault> {
-        if self.tables.is_some() {
+        if !self.tables.is_start() {
             return preflight::verdict(&preflight::defects_of_tables(facts, self.source));
         }
         let defects = preflight::defects(facts, self.source);
@@ -175,10 +202,14 @@ impl Looking<'_> {
 
     async fn facts(&self, control: &Control) -> Result<Facts, Fault> {
         let facts = catalog::facts(control, self.source).await?;
-        let Some(tables) = self.tables else { return Ok(facts) };
         let others = facts.chosen().into_iter().map(|relation| relation.name.clone());
-        let others: BTreeSet<TableName> = others.filter(|name| !tables.contains(&name.to_string())).collect();
-        Ok(facts.without(&others))
+        let others = others.filter(|name| !self.tables.need(name));
+        let left_out: BTreeSet<TableName> = match self.tables {
+            Tables::All => return Ok(facts),
+            Tables::These(_) => others.collect(),
+            Tables::Fit(_) => newcomers::unfit(&facts, self.source, &others.collect()),
+        };
+        Ok(facts.without(&left_out))
     }
 
     /// A table that was copied, and that the publication lacks, was taken out of it: put back without a word, it would
@@ -191,50 +222,52 @@ impl Looking<'_> {
             return Ok(());
         }
         let known = position::known(&self.pipeline.sink, &self.pipeline.name, &self.source.slot).await;
-        let known = if self.tables.is_none() { known.map_err(Fault::halting) } else { known }?;
+        let known = if self.tables.is_start() { known.map_err(Fault::halting) } else { known }?;
         let copied = known.unwrap_or_default().copied;
         missing.retain(|table| copied.contains_key(&table.to_string()));
         if missing.is_empty() { Ok(()) } else { Err(roster::unpublished(&missing, self.source)) }
     }
-}
 
-/// Each table with its destination, which is made if the file says so.
-async fn destined(facts: &Facts, types: &Types, pipeline: &Pipeline) -> Result<Vec<Followed>, Fault> {
-    let sink = &pipeline.sink;
-    let tables = facts.tables();
-    if tables.is_empty() {
-        return Err(Fault::halt(
-            "no table of the database is named by [source.postgres] tables",
-            "mend `tables` and `exclude`: patterns are `schema.table` with * and ?",
-        ));
-    }
-    let mut query = Query::connect(sink).await?;
-    let mut names: Vec<String> = Vec::new();
-    let (mut followed, mut refusals) = (Vec::new(), Vec::new());
-    for table in tables {
-        let name = destination::name_of(&table, sink);
-        let place = names.iter().position(|known| *known == name).unwrap_or_else(|| {
-            names.push(name.clone());
-            names.len() - 1
-        });
-        match placed(&mut query, sink, &table, types).await? {
-            Ok(warehouse) => {
-                let key = destination::key_of(&warehouse);
-                let destination = u16::try_from(place).unwrap_or(u16::MAX);
-                let warehouse_table = name;
-                followed.push(Followed {
-                    table,
-                    destination,
-                    warehouse_table,
-                    warehouse,
-                    key,
-                    copied_upto: NOT_COPIED,
-                });
-            }
-            Err(refused) => refusals.extend(refused),
+    /// Each table with its destination, which is made if the file says so.
+    async fn destined(&self, facts: &Facts, types: &Types) -> Result<Vec<Followed>, Fault> {
+        let sink = &self.pipeline.sink;
+        let tables = facts.tables();
+        if tables.is_empty() {
+            return Err(Fault::halt(
+                "no table of the database is named by [source.postgres] tables",
+                "mend `tables` and `exclude`: patterns are `schema.table` with * and ?",
+            ));
         }
+        let mut query = Query::connect(sink).await?;
+        let mut names: Vec<String> = Vec::new();
+        let (mut followed, mut refusals) = (Vec::new(), Vec::new());
+        for table in tables {
+            let name = destination::name_of(&table, sink);
+            match placed(&mut query, sink, &table, types).await? {
+                // Told of while the others are followed.
+                Err(_refusals) if !self.tables.need(&table.name) => {}
+                Ok(warehouse) => {
+                    let place = names.iter().position(|known| *known == name).unwrap_or_else(|| {
+                        names.push(name.clone());
+                        names.len() - 1
+                    });
+                    let key = destination::key_of(&warehouse);
+                    let destination = u16::try_from(place).unwrap_or(u16::MAX);
+                    let warehouse_table = name;
+                    followed.push(Followed {
+                        table,
+                        destination,
+                        warehouse_table,
+                        warehouse,
+                        key,
+                        copied_upto: NOT_COPIED,
+                    });
+                }
+                Err(refused) => refusals.extend(refused),
+            }
+        }
+        if refusals.is_empty() { Ok(followed) } else { Err(refused(&refusals)) }
     }
-    if refusals.is_empty() { Ok(followed) } else { Err(refused(&refusals)) }
 }
 
 fn refused(refusals: &[Refusal]) -> Fault {

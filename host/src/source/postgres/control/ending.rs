@@ -7,7 +7,7 @@ use super::leading::standing_by;
 use super::{After, Control, Cut, Ended, Streaming, TURN, join};
 use crate::fault::Fault;
 use crate::meter::Waiting;
-use crate::source::postgres::prepare::Round;
+use crate::source::postgres::prepare::{Round, Tables};
 
 /// How long a halted pipeline waits for loads that are on their way.
 const HALT_PATIENCE: Duration = Duration::from_secs(10);
@@ -24,7 +24,7 @@ impl Control {
                 Ok(match after {
                     After::Stop => Ended::Stopped,
                     After::Tables(tables) => Ended::Again(Round {
-                        tables: Some(tables),
+                        tables,
                         leadership: Some(self.prepared.leadership),
                         told: self.prepared.told,
                     }),
@@ -130,7 +130,7 @@ impl Control {
         meter.partitions.set(0);
         let followed = self.prepared.followed.iter().map(|followed| followed.table.name.to_string());
         Ok(Ended::Again(Round {
-            tables: Some(followed.collect()),
+            tables: Tables::Fit(followed.collect()),
             leadership: None,
             told: self.prepared.told,
         }))

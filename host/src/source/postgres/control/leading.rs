@@ -11,7 +11,7 @@ use crate::meter::Waiting;
 use crate::retry::{Backoff, Pace};
 use crate::source::postgres::begin::{Beginning, decide};
 use crate::source::postgres::catalog;
-use crate::source::postgres::position::{Known, Positions};
+use crate::source::postgres::position::Positions;
 use crate::source::postgres::setup::{Identified, identify};
 
 /// How often a standby asks whether the slot is free, at the longest.
@@ -21,8 +21,9 @@ const STANDBY_ASKS_EVERY: Duration = Duration::from_secs(1);
 pub(super) enum Begun {
     /// The slot is ours.
     Leading(Beginning, Arc<Positions>),
-    /// It is, and these are the tables to follow: another process has followed more than this one knows of.
-    Widened(BTreeSet<String>),
+    /// It is, and the source has to be looked at anew: another process had it, and may have begun to follow more tables
+    /// than this one knows of. These have to be followed.
+    Outdated(BTreeSet<String>),
     /// The pipeline was asked to stop before it had the slot.
     Stopped,
 }
@@ -49,11 +50,12 @@ impl Control {
     }
 
     async fn ask_where_to_begin(&mut self) -> Result<Begun, Fault> {
-        let source = &self.prepared.source;
         let leadership = Arc::clone(&self.prepared.leadership);
         if !leadership.acquire().await? {
-            return Err(standing_by(source));
+            self.prepared.may_be_outdated = true;
+            return Err(standing_by(&self.prepared.source));
         }
+        let source = &self.prepared.source;
         let Identified { system_identifier, timeline, .. } = identify(&self.prepared.connector).await?;
         tracing::debug!(system_identifier, timeline, "postgres identified itself");
         let system = system_identifier.to_string();
@@ -70,8 +72,9 @@ impl Control {
         leadership.keep_alive(&self.parts.runtime);
         // What the process before had under way is decided now, its last position included.
         let known = positions.read().await?;
-        if let Some(tables) = self.widened(&known) {
-            return Ok(Begun::Widened(tables));
+        if self.prepared.may_be_outdated {
+            let followed = self.prepared.followed.iter().map(|followed| followed.table.name.to_string());
+            return Ok(Begun::Outdated(followed.chain(known.copied.into_keys()).collect()));
         }
         let connection = self.prepared.connector.control().await?;
         self.free_slot(&connection).await;
@@ -90,19 +93,6 @@ impl Control {
             }
         }
         Ok(Begun::Leading(beginning, positions))
-    }
-
-    /// The tables to follow, if others than those that were looked at were copied: while this process stood by,
-    /// another one may have begun to follow them, and they are not to be left out.
-    fn widened(&self, known: &Known) -> Option<BTreeSet<String>> {
-        let followed = self.prepared.followed.iter().map(|followed| followed.table.name.to_string());
-        let followed: BTreeSet<String> = followed.collect();
-        let looked_for = |table: &String| {
-            followed.contains(table)
-                || self.prepared.asked_for.as_ref().is_some_and(|tables| tables.contains(table))
-        };
-        let is_whole = known.copied.keys().all(looked_for);
-        (!is_whole).then(|| followed.into_iter().chain(known.copied.keys().cloned()).collect())
     }
 
     /// Ends the reader that a process of ours has left at the slot. One that is frozen or whose line went dead would
