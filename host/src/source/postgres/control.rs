@@ -7,7 +7,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -34,6 +33,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::meter::{PostgresMeter, Waiting};
 use crate::retry::{Backoff, Pace};
 use crate::source::Parts;
+use crate::source::halts::{Halts, LaneThread};
 
 mod barriers;
 mod ending;
@@ -50,8 +50,6 @@ const POSITION_EVERY: Duration = Duration::from_secs(1);
 const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the stream is read on for the last changes of tables that are gone.
 const GONE_PATIENCE: Duration = Duration::from_secs(60);
-/// How long a dropped ticket waits for the fault of whoever dropped it.
-const POISON_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What the control thread needs of the rest of its pipeline.
 pub(crate) struct Wiring {
@@ -64,9 +62,6 @@ pub(crate) struct Wiring {
     /// What every source gets.
     pub(crate) parts: Parts,
 }
-
-/// A lane's thread.
-pub(super) type LaneThread = JoinHandle<Result<(), Fault>>;
 
 /// Starts a lane's thread on its feed.
 pub(super) type SpawnLane<'a> = dyn Fn(usize, PostgresFeed) -> std::io::Result<LaneThread> + 'a;
@@ -138,7 +133,7 @@ pub(super) struct Control {
     pub(super) lanes: Vec<Option<LaneThread>>,
     streaming: Option<Streaming>,
     positions: Option<Arc<Positions>>,
-    poisoned_at: Option<Instant>,
+    halts: Halts,
     /// When other tables were to be followed.
     changed_at: Option<Instant>,
     /// When the lock was last asked for.
@@ -150,6 +145,7 @@ pub(super) struct Control {
 impl Control {
     fn new(wiring: Wiring) -> Control {
         let Wiring { prepared, sink, carrier, parts } = wiring;
+        let halts = Halts::of(&parts, "nothing was confirmed past them");
         Control {
             meter: parts.meter.postgres(),
             prepared,
@@ -160,7 +156,7 @@ impl Control {
             lanes: Vec::new(),
             streaming: None,
             positions: None,
-            poisoned_at: None,
+            halts,
             changed_at: None,
             led_at: None,
             has_connected: false,
@@ -185,28 +181,8 @@ impl Control {
 
     /// Anything in the pipeline that cannot go on ends it: lanes, loads, dead letters, a lost ticket.
     pub(super) fn check_halts(&mut self) -> Result<(), Cut> {
-        if let Some(fault) = self.parts.alarm.take() {
-            return Err(fault.into());
-        }
-        self.lead()?;
-        for lane in &mut self.lanes {
-            if lane.as_ref().is_some_and(JoinHandle::is_finished)
-                && let Some(thread) = lane.take()
-            {
-                join(thread)?;
-            }
-        }
-        let poisoned = self.parts.ledger.poisoned();
-        let poisoned = poisoned
-            .filter(|_| self.poisoned_at.get_or_insert_with(Instant::now).elapsed() >= POISON_PATIENCE);
-        match poisoned {
-            Some(span) => Err(Fault::halt(
-                format!("rows of {span} were dropped inside tidemill before they were durable"),
-                "nothing was confirmed past them: restart to read them again, and report this defect",
-            )
-            .into()),
-            None => Ok(()),
-        }
+        self.halts.check(&mut self.lanes)?;
+        self.lead()
     }
 
     /// Follows the slot from `from` until told to stop, or until the tables to follow are others.
@@ -485,14 +461,4 @@ async fn same_server(connector: &Connector, positions: &Positions, from: Lsn) ->
         ));
     }
     Ok(())
-}
-
-fn join(thread: LaneThread) -> Result<(), Fault> {
-    match thread.join() {
-        Ok(ended) => ended,
-        Err(_panic) => Err(Fault::halt(
-            "a lane's thread panicked",
-            "nothing was confirmed past its rows: see the log above for the panic, restart, and report it",
-        )),
-    }
 }

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::leading::standing_by;
-use super::{After, Control, Cut, Ended, Streaming, TURN, join};
+use super::{After, Control, Cut, Ended, Streaming, TURN};
 use crate::fault::Fault;
 use crate::meter::Waiting;
 use crate::source::postgres::prepare::{Round, Tables};
@@ -33,6 +33,8 @@ impl Control {
             Err(Cut::Superseded) => self.stand_by(),
             Err(Cut::Fault(fault)) => {
                 self.parts.stage.remove(self.parts.pipeline);
+                // Loads that StarRocks does not take would otherwise be tried for ever, and keep their bytes.
+                self.parts.giving_up.give_up(&self.parts.ledger.stays());
                 self.until_quiet(Instant::now() + self.parts.shutdown_timeout.min(HALT_PATIENCE));
                 self.finish();
                 Err(fault)
@@ -49,7 +51,7 @@ impl Control {
 
     fn join_lanes(&mut self) {
         for thread in self.lanes.iter_mut().filter_map(Option::take) {
-            if let Err(fault) = join(thread) {
+            if let Err(fault) = self.halts.join(thread) {
                 tracing::warn!(pipeline = %self.parts.meter.name, "a lane ended late: {}", fault.story());
             }
         }
@@ -112,7 +114,6 @@ impl Control {
                 writing.abort();
             }
         }
-        self.parts.giving_up.give_up(&self.parts.ledger.stays());
         self.join_lanes();
         let stays = self.parts.ledger.stays();
         self.parts.giving_up.give_up(&stays);
