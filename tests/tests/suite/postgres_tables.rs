@@ -272,3 +272,34 @@ fn a_standby_copies_a_new_table_that_its_leader_has_not_copied_whole() {
         standby.drain(30);
     });
 }
+
+#[test]
+fn a_column_that_is_added_while_the_slot_is_being_made_is_copied() {
+    within(120, || {
+        let replica = Replica::new("outdated");
+        replica.postgres.run(ORDERS);
+        replica.postgres.run("CREATE TABLE held (id int PRIMARY KEY)");
+        // A new slot waits for whoever is writing.
+        let holder = replica.postgres.client();
+        let holding = std::thread::spawn(move || {
+            holder.run("BEGIN; INSERT INTO held VALUES (1); SELECT pg_sleep(600)")
+        });
+        let holds = "SELECT count(*) > 0 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND backend_xid IS NOT NULL \
+                     AND datname = current_database() AND pid <> pg_backend_pid()";
+        replica.postgres.until(30, holds);
+        let mut tidemill = replica.run(&replica.pipeline());
+        let making =
+            format!("SELECT count(*) = 1 FROM pg_replication_slots WHERE slot_name = '{}'", replica.slot());
+        replica.postgres.until(30, &making);
+        replica.postgres.run("ALTER TABLE orders ADD COLUMN extra bigint; UPDATE orders SET extra = id");
+        replica.postgres.run(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' \
+             AND datname = current_database() AND pid <> pg_backend_pid()",
+        );
+        assert!(holding.join().expect("it does not panic").is_err(), "it was ended");
+        replica.until_equal(60, &["orders"]);
+        replica.postgres.run("UPDATE orders SET extra = extra + 1 WHERE id < 10");
+        replica.until_equal(60, &["orders"]);
+        tidemill.drain(30);
+    });
+}

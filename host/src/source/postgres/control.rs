@@ -88,6 +88,8 @@ pub(super) enum Cut {
     Fault(Fault),
     /// Another process leads, and reads what was read here and not loaded.
     Superseded,
+    /// Tables have changed since their destinations were looked at.
+    Outdated,
 }
 
 impl From<Fault> for Cut {
@@ -103,7 +105,10 @@ impl From<Fault> for Cut {
 /// Whatever halted the pipeline, or a drain that was not done in time.
 pub(crate) fn run(wiring: Wiring, spawn_lane: &SpawnLane<'_>) -> Result<Ended, Fault> {
     let mut control = Control::new(wiring);
-    let ended = control.live(spawn_lane);
+    let ended = match control.live(spawn_lane) {
+        Err(Cut::Outdated) => Ok(After::Tables(Tables::These(control.followed().collect()))),
+        ended => ended,
+    };
     control.end(ended)
 }
 
@@ -161,6 +166,11 @@ impl Control {
             led_at: None,
             has_connected: false,
         }
+    }
+
+    /// Names of the tables that are followed.
+    fn followed(&self) -> impl Iterator<Item = String> {
+        self.prepared.followed.iter().map(|followed| followed.table.name.to_string())
     }
 
     fn live(&mut self, spawn_lane: &SpawnLane<'_>) -> Result<After, Cut> {
@@ -287,8 +297,7 @@ impl Control {
         if !gone.is_empty() && !has_all && since.elapsed() < GONE_PATIENCE {
             return Ok(None);
         }
-        let followed = self.prepared.followed.iter().map(|followed| followed.table.name.to_string());
-        Ok(Some(followed.filter(|table| !gone.contains(table)).chain(came).collect()))
+        Ok(Some(self.followed().filter(|table| !gone.contains(table)).chain(came).collect()))
     }
 
     fn turn(&mut self, positions: &Arc<Positions>) -> Result<(), Cut> {

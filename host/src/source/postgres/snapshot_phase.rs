@@ -1,5 +1,6 @@
 //! The copy of what is there, before changes are followed.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use super::begin::Beginning;
 use super::catalog;
 use super::control::{Control, Cut, SpawnLane};
 use super::copy::{CopiedTable, CopyFeed, CopyParts};
+use super::facts::Facts;
 use super::lsn::Lsn;
 use super::position::Positions;
 use super::progress::Progress;
@@ -18,7 +20,7 @@ use super::row::Layout;
 use super::setup::{Exported, Lifetime, create_slot, export_snapshot};
 use super::snapshot::copy::{self, Copying};
 use super::snapshot::plan::{CopyPlan, CopyTable};
-use super::table::TableName;
+use super::table::{Column, TableName};
 use crate::fault::{Fault, FaultKind};
 use crate::meter::Waiting;
 use crate::retry::{Backoff, Pace};
@@ -164,6 +166,9 @@ fn copy_tables(
         control.parts.runtime.block_on(catalog::facts(&connection, &source))
     })?;
     let Some(facts) = facts else { return Ok(None) };
+    if have_changed(tables, &control.prepared.facts, &facts) {
+        return Err(Cut::Outdated);
+    }
     let plan = Arc::new(CopyPlan::of(&facts, source.snapshot_workers, |name| tables.contains(name)));
     let runtime = control.parts.runtime.clone();
     let _inside = runtime.enter();
@@ -196,6 +201,17 @@ fn copy_tables(
     drop(exported);
     control.check_halts()?;
     copied
+}
+
+/// Whether tables have other columns than when their destinations were looked at, which have no place for them. Making a
+/// slot may have taken long.
+fn have_changed(tables: &[TableName], before: &Facts, now: &Facts) -> bool {
+    let columns = |facts: &Facts| -> BTreeMap<TableName, Vec<Column>> {
+        let tables = facts.tables().into_iter().filter(|table| tables.contains(&table.name));
+        tables.map(|table| (table.name, table.columns)).collect()
+    };
+    let (before, now) = (columns(before), columns(now));
+    now.iter().any(|(name, columns)| before.get(name).is_some_and(|before| before != columns))
 }
 
 /// How the rows of each table are taken apart, and where they go.
@@ -343,5 +359,26 @@ impl Watched {
             pipeline = %control.parts.meter.name, rows = reached.rows, rows_expected = reached.rows_expected,
             ranges = reached.ranges, of = reached.ranges_expected, "snapshot"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::postgres::preflight::fixtures::{add, attribute, change, facts, relation};
+
+    #[test]
+    fn a_column_that_came_after_the_look_is_noticed() {
+        let mut before = facts();
+        add(&mut before, [relation(2, "public.items")]);
+        let mut now = before.clone();
+        let orders = [TableName::new("public", "orders")];
+        assert!(!have_changed(&orders, &before, &now));
+        change(&mut now, 2).columns.push(attribute(3, "extra", 20, false));
+        assert!(!have_changed(&orders, &before, &now), "of a table that is not copied");
+        let items = [TableName::new("public", "items")];
+        assert!(have_changed(&items, &before, &now));
+        now.relations.remove(&2);
+        assert!(!have_changed(&items, &before, &now), "it is gone");
     }
 }

@@ -30,7 +30,8 @@ impl Control {
                     }),
                 })
             }
-            Err(Cut::Superseded) => self.stand_by(),
+            // A drain copies nothing that could be outdated.
+            Err(Cut::Superseded | Cut::Outdated) => self.stand_by(),
             Err(Cut::Fault(fault)) => {
                 self.parts.stage.remove(self.parts.pipeline);
                 // Loads that StarRocks does not take would otherwise be tried for ever, and keep their bytes.
@@ -129,9 +130,8 @@ impl Control {
         }
         self.parts.runtime.block_on(self.prepared.leadership.retire());
         meter.partitions.set(0);
-        let followed = self.prepared.followed.iter().map(|followed| followed.table.name.to_string());
         Ok(Ended::Again(Round {
-            tables: Tables::Fit(followed.collect()),
+            tables: Tables::Fit(self.followed().collect()),
             leadership: None,
             told: self.prepared.told,
         }))

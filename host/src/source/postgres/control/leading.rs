@@ -73,8 +73,7 @@ impl Control {
         // What the process before had under way is decided now, its last position included.
         let known = positions.read().await?;
         if self.prepared.may_be_outdated {
-            let followed = self.prepared.followed.iter().map(|followed| followed.table.name.to_string());
-            return Ok(Begun::Outdated(followed.chain(known.copied.into_keys()).collect()));
+            return Ok(Begun::Outdated(self.followed().chain(known.copied.into_keys()).collect()));
         }
         let connection = self.prepared.connector.control().await?;
         self.free_slot(&connection).await;
