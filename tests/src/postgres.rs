@@ -159,12 +159,19 @@ impl Postgres {
         outcome.unwrap_or_else(|late| panic!("{sql} says {last:?}: {late}"));
     }
 
-    /// Waits until somebody streams from a slot.
+    /// Waits until somebody streams from a slot. A slot is active, too, while it is being created and waits for open
+    /// transactions, and its maker has then not copied a row.
     ///
     /// # Panics
     /// When nobody does within `seconds`.
     pub fn until_streaming(&self, seconds: u64, slot: &str) {
-        self.until(seconds, &format!("SELECT active FROM pg_replication_slots WHERE slot_name = '{slot}'"));
+        self.until(
+            seconds,
+            &format!(
+                "SELECT count(*) = 1 FROM pg_replication_slots s JOIN pg_stat_replication r ON r.pid = s.active_pid \
+                 WHERE s.slot_name = '{slot}' AND r.state IN ('catchup', 'streaming')"
+            ),
+        );
     }
 
     /// Ends whoever uses the slots of this database, and drops them.
