@@ -1,13 +1,13 @@
 //! Wires a pipeline, in the order in which data flows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use crate::batch::stage::{PipelineId, Registration, StageHandle, TableIndex};
+use crate::batch::stage::{PipelineId, Registration, StageHandle};
 use crate::budget::{Budget, Share};
 use crate::buffers::Buffers;
 use crate::chain::Chain;
@@ -15,7 +15,6 @@ use crate::config::model::{self, Pipeline, Process, Source, TableModel};
 use crate::dead_letter::{DeadLetterBox, Rejects, Tolerance};
 use crate::delivery::carriers::Carriers;
 use crate::delivery::carry::Carrier;
-use crate::delivery::marker::Marker;
 use crate::delivery::owner::Owner;
 use crate::delivery::{Alarm, Stop};
 use crate::fault::{Fault, FaultKind};
@@ -23,17 +22,22 @@ use crate::lane::{Lane, LaneParts};
 use crate::ledger::Ledger;
 use crate::meter::{Meter, PipelineMeter, TableMeter};
 use crate::plugin::{Engine, Plugin, Wants};
-use crate::rows::{Target, Targets};
-use crate::sink::Destination;
 use crate::sink::starrocks::query;
-use crate::source::{Feed, Gathering, Parts, http, kafka, postgres};
+use crate::source::postgres::{Ended, Round};
+use crate::source::{Feed, Gathering, Parts};
+
+mod destinations;
+mod origin;
+
+pub(crate) use destinations::Destinations;
+use origin::Origin;
 
 /// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
 const SHARE_CHUNK_BYTES: u64 = 6 << 20;
-/// Destinations of a pipeline; indexes have 16 bits and the last one means "none".
-const DESTINATIONS_MAX: usize = 4096;
 /// How often the tables' versions are read.
 const VERSIONS_EVERY: Duration = Duration::from_secs(10);
+/// How often the status line is logged.
+pub const STATUS_EVERY: Duration = Duration::from_secs(5);
 /// More lanes than this do not help one consumer.
 const LANES_MAX: usize = 12;
 
@@ -66,82 +70,6 @@ pub fn lane_count(process: &Process) -> usize {
 /// Most instances of plugins that the pipelines need at a time.
 pub fn plugin_instances(process: &Process, pipelines: &[Arc<Pipeline>]) -> usize {
     pipelines.iter().map(|pipeline| pipeline.transforms.len() * lane_count(process)).sum()
-}
-
-/// Where a pipeline's rows go, by index.
-pub(crate) struct Destinations {
-    names: Vec<String>,
-    own: Option<TableIndex>,
-    /// Key columns of those that a source of tables has, which come first.
-    keys: Vec<Vec<String>>,
-}
-
-impl Destinations {
-    /// The pipeline's own table and those that it allows, or else those that its plugins declare. A source
-    /// of tables, `followed`, has one for each instead.
-    pub(crate) fn of(
-        pipeline: &Pipeline,
-        plugins: &[Arc<Plugin>],
-        followed: &[(String, Vec<String>)],
-    ) -> Result<Destinations, Fault> {
-        let sink = &pipeline.sink;
-        let own = sink.table.as_ref().filter(|_| followed.is_empty());
-        let mut names: Vec<String> =
-            own.into_iter().chain(followed.iter().map(|(name, _)| name)).cloned().collect();
-        let declared = plugins.iter().flat_map(|plugin| {
-            plugin.descriptor.tables.iter().filter(|name| !name.is_empty()).map(move |name| (plugin, name))
-        });
-        let allowed: BTreeSet<String> = names.iter().chain(&sink.tables).cloned().collect();
-        for (plugin, name) in declared {
-            if !sink.tables.is_empty() && !allowed.contains(name) {
-                return Err(Fault::halt(
-                    format!(
-                        "plugin `{}` routes to table `{name}`, which the file does not allow",
-                        plugin.name
-                    ),
-                    "add it to [sink.starrocks] tables, or take it out of the plugin's configuration",
-                ));
-            }
-            if !names.contains(name) {
-                names.push(name.clone());
-            }
-        }
-        if names.is_empty() || names.len() > DESTINATIONS_MAX {
-            return Err(Fault::halt(
-                format!("the pipeline has {} tables to load", names.len()),
-                format!("set [sink.starrocks] table, or let a plugin declare 1 to {DESTINATIONS_MAX} tables"),
-            ));
-        }
-        let own = own.map(|_| 0);
-        Ok(Destinations { names, own, keys: followed.iter().map(|(_, key)| key.clone()).collect() })
-    }
-
-    /// Key columns of a destination whose rows know their key; none of others.
-    fn key(&self, place: usize) -> Vec<String> {
-        self.keys.get(place).cloned().unwrap_or_default()
-    }
-
-    /// The destination of each table that a plugin declares; none = the pipeline's own.
-    pub(crate) fn of_plugin(&self, plugin: &Plugin) -> Vec<Option<TableIndex>> {
-        let declared = plugin.descriptor.tables.iter();
-        let index = |name: &String| {
-            let place = self.names.iter().position(|known| known == name)?;
-            TableIndex::try_from(place).ok()
-        };
-        declared.map(|name| if name.is_empty() { self.own } else { index(name) }).collect()
-    }
-
-    pub(crate) fn names(&self) -> &[String] {
-        &self.names
-    }
-
-    pub(crate) fn targets(&self, models: &[TableModel], pipeline: &Pipeline) -> Targets {
-        Targets {
-            tables: models.iter().map(|model| Target { model: *model }).collect(),
-            own: self.own,
-            row_bytes_max: pipeline.batch.max_bytes,
-        }
-    }
 }
 
 /// Asks StarRocks for the model of each table, unless the file says it.
@@ -207,20 +135,13 @@ fn wire(
 
     let share = share_of(pipeline, &shared.budget);
     let wiring = Wiring { pipeline, id, shared, stop, meter, sink, plugins, carrier, alarm, rejects, share };
-    match &pipeline.source {
-        Source::Kafka(kafka) => {
-            let sink = Arc::clone(&wiring.sink);
-            let marker = Marker::new(shared.runtime.clone(), sink, &pipeline.name, &kafka.group);
-            let Wired { parts, lanes, _versions } = wiring.connect(None)?;
-            let wiring = kafka::Wiring { kafka: kafka.clone(), marker, parts };
-            kafka::run(wiring, |number, feed| lanes.spawn(number, feed))
-        }
-        Source::Postgres(source) => wiring.go_round(source),
-        Source::Http(settings) => {
-            let Wired { parts, lanes, _versions } = wiring.connect(None)?;
-            http::run(settings.clone(), parts, |number, feed| lanes.spawn(number, feed))
-        }
+    let mut ended = Ended::Again(Round::default());
+    while let Ended::Again(round) = ended {
+        // All that follows from the tables is made anew whenever they are others.
+        let Some(origin) = Origin::prepare(pipeline, shared, meter, stop, round)? else { break };
+        ended = wiring.run(origin)?;
     }
+    Ok(())
 }
 
 /// What a pipeline has for as long as it runs, however often its source goes round.
@@ -238,107 +159,57 @@ struct Wiring<'a> {
     share: Share,
 }
 
-/// The way from a source to StarRocks. Records that are on it are known to its own ledger only.
-struct Wired {
-    parts: Parts,
-    lanes: Lanes,
-    _versions: Watching,
-}
-
 impl Wiring<'_> {
-    /// A source of tables goes round: whenever they are others, or another process had its turn, all that follows
-    /// from them is made anew.
-    fn go_round(&self, source: &model::Postgres) -> Result<(), Fault> {
-        let mut round = postgres::Round::default();
-        loop {
-            let preparing = postgres::prepare(source, self.pipeline, self.meter, self.stop, round);
-            let Some(prepared) = self.shared.runtime.block_on(preparing)? else { return Ok(()) };
-            let Wired { parts, lanes, _versions } = self.connect(Some(&prepared))?;
-            let (sink, carrier) = (Arc::clone(&self.sink), self.carrier.clone());
-            let wiring = postgres::Wiring { prepared, sink, carrier, parts };
-            match postgres::run(wiring, &|number, feed| lanes.spawn(number, feed))? {
-                postgres::Ended::Stopped => return Ok(()),
-                postgres::Ended::Again(next) => round = next,
-            }
-        }
-    }
-
-    /// In the order in which data flows.
-    fn connect(&self, prepared: Option<&postgres::Prepared>) -> Result<Wired, Fault> {
-        let Wiring { pipeline, id, shared, meter, .. } = *self;
+    /// Runs one round. Records that are on their way are known to its own ledger only.
+    fn run(&self, origin: Origin) -> Result<Ended, Fault> {
+        let Wiring { pipeline, id, shared, meter, sink, carrier, .. } = self;
 
         // Destinations: those of a source of tables were looked at already.
-        let followed = prepared.map(postgres::Prepared::destinations).unwrap_or_default();
+        let followed = origin.followed();
         let destinations = Arc::new(Destinations::of(pipeline, &self.plugins, &followed)?);
         let others = destinations.names().get(followed.len()..).unwrap_or_default();
         let mut models = vec![TableModel::Primary; followed.len()];
-        models.extend(shared.runtime.block_on(table_models(&self.sink, others))?);
+        models.extend(shared.runtime.block_on(table_models(sink, others))?);
 
         // What a load has to know of the pipeline whose rows it carries.
         let gathering = gathering_of(&self.plugins, matches!(self.rejects, Rejects::Keep(..)));
-        let share = self.share.clone();
         let tables = table_meters(pipeline, &destinations, &shared.meter);
-        let versions = watch_versions(&pipeline.sink, &tables, shared);
+        let _versions = watch_versions(&pipeline.sink, &tables, shared);
         let owner = Arc::new(Owner {
-            pipeline: id,
+            pipeline: *id,
             meter: Arc::clone(meter),
             tables,
             giving_up: Arc::default(),
             alarm: self.alarm.clone(),
             rejects: self.rejects.clone(),
-            share: share.clone(),
+            share: self.share.clone(),
             buffers: Buffers::default(),
-            fence: prepared.map(postgres::Prepared::fence),
+            fence: origin.fence(),
         });
 
         // The shared stage, and what carries its batches away.
-        let shapes = (0..).zip(destinations.names().iter().zip(&models)).map(|(place, (table, model))| {
-            let (cluster, key) = (Arc::clone(&self.sink), destinations.key(place));
-            Arc::new(Destination { cluster, table: table.clone(), model: *model, key })
-        });
-        shared.stage.register(
-            id,
-            Registration {
-                destinations: shapes.collect(),
-                limits: pipeline.batch,
-                in_flight: self.sink.in_flight,
-                share: share.clone(),
-                outlet: Arc::new(self.carrier.clone()),
-            },
-        )?;
+        let registration = Registration {
+            destinations: destinations.shapes(sink, &models),
+            limits: pipeline.batch,
+            in_flight: sink.in_flight,
+            share: self.share.clone(),
+            outlet: Arc::new(carrier.clone()),
+        };
+        shared.stage.register(*id, registration)?;
 
         // Lanes: read → plugins → rows → stage.
-        let ledger = Ledger::new();
-        let lanes = Lanes {
-            parts: LaneParts {
-                stage: shared.stage.clone(),
-                ledger: ledger.clone(),
-                owner: Arc::clone(&owner),
-                targets: destinations.targets(&models, pipeline),
-                line_feeds: gathering.line_feeds,
-            },
-            plugins: self.plugins.clone(),
-            destinations,
-        };
-
-        // The source: the pipeline's own thread is its control.
-        let parts = Parts {
-            lanes: lane_count(&shared.process),
-            gathering,
-            ledger,
-            meter: Arc::clone(meter),
+        let parts = LaneParts {
             stage: shared.stage.clone(),
-            pipeline: id,
-            share,
-            runtime: shared.runtime.clone(),
-            giving_up: Arc::clone(&owner.giving_up),
-            alarm: self.alarm.clone(),
-            stop: self.stop.clone(),
-            shutdown_timeout: shared.process.shutdown_timeout,
-            stall_after: shared.process.stall_after,
-            label_stem: self.carrier.stem(&pipeline.name),
+            ledger: Ledger::new(),
+            owner,
+            targets: destinations.targets(&models, pipeline),
+            line_feeds: gathering.line_feeds,
         };
-        Ok(Wired { parts, lanes, _versions: versions })
+        let lanes = Lanes { parts, plugins: self.plugins.clone(), destinations };
+
+        // The source: this thread is its control.
+        let parts = lanes.source_parts(gathering, shared, self.stop, carrier.stem(&pipeline.name));
+        origin.run(parts, Arc::clone(sink), carrier.clone(), &lanes)
     }
 }
 
@@ -444,6 +315,27 @@ struct Lanes {
 }
 
 impl Lanes {
+    /// What the source that feeds them has to know.
+    fn source_parts(&self, gathering: Gathering, shared: &Shared, stop: &Stop, label_stem: String) -> Parts {
+        let LaneParts { stage, ledger, owner, .. } = &self.parts;
+        Parts {
+            lanes: lane_count(&shared.process),
+            gathering,
+            ledger: ledger.clone(),
+            meter: Arc::clone(&owner.meter),
+            stage: stage.clone(),
+            pipeline: owner.pipeline,
+            share: owner.share.clone(),
+            runtime: shared.runtime.clone(),
+            giving_up: Arc::clone(&owner.giving_up),
+            alarm: owner.alarm.clone(),
+            stop: stop.clone(),
+            shutdown_timeout: shared.process.shutdown_timeout,
+            stall_after: shared.process.stall_after,
+            label_stem,
+        }
+    }
+
     fn spawn<F: Feed + Send + 'static>(
         &self,
         number: usize,
@@ -460,6 +352,3 @@ impl Lanes {
         })
     }
 }
-
-/// How often the status line is logged.
-pub const STATUS_EVERY: Duration = Duration::from_secs(5);

@@ -10,7 +10,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     os::unix::process::CommandExt,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender},
     thread::{self, JoinHandle},
@@ -45,7 +45,9 @@ pub(crate) fn postgres(arguments: &[OsString]) -> Result<(), Failure> {
     setup::for_postgres()?;
     command::run(&mut command::cargo(&["build", "--release", "--package", "tidemill"]))?;
     let folder = command::target().join("demo-postgres");
-    let server = Server::start(&folder, &Settings::default())?;
+    // A limit, as everybody should set one: without it `tidemill run` warns.
+    let settings = Settings { max_slot_wal_keep_size: Some("1GB".to_owned()), ..Settings::default() };
+    let server = Server::start(&folder, &settings)?;
     server.psql(&format!("CREATE DATABASE {DATABASE}"))?;
     let shop = server.client().database(DATABASE);
     shop.run(ORDERS)?;
@@ -114,20 +116,30 @@ fn show(server: &Server, sandbox: &Sandbox, file: &Path) {
     );
 }
 
-/// `tidemill sandbox` on free ports, with an empty database; ended when it is dropped.
+/// `tidemill sandbox` on free ports, with an empty database; ended when it is dropped, or when we die.
 struct Sandbox {
     child: Child,
     fe: String,
     query_port: String,
 }
 
+/// Runs a program until our end of its standard input closes; then SIGTERM, so that the sandbox removes its rows.
+const LEASH: &str = r#"
+exec 3<&0
+"$@" </dev/null 3<&- &
+leashed=$!
+(read -r _ <&3; kill -s TERM "$leashed" 2>&-) >&- &
+wait "$leashed"
+"#;
+
 impl Sandbox {
     fn start() -> Result<Self, Failure> {
-        let program: PathBuf = command::built("tidemill");
-        let child = Command::new(program)
+        let child = Command::new("sh")
+            .args(["-c", LEASH, "sh"])
+            .arg(command::built("tidemill"))
             .args(["sandbox", "--fe-port", "0", "--be-port", "0", "--query-port", "0"])
             .args(["--execute", &format!("CREATE DATABASE {DATABASE}")])
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             // Ctrl-C is not for it: `tidemill run` loads what it has read before it ends.
             .process_group(0)
@@ -153,12 +165,9 @@ impl Sandbox {
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        // By SIGTERM, so that it removes its rows. The shell's own `kill`: the program of that name is not on every machine.
-        let pid = self.child.id().to_string();
-        let told =
-            Command::new("sh").args(["-c", "kill -s TERM \"$1\"", "sh", &pid]).stderr(Stdio::null()).status();
-        if let Err(cause) = told.and_then(|_| self.child.wait()) {
-            eprintln!("`tidemill sandbox`, process {pid}, may still run: {cause}");
+        drop(self.child.stdin.take());
+        if let Err(cause) = self.child.wait() {
+            eprintln!("`tidemill sandbox` may still run: {cause}");
         }
     }
 }

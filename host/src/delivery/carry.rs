@@ -198,42 +198,19 @@ impl Shared {
             drop_rows(&mut part.pieces, |piece| {
                 piece.ticket().has_ended() || halted.contains(&piece.owner().pipeline)
             });
-            let Some(first) = part.pieces.first() else { continue };
-            // A successor looks for the labels of a pipeline that is fenced by its name.
-            let owners = owners_of(&part.pieces);
-            let fenced = owners.iter().find(|owner| owner.fence.is_some());
-            let named = fenced.unwrap_or(first.owner());
-            // Nothing was committed under an earlier label, and the bytes are others now: a new one.
-            let (label, number) = self.labels.next_numbered(&named.meter.name);
-            let mut load = load_of(destination, label, columns.clone(), &part.pieces);
             let began = Instant::now();
-            let delivered = match fenced.and_then(|owner| owner.fence.as_ref()) {
-                None => self.deliver(&mut load, &part.pieces, &owners).await,
-                Some(fence) => {
-                    load.fences.push(Arc::clone(fence));
-                    let delivered = match self.announced(fence.as_ref(), number, &part.pieces).await {
-                        Some(()) => self.deliver(&mut load, &part.pieces, &owners).await,
-                        None => Delivered::Released,
-                    };
-                    fence.settled(number);
-                    delivered
-                }
-            };
+            let tried = self.attempt(destination, columns.clone(), &part.pieces).await;
+            let Some((load, delivered)) = tried else { continue };
             match delivered {
-                Delivered::Durable(receipt) => match missing_rows(&load.label, load.rows, &receipt) {
-                    None => {
-                        count(&part.pieces, &load, &receipt, began.elapsed());
-                        if folded {
-                            landed.append(&mut part.pieces);
-                        } else {
-                            part.pieces.into_iter().for_each(close);
-                        }
-                        parts.loaded();
+                Delivered::Durable(receipt) => {
+                    count(&part.pieces, &load, &receipt, began.elapsed());
+                    if folded {
+                        landed.append(&mut part.pieces);
+                    } else {
+                        part.pieces.into_iter().for_each(close);
                     }
-                    Some(fault) => {
-                        return Err(halt(&fault, part.pieces.into_iter().chain(parts.into_pieces())));
-                    }
-                },
+                    parts.loaded();
+                }
                 Delivered::Halt(fault) => {
                     return Err(halt(&fault, part.pieces.into_iter().chain(parts.into_pieces())));
                 }
@@ -253,6 +230,42 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Sends rows under a label that no load has, which a successor is told of first if it has to know. None if
+    /// there are no rows.
+    async fn attempt(
+        &self,
+        destination: &Arc<Destination>,
+        columns: Option<Arc<[String]>>,
+        pieces: &[Piece],
+    ) -> Option<(Load, Delivered)> {
+        let owners = owners_of(pieces);
+        // A successor looks for the labels of a pipeline that is fenced by its name.
+        let named = owners.iter().find(|owner| owner.fence.is_some()).or(owners.first())?;
+        // Nothing was committed under an earlier label, and the bytes are others now: a new one.
+        let (label, number) = self.labels.next_numbered(&named.meter.name);
+        let mut load = load_of(destination, label, columns, pieces);
+        let delivered = match &named.fence {
+            None => self.deliver(&mut load, pieces, &owners).await,
+            Some(fence) => {
+                load.fences.push(Arc::clone(fence));
+                let delivered = match self.announced(fence.as_ref(), number, pieces).await {
+                    Some(()) => self.deliver(&mut load, pieces, &owners).await,
+                    None => Delivered::Released,
+                };
+                fence.settled(number);
+                delivered
+            }
+        };
+        let delivered = match delivered {
+            Delivered::Durable(receipt) => match missing_rows(&load.label, load.rows, &receipt) {
+                None => Delivered::Durable(receipt),
+                Some(fault) => Delivered::Halt(fault),
+            },
+            Delivered::Halt(_) | Delivered::Released | Delivered::BadRows(_) => delivered,
+        };
+        Some((load, delivered))
     }
 
     /// Waits until a successor would know of the label; none if all its rows are given up meanwhile.

@@ -7,9 +7,9 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
 
-use super::{PipelineLabels, family, family_gauge};
+use super::{PipelineLabels, SecondsFamily, family, family_gauge, family_seconds};
 
 /// Labels of `tidemill_http_requests_total`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -32,7 +32,7 @@ pub(super) struct HttpFamilies {
     request_bytes: Family<PipelineLabels, Counter>,
     connections: Family<PipelineLabels, Gauge>,
     in_flight: Family<PipelineLabels, Gauge>,
-    answer_seconds: Family<PipelineLabels, Histogram, fn() -> Histogram>,
+    answer_seconds: SecondsFamily<PipelineLabels>,
 }
 
 impl HttpFamilies {
@@ -46,17 +46,12 @@ impl HttpFamilies {
                 "http_requests_in_flight",
                 "Requests taken whose records are not durable yet",
             ),
-            answer_seconds: {
-                let metric: Family<PipelineLabels, Histogram, fn() -> Histogram> =
-                    Family::new_with_constructor(answer_seconds_histogram);
-                registry.register_with_unit(
-                    "http_answer",
-                    "Time from a request's head to its answer",
-                    Unit::Seconds,
-                    metric.clone(),
-                );
-                metric
-            },
+            answer_seconds: family_seconds(
+                registry,
+                "http_answer",
+                "Time from a request's head to its answer",
+                answer_seconds_histogram,
+            ),
         }
     }
 

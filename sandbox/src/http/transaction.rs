@@ -11,6 +11,7 @@ use super::answer::{self, Answer, Handled};
 use super::backend::{self, Filtered};
 use super::request::{self, Credentials};
 use super::{Shared, frontend};
+use crate::catalog::Table;
 use crate::cluster::{BeginRefused, Cluster, Committed, Load, LoadData};
 use crate::fault::{ClientFate, ExistingLabel, FaultKind, Hop};
 use crate::ingest::{LoadParams, LoadPlan};
@@ -35,6 +36,19 @@ struct Context {
     begun: Instant,
 }
 
+/// A body whose rows were added to the transaction.
+struct Taken {
+    bytes: u64,
+    /// When its last byte came.
+    received: Instant,
+}
+
+/// Why a body was not.
+enum Untaken {
+    Refused(String),
+    CutOff(answer::HangUp),
+}
+
 impl Context {
     /// What prepare and commit tell of the rows.
     fn fields(&self, load: &Load) -> Value {
@@ -55,6 +69,36 @@ impl Context {
             return Err("too many filtered rows".to_owned());
         }
         load.admit()
+    }
+
+    /// Adds a body's rows to those that came before.
+    async fn take(
+        &mut self,
+        cluster: &Cluster,
+        table: &Table,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Result<Taken, Untaken> {
+        let params = LoadParams::from_headers(headers).map_err(Untaken::Refused)?;
+        let length = backend::content_length(headers);
+        let total = length.map(|length| length + self.data.bytes);
+        let checked = backend::check_size(&params, total, cluster.options.json_bytes_max);
+        checked.map_err(Untaken::Refused)?;
+        self.max_filter_ratio = params.max_filter_ratio;
+        let plan = LoadPlan::new(params, &table.schema()).map_err(Untaken::Refused)?;
+        let packed = plan.params.compression.is_some();
+        let body = backend::receive(cluster, table, body, length, packed).await.map_err(Untaken::CutOff)?;
+        let received = Instant::now();
+        let read = backend::read(cluster.options.keep, plan, body).await;
+        let (data, filtered) = read.map_err(Untaken::Refused)?;
+        let bytes = data.bytes;
+        self.data.rows += data.rows;
+        self.data.bytes += bytes;
+        self.data.loads.extend(data.loads);
+        self.filtered.rows += filtered.rows;
+        self.filtered.reasons.extend(filtered.reasons);
+        self.bodies += 1;
+        Ok(Taken { bytes, received })
     }
 
     fn is_undecided(&self, cluster: &Cluster) -> bool {
@@ -386,60 +430,29 @@ async fn load(
     else {
         return Ok(missing(named));
     };
-    let fail = |context: &mut Context, message: String| {
-        // A failed body undoes the whole transaction.
-        if let Some(load) = context.load.take() {
-            load.abort(&message);
-        }
-        shared.transactions.remove(&named.label);
-        Ok(BeAnswer::failed("INTERNAL_ERROR", message))
-    };
     if named.db != table.db {
         let message = format!("Request database {} not equal transaction database {}", named.db, table.db);
         return Ok(BeAnswer::failed("INVALID_ARGUMENT", message));
     }
-    let params = match LoadParams::from_headers(headers) {
-        Ok(params) => params,
-        Err(message) => return fail(&mut context, message),
-    };
-    let length = backend::content_length(headers);
-    let total = length.map(|length| length + context.data.bytes);
-    if let Err(message) = backend::check_size(&params, total, cluster.options.json_bytes_max) {
-        return fail(&mut context, message);
-    }
-    context.max_filter_ratio = params.max_filter_ratio;
-    let plan = match LoadPlan::new(params, &table.schema()) {
-        Ok(plan) => plan,
-        Err(message) => return fail(&mut context, message),
-    };
-    let packed = plan.params.compression.is_some();
-    let received = match backend::receive(cluster, &table, body, length, packed).await {
-        Ok(received) => received,
-        Err(hang_up) => {
-            // Half a body cannot be taken back, so the transaction is undone.
-            fail(&mut context, "the client closed the connection".to_owned())?;
-            return Err(hang_up);
+    let (message, hang_up) = match context.take(cluster, &table, headers, body).await {
+        Ok(Taken { bytes, received }) => {
+            return Ok(BeAnswer::ok(json!({
+                "TxnId": txn_id,
+                "Label": named.label,
+                "LoadBytes": bytes,
+                "StreamLoadPlanTimeMs": 0,
+                "ReceivedDataTimeMs": backend::millis(received - started),
+            })));
         }
+        Err(Untaken::Refused(message)) => (message, None),
+        Err(Untaken::CutOff(hang_up)) => ("the client closed the connection".to_owned(), Some(hang_up)),
     };
-    let received_ms = backend::millis(started.elapsed());
-    let (data, filtered) = match backend::read(cluster.options.keep, plan, received).await {
-        Ok(read) => read,
-        Err(message) => return fail(&mut context, message),
-    };
-    let bytes = data.bytes;
-    context.data.rows += data.rows;
-    context.data.bytes += data.bytes;
-    context.data.loads.extend(data.loads);
-    context.filtered.rows += filtered.rows;
-    context.filtered.reasons.extend(filtered.reasons);
-    context.bodies += 1;
-    Ok(BeAnswer::ok(json!({
-        "TxnId": txn_id,
-        "Label": named.label,
-        "LoadBytes": bytes,
-        "StreamLoadPlanTimeMs": 0,
-        "ReceivedDataTimeMs": received_ms,
-    })))
+    // Half a body cannot be taken back: one that fails undoes the whole transaction.
+    if let Some(load) = context.load.take() {
+        load.abort(&message);
+    }
+    shared.transactions.remove(&named.label);
+    hang_up.map_or_else(|| Ok(BeAnswer::failed("INTERNAL_ERROR", message)), Err)
 }
 
 /// Prepares, or commits in one phase.

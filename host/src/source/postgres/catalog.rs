@@ -7,9 +7,9 @@ use tokio_postgres::types::Oid;
 
 use super::connect::Control;
 use super::facts::{
-    Attribute, Facts, Kind, Named, Publication, Published, Relation, Role, Server, Slot, TypeRow,
-    VERSION_MIN, Writer,
+    Attribute, Facts, Kind, Named, Publication, Published, Relation, Role, Server, Slot, VERSION_MIN, Writer,
 };
+use super::kind::TypeInfo;
 use super::lsn::Lsn;
 use super::table::{Column, Identity, TableName};
 use crate::config::model::Postgres;
@@ -235,11 +235,11 @@ impl Reader<'_> {
         Ok((slots.into_iter().next(), writers))
     }
 
-    async fn types(&self, relations: &[Relation]) -> Result<Vec<TypeRow>, Fault> {
+    async fn types(&self, relations: &[Relation]) -> Result<Vec<TypeInfo>, Fault> {
         let columns = relations.iter().flat_map(|relation| &relation.columns);
         let used: HashSet<Oid> = columns.map(|attribute| attribute.column.type_oid).collect();
         let used: Vec<Oid> = used.into_iter().collect();
-        self.each("read the types", queries::TYPES, &[&used], type_row).await
+        self.each("read the types", queries::TYPES, &[&used], type_info).await
     }
 }
 
@@ -247,8 +247,8 @@ impl Reader<'_> {
 ///
 /// # Errors
 /// What the server says when it refuses.
-pub async fn types(control: &Control, oids: &[Oid]) -> Result<Vec<TypeRow>, Fault> {
-    Reader { control }.each("read the types", queries::TYPES, &[&oids], type_row).await
+pub async fn types(control: &Control, oids: &[Oid]) -> Result<Vec<TypeInfo>, Fault> {
+    Reader { control }.each("read the types", queries::TYPES, &[&oids], type_info).await
 }
 
 /// The open transactions of some processes: who holds a new slot up.
@@ -450,8 +450,8 @@ fn writer(row: &Row) -> Result<Writer, Failed> {
     Ok(Writer { pid: row.try_get(0)?, name: row.try_get(1)?, age_s: row.try_get(2)? })
 }
 
-fn type_row(row: &Row) -> Result<TypeRow, Failed> {
-    Ok(TypeRow {
+fn type_info(row: &Row) -> Result<TypeInfo, Failed> {
+    Ok(TypeInfo {
         oid: row.try_get(0)?,
         name: row.try_get(1)?,
         schema: row.try_get(2)?,

@@ -28,7 +28,7 @@ pub struct Facts {
     /// Open transactions that write: a new slot waits until all of them have ended. The oldest first.
     pub writers: Vec<Writer>,
     /// Types of all columns, with those that they are made of.
-    pub types: Vec<TypeRow>,
+    pub types: Vec<TypeInfo>,
 }
 
 /// A server.
@@ -258,36 +258,6 @@ pub struct Writer {
     pub name: String,
     /// Its age in seconds, if we may know.
     pub age_s: Option<f64>,
-}
-
-/// A row of `pg_type`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TypeRow {
-    /// `pg_type.oid`.
-    pub oid: u32,
-    /// Name.
-    pub name: String,
-    /// Schema of that name.
-    pub schema: String,
-    /// `typtype`: b base, c composite, d domain, e enum, p pseudo, r range, m multirange.
-    pub kind: char,
-    /// `typcategory`.
-    pub category: char,
-    /// Element type of a true array; else 0.
-    pub element: u32,
-    /// Base type of a domain; else 0.
-    pub base: u32,
-    /// Modifier that a domain gives its base type; -1 = none.
-    pub base_modifier: i32,
-    /// What separates elements in an array's text.
-    pub delimiter: char,
-}
-
-impl From<TypeRow> for TypeInfo {
-    fn from(row: TypeRow) -> TypeInfo {
-        let TypeRow { oid, name, schema, kind, category, element, base, base_modifier, delimiter } = row;
-        TypeInfo { oid, name, schema, kind, category, element, base, base_modifier, delimiter }
-    }
 }
 
 impl Facts {

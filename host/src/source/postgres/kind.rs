@@ -8,11 +8,6 @@ mod builtin;
 /// limit; nobody goes past two.
 const TYPE_DEPTH_MAX: usize = 8;
 
-/// Reads [`TypeInfo`] of the types whose OIDs are in `$1`, in the order of its fields.
-pub const TYPES_SQL: &str = "SELECT t.oid, t.typname, n.nspname, t.typtype, t.typcategory, \
-     CASE WHEN t.typcategory = 'A' THEN t.typelem ELSE 0::oid END, t.typbasetype, t.typtypmod, t.typdelim \
-     FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace WHERE t.oid = ANY($1)";
-
 /// How the text of a value becomes JSON. Types that share a form share a kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
@@ -49,7 +44,7 @@ pub enum Kind {
     Vector,
 }
 
-/// A row of `pg_type`, see [`TYPES_SQL`].
+/// A row of `pg_type`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TypeInfo {
     /// `oid`.
@@ -62,7 +57,7 @@ pub struct TypeInfo {
     pub kind: char,
     /// `typcategory`: `A` array, `S` string, `N` number, …
     pub category: char,
-    /// `typelem` of an array; 0 = no array.
+    /// `typelem` of a true array; 0 = no array.
     pub element: u32,
     /// `typbasetype` of a domain; 0 = no domain.
     pub base: u32,

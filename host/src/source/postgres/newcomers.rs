@@ -67,7 +67,7 @@ impl Newcomers {
         let set_aside: BTreeSet<TableName> = unfit.iter().map(|unfit| unfit.table.clone()).collect();
         let fit = facts.without(&set_aside);
         let mut types = Types::new();
-        facts.types.iter().for_each(|row| types.add(row.clone().into()));
+        facts.types.iter().for_each(|info| types.add(info.clone()));
         let mut query = Query::connect(&self.sink).await?;
         let mut ready = Vec::new();
         for table in fit.tables().into_iter().filter(|table| !self.followed.contains(&table.name)) {

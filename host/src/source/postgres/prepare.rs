@@ -121,7 +121,7 @@ pub(crate) async fn prepare(
     let facts = patiently(meter, stop, async || looking.look().await).await?;
     let Some(facts) = facts else { return Ok(None) };
     let mut types = Types::new();
-    facts.types.iter().for_each(|row| types.add(row.clone().into()));
+    facts.types.iter().for_each(|info| types.add(info.clone()));
     let followed = if round.tables.is_start() {
         // At the start, a StarRocks that does not answer is mostly a mistake in the file.
         Some(looking.destined(&facts, &types).await?)

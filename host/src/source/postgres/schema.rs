@@ -184,7 +184,7 @@ impl Schema {
         let oids: Vec<u32> = unknown.into_iter().collect();
         let found = catalog::types(self.control().await?, &oids).await?;
         // What the catalogue does not know either stays text.
-        found.into_iter().for_each(|row| self.types.add(row.into()));
+        found.into_iter().for_each(|info| self.types.add(info));
         Ok(())
     }
 

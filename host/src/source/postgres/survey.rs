@@ -40,7 +40,7 @@ impl Survey {
         let defects = preflight::defects(&facts, source);
         let here = preflight::plan(&facts, source).iter().map(preflight::Step::sql).collect();
         let mut types = Types::new();
-        facts.types.iter().for_each(|row| types.add(row.clone().into()));
+        facts.types.iter().for_each(|info| types.add(info.clone()));
         let survey = Survey {
             source: source.clone(),
             facts,
