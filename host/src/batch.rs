@@ -170,7 +170,8 @@ impl Piece {
         Some(rest)
     }
 
-    /// The piece without the rows `bad` (places within this piece, ascending); none if nothing is left.
+    /// The piece without the rows `bad` (places within this piece, ascending); none if nothing is left, and
+    /// no record either whose rows were replaced by others.
     /// Copies the rows that stay.
     pub fn without(self, bad: &[usize]) -> Option<Piece> {
         let rest = self.rewritten(|place, _, row, body| {
@@ -180,7 +181,7 @@ impl Piece {
             }
             stays
         });
-        if rest.is_empty() {
+        if rest.is_empty() && rest.absorbed == 0 {
             let _ = rest.ticket.settle();
             return None;
         }
@@ -239,8 +240,8 @@ impl Piece {
     /// Takes the piece apart when its rows are durable: settles the ticket and gives the bytes back.
     /// Returns the segment, for its memory.
     pub fn settle(self) -> Bytes {
-        let rows = self.len() as u64;
-        let _ = self.ticket.settle_loaded(rows);
+        let records = self.records();
+        let _ = self.ticket.settle_loaded(records);
         self.segment
     }
 

@@ -101,7 +101,7 @@ impl<F: Feed> Lane<F> {
         let dropped = records.saturating_sub(built.kept + built.refused);
         self.parts.owner.meter.leave(&self.parts.owner.meter.records_dropped, dropped);
         self.hand_over(built.segments, &ticket, permit)?;
-        let _ = ticket.settle();
+        let _ = ticket.settle_dropped(dropped);
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle as Task;
 
 use super::feed::{self, Epochs, HttpFeed, Orders};
 use super::intake::Intake;
-use super::{Standing, listener, tls};
+use super::{Standing, listener, open_files, tls};
 use crate::config::model::Http;
 use crate::fault::Fault;
 use crate::source::Parts;
@@ -38,10 +38,11 @@ pub(super) struct Control {
 
 impl Control {
     /// Takes the address, starts the lanes, and opens the door.
-    pub(super) fn start<S>(http: Http, parts: Parts, spawn: S) -> Result<Control, Fault>
+    pub(super) fn start<S>(mut http: Http, parts: Parts, spawn: S) -> Result<Control, Fault>
     where
         S: Fn(usize, HttpFeed) -> std::io::Result<LaneThread>,
     {
+        http.max_connections = open_files::connections(http.max_connections);
         let acceptor = http.tls.as_ref().map(tls::acceptor).transpose()?;
         let listening = parts.runtime.block_on(listener::bind(http.listen))?;
         let address = listening.local_addr().unwrap_or(http.listen);
