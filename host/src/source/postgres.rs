@@ -10,6 +10,7 @@ mod destination;
 pub mod facts;
 mod feed;
 mod gather;
+mod identity;
 pub mod kind;
 mod leadership;
 pub mod link;
