@@ -2,6 +2,7 @@
 //!
 //! The order of a confirmation is: rows durable → position row visible → LSN confirmed (delivery.md §4).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -12,13 +13,13 @@ use tokio::task::JoinHandle as Task;
 use super::begin::{Beginning, decide};
 use super::connect::Control as Connection;
 use super::feed::{FeedParts, StreamFeed};
-use super::identity::same_server;
+use super::identity::{check_failover, same_server};
 use super::lsn::Lsn;
 use super::position::Positions;
 use super::prepare::Prepared;
 use super::progress::{Barrier, Progress};
 use super::pump::{Engine, Pipe, Pumping, pump};
-use super::schema::Schema;
+use super::schema::{Schema, recall};
 use super::setup::{Identified, identify};
 use super::transport::PgWire;
 use super::{PostgresFeed, catalog, snapshot_phase, watch as slot_watch};
@@ -160,7 +161,8 @@ impl Control {
         if !self.prepared.leadership.acquire().await? {
             return Err(standing_by(source));
         }
-        let Identified { system_identifier, timeline, .. } = identify(&self.prepared.connector).await?;
+        let identified = identify(&self.prepared.connector).await?;
+        let Identified { system_identifier, timeline, .. } = identified;
         tracing::debug!(system_identifier, timeline, "postgres identified itself");
         let system = system_identifier.to_string();
         let fence = Arc::clone(&self.prepared.leadership);
@@ -179,12 +181,22 @@ impl Control {
         let slot = catalog::slot(&connection, &source.slot).await?;
         let tables: Vec<_> =
             self.prepared.followed.iter().map(|followed| followed.table.name.clone()).collect();
+        check_failover(&self.prepared.connector, &identified, &known, slot.as_ref()).await?;
         let beginning = decide(source, &known, slot.as_ref(), Some(system_identifier), &tables)?;
-        for left in known.copied.keys().filter(|left| !tables.iter().any(|table| table.to_string() == **left))
-        {
+        if let Some(timeline) = known.timeline {
+            positions.follow_timeline(timeline);
+        }
+        let followed_before: BTreeSet<&String> = known.copied.keys().chain(known.columns.keys()).collect();
+        for left in followed_before {
+            if tables.iter().any(|table| table.to_string() == *left) {
+                continue;
+            }
             // Its changes pass by from now on: should it come back, it has to be copied anew.
             positions.forget_table(left).await?;
         }
+        let mut query = Query::connect(&self.sink).await?;
+        let unknown = recall(&mut self.prepared.followed, &known, &beginning, &mut query).await?;
+        positions.remember(&unknown, beginning.from().unwrap_or_default()).await?;
         for followed in &mut self.prepared.followed {
             if let Some(copied) = known.copied.get(&followed.table.name.to_string()) {
                 followed.copied_upto = *copied;
@@ -475,10 +487,14 @@ impl Control {
         match barrier {
             // Told before.
             Barrier::Halt { .. } => Ok(()),
-            Barrier::AddColumns { table, columns, .. } => {
+            Barrier::Reshape { table, add, columns, at } => {
                 let Some((name, _)) = warehouse(table) else { return Ok(()) };
+                // First: a column that was dropped and added anew would otherwise be told apart from the new one no more.
+                if let Some(positions) = &self.positions {
+                    positions.remember(&[(table.clone(), columns.clone())], *at).await?;
+                }
                 self.prepared.leadership.ask().await?;
-                super::prepare::add_columns(&mut query, &name, columns).await
+                super::prepare::add_columns(&mut query, &name, add).await
             }
             Barrier::Truncate(tables) => {
                 for table in tables {

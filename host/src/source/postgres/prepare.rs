@@ -6,16 +6,17 @@ use std::time::{Duration, Instant};
 
 use super::catalog;
 use super::connect::Connector;
-use super::destination::{self, Standing};
+use super::destination::{self, Looked, Memory, Standing};
 use super::facts::Facts;
 use super::feed::NOT_COPIED;
 use super::kind::Types;
 use super::leadership::Leadership;
+use super::position;
 use super::preflight;
 use super::schema::Followed;
 use super::setup;
 use super::table::Table;
-use super::warehouse_table::{Added, Refusal};
+use super::warehouse_table::{Added, Refusal, Remembered};
 use crate::config::model::{Pipeline, Postgres, StarRocks};
 use crate::delivery::Stop;
 use crate::fault::{Fault, FaultKind};
@@ -74,7 +75,7 @@ pub(crate) async fn prepare(
     let facts = looked_at(source, &connector, meter, stop).await?;
     let mut types = Types::new();
     facts.types.iter().for_each(|row| types.add(row.clone().into()));
-    let followed = destined(&facts, &types, pipeline).await?;
+    let followed = destined(&facts, &types, source, pipeline).await?;
     let leadership = Arc::new(Leadership::new(&connector));
     Ok(Prepared { source: source.clone(), connector, facts, types, followed, leadership })
 }
@@ -122,7 +123,12 @@ async fn looked_at(
 }
 
 /// Each table with its destination, which is made if the file says so.
-async fn destined(facts: &Facts, types: &Types, pipeline: &Pipeline) -> Result<Vec<Followed>, Fault> {
+async fn destined(
+    facts: &Facts,
+    types: &Types,
+    source: &Postgres,
+    pipeline: &Pipeline,
+) -> Result<Vec<Followed>, Fault> {
     let sink = &pipeline.sink;
     let tables = facts.tables();
     if tables.is_empty() {
@@ -132,6 +138,7 @@ async fn destined(facts: &Facts, types: &Types, pipeline: &Pipeline) -> Result<V
         ));
     }
     let mut query = Query::connect(sink).await?;
+    let known = position::known(sink, &pipeline.name, &source.slot).await?.unwrap_or_default();
     let mut names: Vec<String> = Vec::new();
     let (mut followed, mut refusals) = (Vec::new(), Vec::new());
     for table in tables {
@@ -140,13 +147,19 @@ async fn destined(facts: &Facts, types: &Types, pipeline: &Pipeline) -> Result<V
             names.push(name.clone());
             names.len() - 1
         });
-        match made_ready(&mut query, sink, &table, types, &name).await? {
+        let memory = Memory::of(&table.name, &known, source);
+        match made_ready(&mut query, sink, &table, memory, types, &name).await? {
             Ok(warehouse) => {
                 let key = destination::key_of(&warehouse);
                 let destination = u16::try_from(place).unwrap_or(u16::MAX);
                 let warehouse_table = name;
+                let remembered = match memory {
+                    Memory::Kept(columns) => columns.to_vec(),
+                    Memory::Fresh | Memory::Lost => Remembered::of(&table),
+                };
                 followed.push(Followed {
                     table,
+                    remembered,
                     destination,
                     warehouse_table,
                     warehouse,
@@ -174,10 +187,18 @@ async fn made_ready(
     query: &mut Query,
     sink: &StarRocks,
     table: &Table,
+    memory: Memory<'_>,
     types: &Types,
     name: &str,
 ) -> Result<Result<Vec<Column>, Vec<Refusal>>, Fault> {
-    match destination::look(query, sink, table, types, name).await? {
+    let Looked { standing, pending } = destination::look(query, sink, table, memory, types, name).await?;
+    for Refusal { what, hint } in pending {
+        tracing::warn!(
+            table = name,
+            "changed since it was followed last: {what}; the stream will halt there: {hint}"
+        );
+    }
+    match standing {
         Standing::Fits(there) => Ok(Ok(there)),
         Standing::Refused(refusals) => Ok(Err(refusals)),
         Standing::Missing { create } if sink.create_tables => {

@@ -3,7 +3,7 @@
 use super::begin::decide;
 use super::catalog;
 use super::connect::Connector;
-use super::destination::{self, Standing};
+use super::destination::{self, Looked, Memory, Standing};
 use super::facts::Facts;
 use super::kind::Types;
 use super::position::{self, Known};
@@ -65,10 +65,20 @@ impl Survey {
         let sink = &pipeline.sink;
         let mut query = Query::connect(sink).await?;
         let tables = self.facts.tables();
+        let known = position::known(sink, &pipeline.name, &self.source.slot).await?;
+        if known.is_none() {
+            self.there.push(position::create_statement(&sink.database));
+        }
+        let known = known.unwrap_or_default();
         for table in tables.iter().filter_map(mended) {
             let table = &table;
             let name = destination::name_of(table, sink);
-            let standing = destination::look(&mut query, sink, table, &self.types, &name).await?;
+            let memory = Memory::of(&table.name, &known, &self.source);
+            let Looked { standing, pending } =
+                destination::look(&mut query, sink, table, memory, &self.types, &name).await?;
+            self.defects.extend(
+                pending.into_iter().map(|news| Defect { severity: Severity::Warns, ..blocking(news) }),
+            );
             let key = match &standing {
                 Standing::Fits(there) | Standing::Narrow { there, .. } => destination::key_of(there),
                 Standing::Missing { .. } | Standing::Refused(_) => Vec::new(),
@@ -78,12 +88,8 @@ impl Survey {
             }
             self.judge(standing, table, sink, &name);
         }
-        let known = position::known(sink, &pipeline.name, &self.source.slot).await?;
-        if known.is_none() {
-            self.there.push(position::create_statement(&sink.database));
-        }
         if !self.is_blocked() {
-            self.check_beginning(&known.unwrap_or_default(), &tables);
+            self.check_beginning(&known, &tables);
         }
         Ok(())
     }
