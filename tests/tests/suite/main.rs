@@ -15,6 +15,7 @@ mod postgres;
 mod postgres_check;
 mod postgres_faults;
 mod postgres_fence;
+mod postgres_schema;
 mod postgres_shapes;
 mod postgres_storm;
 mod postgres_types;
