@@ -173,7 +173,7 @@ impl Schema {
         let (types, grows, database) = (&self.types, self.grows, &self.database);
         let Some(followed) = self.followed.get_mut(&name) else { return Ok(Change::NotFollowed) };
         let mut reading = shape::read(table, &followed.remembered, &now, &followed.warehouse);
-        reading.name_types(now.iter().zip(&type_names));
+        reading.name_types(&now, &type_names);
         let key: Vec<&str> = followed.key.iter().map(String::as_str).collect();
         let layout = Layout::of_table(&reading.table, types).keyed_by(&key).map_err(|error| {
             Fault::halt(

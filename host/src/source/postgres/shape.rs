@@ -73,17 +73,15 @@ pub(super) fn as_followed(
 }
 
 impl Reading {
-    /// Puts the names of types in, for people, where the catalogue's column has the type that the stream told.
-    pub(super) fn name_types<'a>(
-        &mut self,
-        named: impl Iterator<Item = (&'a Remembered, &'a String)> + Clone,
-    ) {
+    /// Puts the names of types in, for people, where the catalogue's column has the type that the stream told. `names` are
+    /// those of the types of `now`.
+    pub(super) fn name_types(&mut self, now: &[Remembered], names: &[String]) {
         for column in self.table.columns.iter_mut().chain(&mut self.later.columns) {
             let same = |(it, _): &(&Remembered, &String)| {
                 (it.number, it.type_oid, it.type_modifier)
                     == (column.number, column.type_oid, column.type_modifier)
             };
-            if let Some((_, name)) = named.clone().find(same) {
+            if let Some((_, name)) = now.iter().zip(names).find(same) {
                 column.type_name.clone_from(name);
             }
         }
