@@ -103,7 +103,7 @@ fn a_column_that_only_starrocks_still_has_halts_with_both_tables() {
         "ALTER TABLE `shop`.`t` DROP COLUMN `note`; or, to keep its values, ALTER TABLE `shop`.`t` RENAME COLUMN `note` TO \
          `note_dropped`; or copy the table anew: tidemill resync <file> public.t",
         "text text",
-        "-                    note varchar(1048576)",
+        "-                       note varchar(1048576)",
     ];
     check(&source("t", &[(1, "id"), (2, "text")]), "note", &words);
     check(
