@@ -19,6 +19,7 @@ mod postgres_check;
 mod postgres_faults;
 mod postgres_fence;
 mod postgres_large;
+mod postgres_schema;
 mod postgres_shapes;
 mod postgres_storm;
 mod postgres_tables;

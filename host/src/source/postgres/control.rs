@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle as Task;
 
-use super::connect::{Connector, Control as Connection};
+use super::connect::Control as Connection;
 use super::feed::{FeedParts, StreamFeed};
+use super::identity::same_server;
 use super::lsn::Lsn;
 use super::newcomers::Newcomers;
 use super::position::Positions;
@@ -22,7 +23,6 @@ use super::progress::Progress;
 use super::pump::{Engine, Pipe, Pumping, pump};
 use super::roster::Roster;
 use super::schema::Schema;
-use super::setup::identify;
 use super::table::TableName;
 use super::transport::PgWire;
 use super::watch::{News, SourceWatch, Watcher};
@@ -448,26 +448,4 @@ impl Control {
     pub(super) fn connection(&self) -> Result<Connection, Fault> {
         self.parts.runtime.block_on(self.prepared.connector.control())
     }
-}
-
-/// The server is the one whose changes were followed so far, and still has them.
-async fn same_server(connector: &Connector, positions: &Positions, from: Lsn) -> Result<(), Fault> {
-    let found = identify(connector).await?;
-    if found.system_identifier.to_string() != positions.system() {
-        return Err(Fault::halt(
-            format!("another server answers now (system identifier {})", found.system_identifier),
-            "mend `host` and `port` in [source.postgres], or what they lead to",
-        ));
-    }
-    if found.written < from {
-        return Err(Fault::halt(
-            format!(
-                "the server's log ends at {}, before {from} up to which its changes are in StarRocks: changes that \
-                 were loaded are not in the source any more",
-                found.written
-            ),
-            "a standby was promoted before it had all changes, or a backup was restored: copy the tables anew",
-        ));
-    }
-    Ok(())
 }

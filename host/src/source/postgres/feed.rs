@@ -291,13 +291,9 @@ impl StreamFeed {
             Ok(None) => return Ok(()),
             Err(fault) => return self.halt_here(&fault),
         };
-        let (layout, destination, columns) = match change {
-            Change::NotFollowed => {
-                self.by_relation.insert(relation.id, None);
-                return Ok(());
-            }
-            Change::Same { layout, destination } => (layout, destination, Vec::new()),
-            Change::Grown { layout, destination, columns } => (layout, destination, columns),
+        let Change::Followed { layout, destination, add, remember } = change else {
+            self.by_relation.insert(relation.id, None);
+            return Ok(());
         };
         let name = layout.name().clone();
         let place = self.tables.iter().position(|table| *table.layout.name() == name);
@@ -319,8 +315,9 @@ impl StreamFeed {
             }
         };
         self.by_relation.insert(relation.id, Some(place));
-        if !columns.is_empty() {
-            self.barrier = Some(Barrier::AddColumns { table: name, destination, columns });
+        if let Some(columns) = remember {
+            let at = self.transaction.final_lsn;
+            self.barrier = Some(Barrier::Reshape { table: name, add, columns, at });
         }
         Ok(())
     }

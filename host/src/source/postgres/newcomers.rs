@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::catalog;
 use super::connect::{Connector, Control as Connection};
+use super::destination::Memory;
 use super::facts::Facts;
 use super::kind::Types;
 use super::preflight::{self, Defect, Severity, Step};
@@ -101,7 +102,7 @@ impl Newcomers {
             Step::CreatePublication { .. } | Step::CreateSlot { .. } => false,
         };
         // Its place first: what cannot be loaded need not be published.
-        let placed = prepare::placed(query, &self.sink, table, types).await;
+        let placed = prepare::placed(query, &self.sink, table, Memory::Fresh, types).await;
         if let Err(refusals) = placed.map_err(|fault| fault.story())? {
             let refusals = refusals.into_iter().map(|refusal| format!("{}; {}", refusal.what, refusal.hint));
             return Err(refusals.collect::<Vec<_>>().join("; "));

@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 
 use super::catalog;
 use super::connect::{Connector, Control};
-use super::destination::{self, Standing};
+use super::destination::{self, Looked, Memory, Standing};
 use super::facts::{Facts, Relation};
 use super::feed::NOT_COPIED;
 use super::kind::Types;
 use super::leadership::Leadership;
 use super::newcomers::{self, Told};
-use super::position;
+use super::position::{self, Known};
 use super::preflight;
 use super::roster;
 use super::schema::Followed;
 use super::setup;
 use super::table::{Table, TableName};
-use super::warehouse_table::{Added, Refusal};
+use super::warehouse_table::{Added, Refusal, Remembered};
 use crate::config::model::{Pipeline, Postgres, StarRocks};
 use crate::delivery::Stop;
 use crate::fault::{Fault, FaultKind};
@@ -221,11 +221,16 @@ impl Looking<'_> {
         if missing.is_empty() || facts.publication.is_none() || !preflight::follows(self.source) {
             return Ok(());
         }
-        let known = position::known(&self.pipeline.sink, &self.pipeline.name, &self.source.slot).await;
-        let known = if self.tables.is_start() { known.map_err(Fault::halting) } else { known }?;
-        let copied = known.unwrap_or_default().copied;
+        let copied = self.known().await?.copied;
         missing.retain(|table| copied.contains_key(&table.to_string()));
         if missing.is_empty() { Ok(()) } else { Err(roster::unpublished(&missing, self.source)) }
+    }
+
+    /// What is known from before. At the start, a StarRocks that does not answer is mostly a mistake in the file.
+    async fn known(&self) -> Result<Known, Fault> {
+        let known = position::known(&self.pipeline.sink, &self.pipeline.name, &self.source.slot).await;
+        let known = if self.tables.is_start() { known.map_err(Fault::halting) } else { known };
+        Ok(known?.unwrap_or_default())
     }
 
     /// Each table with its destination, which is made if the file says so.
@@ -239,11 +244,13 @@ impl Looking<'_> {
             ));
         }
         let mut query = Query::connect(sink).await?;
+        let known = self.known().await?;
         let mut names: Vec<String> = Vec::new();
         let (mut followed, mut refusals) = (Vec::new(), Vec::new());
         for table in tables {
             let name = destination::name_of(&table, sink);
-            match placed(&mut query, sink, &table, types).await? {
+            let memory = Memory::of(&table.name, &known, self.source);
+            match placed(&mut query, sink, &table, memory, types).await? {
                 // Told of while the others are followed.
                 Err(_refusals) if !self.tables.need(&table.name) => {}
                 Ok(warehouse) => {
@@ -254,8 +261,13 @@ impl Looking<'_> {
                     let key = destination::key_of(&warehouse);
                     let destination = u16::try_from(place).unwrap_or(u16::MAX);
                     let warehouse_table = name;
+                    let remembered = match memory {
+                        Memory::Kept(columns) => columns.to_vec(),
+                        Memory::Fresh | Memory::Lost => Remembered::of(&table),
+                    };
                     followed.push(Followed {
                         table,
+                        remembered,
                         destination,
                         warehouse_table,
                         warehouse,
@@ -287,10 +299,18 @@ pub(super) async fn placed(
     query: &mut Query,
     sink: &StarRocks,
     table: &Table,
+    memory: Memory<'_>,
     types: &Types,
 ) -> Result<Result<Vec<Column>, Vec<Refusal>>, Fault> {
     let name = &destination::name_of(table, sink);
-    match destination::look(query, sink, table, types, name).await? {
+    let Looked { standing, pending } = destination::look(query, sink, table, memory, types, name).await?;
+    for Refusal { what, hint } in pending {
+        tracing::warn!(
+            table = name,
+            "changed since it was followed last: {what}; the stream will halt there: {hint}"
+        );
+    }
+    match standing {
         Standing::Fits(there) => Ok(Ok(there)),
         Standing::Refused(refusals) => Ok(Err(refusals)),
         Standing::Missing { create } if sink.create_tables => {

@@ -39,10 +39,14 @@ impl Control {
         match barrier {
             // Told before.
             Barrier::Halt { .. } => Ok(()),
-            Barrier::AddColumns { table, columns, .. } => {
+            Barrier::Reshape { table, add, columns, at } => {
                 let Some((name, _)) = warehouse(table) else { return Ok(()) };
+                // First: a column that was dropped and added anew would otherwise be told apart from the new one no more.
+                if let Some(positions) = &self.positions {
+                    positions.remember(&[(table.clone(), columns.clone())], *at).await?;
+                }
                 self.prepared.leadership.ask().await?;
-                add_columns(&mut query, &name, columns).await
+                add_columns(&mut query, &name, add).await
             }
             Barrier::Truncate(tables) => {
                 for table in tables {

@@ -9,9 +9,12 @@ use crate::config::model::Postgres;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::Waiting;
 use crate::retry::{Backoff, Pace};
+use crate::sink::starrocks::query::Query;
 use crate::source::postgres::begin::{Beginning, decide};
 use crate::source::postgres::catalog;
-use crate::source::postgres::position::Positions;
+use crate::source::postgres::identity::check_failover;
+use crate::source::postgres::position::{Known, Positions};
+use crate::source::postgres::schema::recall;
 use crate::source::postgres::setup::{Identified, identify};
 
 /// How often a standby asks whether the slot is free, at the longest.
@@ -56,7 +59,8 @@ impl Control {
             return Err(standing_by(&self.prepared.source));
         }
         let source = &self.prepared.source;
-        let Identified { system_identifier, timeline, .. } = identify(&self.prepared.connector).await?;
+        let identified = identify(&self.prepared.connector).await?;
+        let Identified { system_identifier, timeline, .. } = identified;
         tracing::debug!(system_identifier, timeline, "postgres identified itself");
         let system = system_identifier.to_string();
         let (name, fence) = (&self.parts.meter.name, Arc::clone(&leadership));
@@ -73,19 +77,30 @@ impl Control {
         // What the process before had under way is decided now, its last position included.
         let known = positions.read().await?;
         if self.prepared.may_be_outdated {
-            return Ok(Begun::Outdated(self.followed().chain(known.copied.into_keys()).collect()));
+            return Ok(Begun::Outdated(
+                self.followed().chain(followed_before(&known).into_iter().cloned()).collect(),
+            ));
         }
         let connection = self.prepared.connector.control().await?;
         self.free_slot(&connection).await;
         let slot = catalog::slot(&connection, &source.slot).await?;
         let tables: Vec<_> =
             self.prepared.followed.iter().map(|followed| followed.table.name.clone()).collect();
+        check_failover(&self.prepared.connector, &identified, &known, slot.as_ref()).await?;
         let beginning = decide(source, &known, slot.as_ref(), Some(system_identifier), &tables)?;
-        for left in known.copied.keys().filter(|left| !tables.iter().any(|table| table.to_string() == **left))
-        {
+        if let Some(timeline) = known.timeline {
+            positions.follow_timeline(timeline);
+        }
+        for left in followed_before(&known) {
+            if tables.iter().any(|table| table.to_string() == *left) {
+                continue;
+            }
             // Its changes pass by from now on: should it come back, it has to be copied anew.
             positions.forget_table(left).await?;
         }
+        let mut query = Query::connect(&self.sink).await?;
+        let unknown = recall(&mut self.prepared.followed, &known, &beginning, &mut query).await?;
+        positions.remember(&unknown, beginning.from().unwrap_or_default()).await?;
         for followed in &mut self.prepared.followed {
             if let Some(copied) = known.copied.get(&followed.table.name.to_string()) {
                 followed.copied_upto = *copied;
@@ -155,6 +170,11 @@ impl Control {
             Err(fault) => Err(fault.into()),
         }
     }
+}
+
+/// Tables of which positions tell.
+fn followed_before(known: &Known) -> BTreeSet<&String> {
+    known.copied.keys().chain(known.columns.keys()).collect()
 }
 
 pub(super) fn standing_by(source: &Postgres) -> Fault {
