@@ -262,8 +262,11 @@ fn a_standby_copies_a_new_table_that_its_leader_has_not_copied_whole() {
         let mut standby = replica.run(&pipeline);
         standby.until_logged(30, "standing by");
         // Its rows come, and that all of them have is not written down.
-        replica.warehouse.fault_on("tidemill_positions", FaultKind::TooManyVersions);
+        replica.warehouse.fault_on("items", FaultKind::SlowLoad { delay_ms: 2_000 });
         replica.postgres.run(ITEMS);
+        let copies = || (times(&leader, "copying what is there") == 2).then_some(());
+        wait_until(Duration::from_secs(60), copies).unwrap_or_else(|late| panic!("{late}: {}", leader.log()));
+        replica.warehouse.fault_on("tidemill_positions", FaultKind::TooManyVersions);
         replica.until_equal(60, &["items"]);
         leader.kill();
         replica.warehouse.clear_faults();

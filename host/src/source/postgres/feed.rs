@@ -153,7 +153,8 @@ impl StreamFeed {
 
     /// Reads what waits; stops at a table that is full and tells its place.
     fn gather(&mut self) -> Result<Option<usize>, Fault> {
-        while self.barrier.is_none() {
+        // Asked to end, it may have gone past a table that it could not ask the source about.
+        while self.barrier.is_none() && !self.parts.progress.has_ended() {
             let Some(pumped) = self.waiting.pop_front() else { return Ok(None) };
             let table = match &pumped.event {
                 Event::Change(data) => self.change(data)?,
@@ -386,13 +387,16 @@ impl Feed for StreamFeed {
     fn next(&mut self, into: &mut Columns) -> Result<Fed, Fault> {
         self.publish();
         if self.parts.progress.has_ended() {
-            // What is gathered and not handed on comes again.
             return Ok(Fed::Ended);
         }
         if let Some(fed) = self.wait_at_barrier(into) {
             return Ok(fed);
         }
         loop {
+            if self.parts.progress.has_ended() {
+                // What is gathered and not handed on comes again.
+                return Ok(Fed::Ended);
+            }
             let full = match self.gather()? {
                 Some(full) => Some(full),
                 None if self.barrier.is_some() => return Ok(Fed::Idle),

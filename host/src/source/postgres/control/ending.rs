@@ -18,7 +18,8 @@ impl Control {
     /// Drains if there is nothing more to read for now, and keeps what has landed if the pipeline was halted.
     pub(super) fn end(mut self, ended: Result<After, Cut>) -> Result<Ended, Fault> {
         self.progress.end();
-        match ended.and_then(|after| self.drain().map(|()| after)) {
+        let mut deadline = None;
+        match ended.and_then(|after| self.drain(&mut deadline).map(|()| after)) {
             Ok(after) => {
                 self.finish();
                 Ok(match after {
@@ -36,7 +37,9 @@ impl Control {
                 self.parts.stage.remove(self.parts.pipeline);
                 // Loads that StarRocks does not take would otherwise be tried for ever, and keep their bytes.
                 self.parts.giving_up.give_up(&self.parts.ledger.stays());
-                self.until_quiet(Instant::now() + self.parts.shutdown_timeout.min(HALT_PATIENCE));
+                let now = Instant::now();
+                let halted = now + self.parts.shutdown_timeout.min(HALT_PATIENCE);
+                self.until_quiet(deadline.map_or(halted, |deadline: Instant| deadline.min(halted)));
                 self.finish();
                 Err(fault)
             }
@@ -60,22 +63,21 @@ impl Control {
 
     /// Lets everything that was read be loaded. Before another round that may take as long as it takes; once the
     /// pipeline is asked to stop, as long as a shutdown may.
-    fn drain(&mut self) -> Result<(), Cut> {
+    fn drain(&mut self, deadline: &mut Option<Instant>) -> Result<(), Cut> {
         if self.positions.is_none() {
             // Nothing was read.
             return Ok(());
         }
         let name = self.parts.meter.name.clone();
         tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
-        let mut deadline = None;
-        while self.lanes.iter().any(Option::is_some) && !self.is_late(&mut deadline) {
+        while self.lanes.iter().any(Option::is_some) && !self.is_late(deadline) {
             self.check_halts()?;
             std::thread::sleep(TURN);
         }
         self.parts.stage.drain(self.parts.pipeline)?;
         while self.parts.ledger.open_spans() > 0 {
             self.check_halts()?;
-            if self.is_late(&mut deadline) {
+            if self.is_late(deadline) {
                 return Err(Cut::Fault(Fault::halt(
                     format!("the drain was not done within {:?}", self.parts.shutdown_timeout),
                     "nothing is lost, the rows are read again at the next start; a longer shutdown_timeout lets slow \
