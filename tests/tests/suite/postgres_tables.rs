@@ -1,6 +1,6 @@
 //! The tables to follow change while they are followed: others come, some go, one leaves the publication.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::Path, time::Duration};
 use tidemill_sandbox::FaultKind;
 use tidemill_tests::{
     limit::within,
@@ -36,7 +36,7 @@ fn must_halt(tidemill: &mut Tidemill, words: &[&str]) {
     }
 }
 
-fn resync(file: &PathBuf, table: &str) {
+fn resync(file: &Path, table: &str) {
     let done = tidemill_output(&["resync", file.to_str().expect("a path"), table]);
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
