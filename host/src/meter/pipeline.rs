@@ -1,5 +1,6 @@
 //! Metrics of pipelines, whatever their source.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -170,7 +171,8 @@ pub struct PipelineMeter {
     postgres: PostgresFamilies,
     batches_cut: Family<CutLabels, Counter>,
     http: HttpFamilies,
-    tables: Mutex<Vec<TableMeter>>,
+    /// By their names: a source that goes round asks for them again.
+    tables: Mutex<BTreeMap<String, TableMeter>>,
     pub health: Health,
 }
 
@@ -189,12 +191,12 @@ impl PipelineMeter {
     }
 
     /// Counts a table of its own from now on.
-    pub(super) fn adds(&self, table: TableMeter) {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner).push(table);
+    pub(super) fn adds(&self, name: &str, table: TableMeter) {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), table);
     }
 
     fn sum(&self, of: impl Fn(&TableMeter) -> u64) -> u64 {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner).iter().map(of).sum()
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).values().map(of).sum()
     }
 
     /// Rows loaded into all tables.
@@ -210,7 +212,7 @@ impl PipelineMeter {
     /// Versions of the fullest table, as last read; none if none could be read.
     pub fn versions(&self) -> Option<i64> {
         let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        tables.iter().map(|table| table.versions.get()).max().filter(|versions| *versions > 0)
+        tables.values().map(|table| table.versions.get()).max().filter(|versions| *versions > 0)
     }
 
     /// The counters of its Postgres source.

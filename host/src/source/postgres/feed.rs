@@ -153,7 +153,8 @@ impl StreamFeed {
 
     /// Reads what waits; stops at a table that is full and tells its place.
     fn gather(&mut self) -> Result<Option<usize>, Fault> {
-        while self.barrier.is_none() {
+        // Asked to end, it may have gone past a table that it could not ask the source about.
+        while self.barrier.is_none() && !self.parts.progress.has_ended() {
             let Some(pumped) = self.waiting.pop_front() else { return Ok(None) };
             let table = match &pumped.event {
                 Event::Change(data) => self.change(data)?,
@@ -291,13 +292,9 @@ impl StreamFeed {
             Ok(None) => return Ok(()),
             Err(fault) => return self.halt_here(&fault),
         };
-        let (layout, destination, columns) = match change {
-            Change::NotFollowed => {
-                self.by_relation.insert(relation.id, None);
-                return Ok(());
-            }
-            Change::Same { layout, destination } => (layout, destination, Vec::new()),
-            Change::Grown { layout, destination, columns } => (layout, destination, columns),
+        let Change::Followed { layout, destination, add, remember } = change else {
+            self.by_relation.insert(relation.id, None);
+            return Ok(());
         };
         let name = layout.name().clone();
         let place = self.tables.iter().position(|table| *table.layout.name() == name);
@@ -319,8 +316,9 @@ impl StreamFeed {
             }
         };
         self.by_relation.insert(relation.id, Some(place));
-        if !columns.is_empty() {
-            self.barrier = Some(Barrier::AddColumns { table: name, destination, columns });
+        if let Some(columns) = remember {
+            let at = self.transaction.final_lsn;
+            self.barrier = Some(Barrier::Reshape { table: name, add, columns, at });
         }
         Ok(())
     }
@@ -386,13 +384,16 @@ impl Feed for StreamFeed {
     fn next(&mut self, into: &mut Columns) -> Result<Fed, Fault> {
         self.publish();
         if self.parts.progress.has_ended() {
-            // What is gathered and not handed on comes again.
             return Ok(Fed::Ended);
         }
         if let Some(fed) = self.wait_at_barrier(into) {
             return Ok(fed);
         }
         loop {
+            if self.parts.progress.has_ended() {
+                // What is gathered and not handed on comes again.
+                return Ok(Fed::Ended);
+            }
             let full = match self.gather()? {
                 Some(full) => Some(full),
                 None if self.barrier.is_some() => return Ok(Fed::Idle),

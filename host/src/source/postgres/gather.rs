@@ -186,6 +186,7 @@ impl Gathered {
         row: Option<&[Option<Vec<u8>>]>,
         transaction: &Transaction,
     ) -> Result<i64, Fault> {
+        self.key.clear();
         let start = self.columns.values.data.len();
         let replaced = self.layout.append_replaced_key(update, &[], &mut self.columns.values.data);
         if let Err(error) = replaced {
@@ -212,6 +213,7 @@ impl Gathered {
         delete: &Delete<'_>,
         transaction: &Transaction,
     ) -> Result<(), Fault> {
+        self.key.clear();
         let start = self.columns.values.data.len();
         let told = self.layout.append_old_key(&delete.old, &mut self.columns.values.data);
         let told = told.map(|()| self.end_delete(place, start, transaction));
@@ -312,8 +314,9 @@ impl Gathered {
         }
         let input = self.columns.len() as u32;
         self.columns.refused.push(RecordReject { input, code: code.to_owned(), message });
-        self.columns.keys.push(&[]);
-        self.end_record(place, 0, transaction);
+        // A row that has its key can be found.
+        self.columns.keys.push(&self.key);
+        self.end_record(place, if self.key.is_empty() { 0 } else { MARK_KEY }, transaction);
         Ok(())
     }
 }
