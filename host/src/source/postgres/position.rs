@@ -313,12 +313,20 @@ impl Positions {
         self.write_positions(&[row]).await
     }
 
-    /// `table` was copied as it was at `lsn`.
+    /// `table` was copied as it was at `lsn`, with these columns.
     ///
     /// # Errors
     /// As [`Positions::reached`].
-    pub(super) async fn copied(&self, table: &TableName, lsn: Lsn) -> Result<(), Fault> {
-        self.write_positions(&[self.row(&table.to_string(), lsn, &Details::default())?]).await
+    pub(super) async fn copied(
+        &self,
+        table: &TableName,
+        columns: &[Remembered],
+        lsn: Lsn,
+    ) -> Result<(), Fault> {
+        let (name, shape) = (table.to_string(), format!("{COLUMNS}{table}"));
+        let details = Details { timeline: None, columns: Some(columns.to_vec()) };
+        let copied = self.row(&name, lsn, &Details::default())?;
+        self.write_positions(&[copied, self.row(&shape, lsn, &details)?]).await
     }
 
     /// The stream told of these tables with these columns, at `lsn`.

@@ -78,8 +78,11 @@ pub(super) async fn recall(
         let name = one.table.name.clone();
         let kept = known.columns.get(&name.to_string());
         if beginning.copy().contains(&name) {
+            // It is remembered when it was copied.
             one.remembered = Remembered::of(&one.table);
-        } else if let Some(kept) = kept
+            continue;
+        }
+        if let Some(kept) = kept
             && *kept != one.remembered
         {
             one.remembered.clone_from(kept);

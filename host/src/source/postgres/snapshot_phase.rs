@@ -324,8 +324,12 @@ impl Watched {
         let Some(copied) = self.plan.tables.get(table) else { return Ok(()) };
         let name = &copied.table.name;
         let upto = self.upto;
-        if retried(control, |control| control.parts.runtime.block_on(positions.copied(name, upto)))?.is_none()
-        {
+        let followed = control.prepared.followed.iter().find(|followed| followed.table.name == *name);
+        let columns = followed.map(|followed| followed.remembered.clone()).unwrap_or_default();
+        let written = retried(control, |control| {
+            control.parts.runtime.block_on(positions.copied(name, &columns, upto))
+        })?;
+        if written.is_none() {
             return Ok(());
         }
         for followed in control.prepared.followed.iter_mut().filter(|followed| followed.table.name == *name) {
