@@ -34,6 +34,9 @@ pub(crate) struct Sizes {
     /// Rows of the snapshot
     #[arg(long, global = true, default_value_t = 5_000_000)]
     snapshot_rows: u64,
+    /// The snapshot's batches as they are without limits of their own: for its memory, as they are too few for a rate
+    #[arg(long, global = true)]
+    default_batches: bool,
 }
 
 /// One contest: the same rows by Tidemill and by PostgreSQL's own program.
@@ -85,7 +88,8 @@ pub(crate) fn run(sizes: &Sizes, rounds: usize) -> Result<String, String> {
         duels.push(ground.stream(stream, rounds)?);
     }
     if sizes.snapshot_rows > 0 {
-        duels.push(ground.snapshot(sizes.snapshot_rows, rounds)?);
+        let batch = if sizes.default_batches { "" } else { SNAPSHOT_BATCH };
+        duels.push(ground.snapshot(sizes.snapshot_rows, batch, rounds)?);
     }
     Ok(section(&duels, rounds))
 }
@@ -132,7 +136,7 @@ impl Ground {
         Ok(duel)
     }
 
-    fn snapshot(&self, rows: u64, rounds: usize) -> Result<Duel, String> {
+    fn snapshot(&self, rows: u64, batch: &str, rounds: usize) -> Result<Duel, String> {
         let table = "copied";
         eprintln!("filling {table} with {rows} rows");
         self.table(table)?;
@@ -140,7 +144,8 @@ impl Ground {
         self.sql(&format!("VACUUM (FREEZE, ANALYZE) {table}"))?;
         let pages = self.sql(&format!("SELECT relpages FROM pg_class WHERE relname = '{table}'"))?;
         let pages: u64 = pages.trim().parse().map_err(|_| format!("{table} has {pages} pages"))?;
-        let mut duel = Duel::new("snapshot", "psql -c \"COPY … TO STDOUT\" > /dev/null", 0.6, rows);
+        let what = if batch.is_empty() { "snapshot, default batches" } else { "snapshot" };
+        let mut duel = Duel::new(what, "psql -c \"COPY … TO STDOUT\" > /dev/null", 0.6, rows);
         for _ in 0..rounds {
             let mut copiers: Vec<Command> = (0..COPIERS)
                 .map(|part| self.psql_copy(table, pages * part / COPIERS, pages * (part + 1) / COPIERS))
@@ -148,8 +153,7 @@ impl Ground {
             let limit_s = timed(&mut copiers)?;
             let name = stand::unique(table);
             let more = format!("snapshot_workers = {COPIERS}\n{}", stand::transform("passthrough", ""));
-            let ours =
-                self.stand.measure(&name, &self.pipeline(&name, table, &more, SNAPSHOT_BATCH), rows)?;
+            let ours = self.stand.measure(&name, &self.pipeline(&name, table, &more, batch), rows)?;
             duel.add(limit_s, ours)?;
         }
         Ok(duel)

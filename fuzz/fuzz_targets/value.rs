@@ -14,8 +14,8 @@ fuzz_target!(|bytes: &[u8]| {
     let types = Types::new();
     let mut copy = CopyText::new();
     let mut out = Vec::new();
-    let read = copy.feed(bytes, |row| {
-        for field in row.fields().flatten() {
+    for line in bytes.split(|byte| *byte == b'\n') {
+        for field in copy.row(line).fields().flatten() {
             for oid in OIDS {
                 out.clear();
                 if append_json(&types.kind(oid), field, &mut out).is_ok() {
@@ -23,7 +23,5 @@ fuzz_target!(|bytes: &[u8]| {
                 }
             }
         }
-        Ok::<(), ()>(())
-    });
-    assert_eq!(read, Ok(()));
+    }
 });

@@ -14,6 +14,7 @@ use crate::delivery::owner::Owner;
 use crate::ledger::Ticket;
 use crate::sink::Destination;
 
+pub mod key;
 pub mod stage;
 
 /// Top bit of [`RowIndex::deltas`]: the row is its record's first, so that records can be counted
@@ -35,7 +36,7 @@ pub struct RowIndex {
     /// Position of each row's record less `base`, with [`FIRST_ROW`] set on a record's first row and
     /// [`PARTIAL_ROW`] on rows that are updates of some columns.
     pub deltas: Vec<u32>,
-    /// A hash of each row's key, so that a batch can tell which rows replace one another; empty for rows
+    /// A hash of each row's key ([`key::KeyHasher`]), so that a batch can tell which rows replace one another; empty for rows
     /// whose source does not know their table's key.
     pub keys: Vec<u64>,
     /// Position of the chunk's first record.
@@ -58,6 +59,8 @@ pub struct Piece {
     owner: Arc<Owner>,
     /// Records whose rows were replaced by later ones of the same batch: they count with this piece.
     absorbed: u64,
+    /// When its first record arrived, if somebody waits for it.
+    arrived: Option<Instant>,
 }
 
 impl Piece {
@@ -73,7 +76,28 @@ impl Piece {
         assert!(index.ends.len() == index.deltas.len(), "a row index has one entry a row");
         assert!(index.keys.is_empty() || index.keys.len() == index.ends.len(), "all rows have keys, or none");
         let rows = 0..index.ends.len();
-        Self { segment, index: Arc::new(index), rows, plugin, ticket, permit, owner, absorbed: 0 }
+        Self {
+            segment,
+            index: Arc::new(index),
+            rows,
+            plugin,
+            ticket,
+            permit,
+            owner,
+            absorbed: 0,
+            arrived: None,
+        }
+    }
+
+    /// The same of records that arrived at that time.
+    #[must_use]
+    pub fn arrived_at(self, arrived: Option<Instant>) -> Self {
+        Piece { arrived, ..self }
+    }
+
+    /// When its first record arrived, if somebody waits for it.
+    pub fn arrived(&self) -> Option<Instant> {
+        self.arrived
     }
 
     /// The pipeline that the rows are of.
@@ -163,6 +187,7 @@ impl Piece {
             permit: self.permit.empty(),
             owner: Arc::clone(&self.owner),
             absorbed: 0,
+            arrived: self.arrived,
         };
         self.rows.end = at;
         rest.permit.resize(rest.bytes());
@@ -170,7 +195,8 @@ impl Piece {
         Some(rest)
     }
 
-    /// The piece without the rows `bad` (places within this piece, ascending); none if nothing is left.
+    /// The piece without the rows `bad` (places within this piece, ascending); none if nothing is left, and
+    /// no record either whose rows were replaced by others.
     /// Copies the rows that stay.
     pub fn without(self, bad: &[usize]) -> Option<Piece> {
         let rest = self.rewritten(|place, _, row, body| {
@@ -180,7 +206,7 @@ impl Piece {
             }
             stays
         });
-        if rest.is_empty() {
+        if rest.is_empty() && rest.absorbed == 0 {
             let _ = rest.ticket.settle();
             return None;
         }
@@ -201,9 +227,9 @@ impl Piece {
                 index.keys.extend(self.key(place));
             }
         }
-        let Piece { plugin, ticket, mut permit, owner, absorbed, .. } = self;
+        let Piece { plugin, ticket, mut permit, owner, absorbed, arrived, .. } = self;
         permit.resize(body.len() as u64);
-        Piece { absorbed, ..Piece::new(body.into(), index, plugin, ticket, permit, owner) }
+        Piece { absorbed, arrived, ..Piece::new(body.into(), index, plugin, ticket, permit, owner) }
     }
 
     /// The row at `place`, its line feed included.
@@ -233,14 +259,15 @@ impl Piece {
             permit: self.permit.empty(),
             owner: Arc::clone(&self.owner),
             absorbed: 0,
+            arrived: self.arrived,
         }
     }
 
     /// Takes the piece apart when its rows are durable: settles the ticket and gives the bytes back.
     /// Returns the segment, for its memory.
     pub fn settle(self) -> Bytes {
-        let rows = self.len() as u64;
-        let _ = self.ticket.settle_loaded(rows);
+        let records = self.records();
+        let _ = self.ticket.settle_loaded(records);
         self.segment
     }
 

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Overrides};
+use crate::meter::bars;
 
 mod check;
 mod demo;
@@ -97,7 +98,8 @@ pub fn main() -> ExitCode {
         Command::Run(_) | Command::Sandbox(_) => "info",
     };
     let level = arguments.log_level.as_deref().unwrap_or(usual);
-    if let Err(error) = start_logs(arguments.log, level) {
+    let runs = matches!(arguments.command, Command::Run(_));
+    if let Err(error) = start_logs(arguments.log, level, runs) {
         eprintln!("error: --log-level: {error}");
         return ExitCode::from(EXIT_USAGE);
     }
@@ -113,13 +115,19 @@ pub fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-fn start_logs(format: LogFormat, filter: &str) -> Result<(), tracing_subscriber::filter::ParseError> {
+fn start_logs(
+    format: LogFormat,
+    filter: &str,
+    runs: bool,
+) -> Result<(), tracing_subscriber::filter::ParseError> {
     // The replication client logs errors that it also returns: they are told once, where they are handled.
     let filter = tracing_subscriber::EnvFilter::try_new(format!("pgwire_replication=off,{filter}"))?;
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+    let terminal = std::io::stderr().is_terminal();
+    if runs && terminal && matches!(format, LogFormat::Text) {
+        bars::draw_on_stderr();
+    }
+    let logs =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(bars::Beside).with_ansi(terminal);
     match format {
         LogFormat::Text => logs.with_target(false).init(),
         LogFormat::Json => logs.json().flatten_event(true).init(),

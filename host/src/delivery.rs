@@ -1,5 +1,6 @@
 //! Who may send, what is decided, and how a batch is carried to its outcome.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -68,11 +69,19 @@ pub struct GivingUp {
     state: Mutex<GivingUpState>,
 }
 
+/// Sets: each request of HTTP is a stay of its own, and a halt gives thousands of them up at once.
 #[derive(Debug, Default)]
 struct GivingUpState {
-    stays: Vec<Stay>,
-    loads: Vec<(u64, Vec<Stay>, Arc<watch::Sender<bool>>)>,
+    stays: HashSet<Stay>,
+    /// The stays of each load on its way, by its number, and how it is told.
+    loads: HashMap<u64, (Vec<Stay>, Arc<watch::Sender<bool>>)>,
     next: u64,
+}
+
+impl GivingUpState {
+    fn concerns_any(&self, stays: &[Stay]) -> bool {
+        !self.stays.is_empty() && stays.iter().any(|stay| self.stays.contains(stay))
+    }
 }
 
 impl GivingUp {
@@ -84,9 +93,10 @@ impl GivingUp {
     /// Begins to give stays up: loads with rows of them are told.
     pub fn give_up(&self, stays: &[Stay]) {
         let mut state = self.lock();
-        state.stays.extend_from_slice(stays);
-        for (_, carried, told) in &state.loads {
-            if carried.iter().any(|stay| stays.contains(stay)) {
+        state.stays.extend(stays.iter().cloned());
+        // A load of which a stay was given up before has been told already: once more does no harm.
+        for (carried, told) in state.loads.values() {
+            if state.concerns_any(carried) {
                 told.send_replace(true);
             }
         }
@@ -94,7 +104,10 @@ impl GivingUp {
 
     /// The stays have ended.
     pub fn done(&self, stays: &[Stay]) {
-        self.lock().stays.retain(|stay| !stays.contains(stay));
+        let mut state = self.lock();
+        for stay in stays {
+            state.stays.remove(stay);
+        }
     }
 
     /// Whether rows of `stay` are to be dropped rather than sent.
@@ -105,12 +118,12 @@ impl GivingUp {
     /// A load with rows of `stays` is on its way; `told` turns true when one is given up.
     fn carrying(self: &Arc<Self>, stays: Vec<Stay>, told: &Arc<watch::Sender<bool>>) -> Carrying {
         let mut state = self.lock();
-        if stays.iter().any(|stay| state.stays.contains(stay)) {
+        if state.concerns_any(&stays) {
             told.send_replace(true);
         }
         state.next += 1;
         let id = state.next;
-        state.loads.push((id, stays, Arc::clone(told)));
+        state.loads.insert(id, (stays, Arc::clone(told)));
         Carrying { giving_up: Arc::clone(self), id }
     }
 }
@@ -123,7 +136,7 @@ struct Carrying {
 
 impl Drop for Carrying {
     fn drop(&mut self) {
-        self.giving_up.lock().loads.retain(|(id, _, _)| *id != self.id);
+        self.giving_up.lock().loads.remove(&self.id);
     }
 }
 

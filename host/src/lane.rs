@@ -4,7 +4,7 @@
 //! (ledger) and one message a chunk (stage).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -100,8 +100,8 @@ impl<F: Feed> Lane<F> {
         }
         let dropped = records.saturating_sub(built.kept + built.refused);
         self.parts.owner.meter.leave(&self.parts.owner.meter.records_dropped, dropped);
-        self.hand_over(built.segments, &ticket, permit)?;
-        let _ = ticket.settle();
+        self.hand_over(built.segments, chunk.arrived, &ticket, permit)?;
+        let _ = ticket.settle_dropped(dropped);
         Ok(())
     }
 
@@ -202,7 +202,13 @@ impl<F: Feed> Lane<F> {
         Ok(true)
     }
 
-    fn hand_over(&self, segments: Vec<Segment>, ticket: &Ticket, permit: Permit) -> Result<(), Fault> {
+    fn hand_over(
+        &self,
+        segments: Vec<Segment>,
+        arrived: Option<Instant>,
+        ticket: &Ticket,
+        permit: Permit,
+    ) -> Result<(), Fault> {
         if segments.is_empty() {
             return Ok(());
         }
@@ -213,7 +219,7 @@ impl<F: Feed> Lane<F> {
                 let body = Bytes::from(segment.body);
                 let (plugin, owner) = (self.plugin.clone(), Arc::clone(&self.parts.owner));
                 let piece = Piece::new(body, segment.index, plugin, ticket.hold(), charged, owner);
-                (segment.table, piece)
+                (segment.table, piece.arrived_at(arrived))
             })
             .collect();
         // The chunk's own bytes are free again; its rows are charged for themselves.

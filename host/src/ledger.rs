@@ -43,13 +43,16 @@ struct Track {
     watch: Option<Arc<Notify>>,
 }
 
-/// What became of the rows and records of a stay.
+/// What became of the records of a stay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Rows that are durable in StarRocks.
-    pub rows_loaded: u64,
+    /// Records that are durable in StarRocks: each counts once, with its first row, however many rows it
+    /// gave, and also if a later row of the same key took its place within a batch.
+    pub loaded: u64,
     /// Records that are kept as dead letters.
     pub dead_lettered: u64,
+    /// Records that gave no row: plugins left them out.
+    pub dropped: u64,
     /// Records that were refused and are to be told of, in the order in which they were refused.
     pub refused: Vec<Refused>,
     /// A piece was given up: its rows were not loaded, as far as is known.
@@ -266,9 +269,14 @@ impl Ticket {
         self.settle_as(|_tally| {})
     }
 
-    /// Settles a piece of which `rows` rows are durable.
-    pub fn settle_loaded(self, rows: u64) -> Option<Watermark> {
-        self.settle_as(|tally| tally.rows_loaded += rows)
+    /// Settles a piece of which `records` records are durable.
+    pub fn settle_loaded(self, records: u64) -> Option<Watermark> {
+        self.settle_as(|tally| tally.loaded += records)
+    }
+
+    /// Settles what is left of a chunk of which `records` records gave no row.
+    pub fn settle_dropped(self, records: u64) -> Option<Watermark> {
+        self.settle_as(|tally| tally.dropped += records)
     }
 
     /// Settles a piece of which `records` records are kept as dead letters.

@@ -15,6 +15,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::plugin::Stats;
 
+pub mod bars;
 mod health;
 mod http;
 mod pipeline;
@@ -111,7 +112,7 @@ impl Meter {
     /// The counters of one table of a pipeline.
     pub fn table(&self, pipeline: &str, table: &str) -> TableMeter {
         let counters = self.of_tables.of(pipeline, table);
-        self.pipeline(pipeline).adds(counters.clone());
+        self.pipeline(pipeline).adds(table, counters.clone());
         counters
     }
 }

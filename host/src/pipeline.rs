@@ -26,6 +26,7 @@ use crate::meter::{Meter, PipelineMeter, TableMeter};
 use crate::plugin::{Engine, Plugin, Wants};
 use crate::sink::Destination;
 use crate::sink::starrocks::query;
+use crate::source::postgres::{Ended, Round};
 use crate::source::{Feed, Gathering, Parts, kafka};
 
 mod destinations;
@@ -129,63 +130,98 @@ fn wire(
         shared.meter.watch_plugin(&pipeline.name, &plugin.name, &plugin.stats);
     }
 
-    // StarRocks: reachable, credentials right, tables known.
+    // StarRocks: reachable, credentials right.
     let carrier = shared.carriers.carrier(&sink, &shared.runtime)?;
     shared.runtime.block_on(carrier.client().ping()).map_err(Fault::halting)?;
-    let origin = Origin::prepare(pipeline, shared, meter, stop)?;
-    let destinations = Arc::new(Destinations::of(pipeline, &plugins, &origin.followed())?);
-    let models = shared.runtime.block_on(table_models(&sink, destinations.names()))?;
 
     // Rejects: their place is open before the first record is read.
     let alarm = Alarm::default();
     let rejects = rejects_of(pipeline, &shared.runtime, meter, &alarm)?;
-    let gathering = gathering_of(&plugins, matches!(rejects, Rejects::Keep(..)));
 
-    // What a load has to know of the pipeline whose rows it carries.
     let share = share_of(pipeline, &shared.budget);
-    let tables = table_meters(pipeline, &destinations, &shared.meter);
-    let _versions = watch_versions(&pipeline.sink, &tables, shared);
-    let owner = Arc::new(Owner {
-        pipeline: id,
-        meter: Arc::clone(meter),
-        tables,
-        giving_up: Arc::default(),
-        alarm,
-        rejects,
-        share: share.clone(),
-        buffers: Buffers::default(),
-        fence: origin.fence(),
-    });
+    let wiring = Wiring { pipeline, id, shared, stop, meter, sink, plugins, carrier, alarm, rejects, share };
+    let mut ended = Ended::Again(Round::default());
+    while let Ended::Again(round) = ended {
+        // All that follows from the tables is made anew whenever they are others.
+        let Some(origin) = Origin::prepare(pipeline, shared, meter, stop, round)? else { break };
+        ended = wiring.run(origin)?;
+    }
+    Ok(())
+}
 
-    // The shared stage, and what carries its batches away.
-    let shapes = destinations.shapes(&sink, &models);
-    let exactly = exactly_once(pipeline, &shapes, &carrier)?;
-    let epochs = exactly.as_ref().map(|exactly| -> Arc<dyn EpochOutlet> {
-        Arc::new(EpochCarrier::new(carrier.clone(), exactly.epochs.clone(), Arc::clone(&owner)))
-    });
-    let registration = Registration {
-        destinations: shapes,
-        limits: pipeline.batch,
-        in_flight: sink.in_flight,
-        share,
-        outlet: Arc::new(carrier.clone()),
-        epochs,
-    };
-    shared.stage.register(id, registration)?;
+/// What a pipeline has for as long as it runs, however often its source goes round.
+struct Wiring<'a> {
+    pipeline: &'a Arc<Pipeline>,
+    id: PipelineId,
+    shared: &'a Shared,
+    stop: &'a Stop,
+    meter: &'a Arc<PipelineMeter>,
+    sink: Arc<model::StarRocks>,
+    plugins: Vec<Arc<Plugin>>,
+    carrier: Carrier,
+    alarm: Alarm,
+    rejects: Rejects,
+    share: Share,
+}
 
-    // Lanes: read → plugins → rows → stage.
-    let parts = LaneParts {
-        stage: shared.stage.clone(),
-        ledger: Ledger::new(),
-        owner,
-        targets: destinations.targets(&models, pipeline),
-        line_feeds: gathering.line_feeds,
-    };
-    let lanes = Lanes { parts, plugins, destinations };
+impl Wiring<'_> {
+    /// Runs one round. Records that are on their way are known to its own ledger only.
+    fn run(&self, origin: Origin) -> Result<Ended, Fault> {
+        let Wiring { pipeline, id, shared, meter, sink, carrier, .. } = self;
 
-    // The source: this thread is its control.
-    let parts = lanes.source_parts(gathering, shared, stop, carrier.stem(&pipeline.name));
-    origin.run(parts, sink, carrier, exactly, &lanes)
+        // Destinations: those of a source of tables were looked at already.
+        let followed = origin.followed();
+        let destinations = Arc::new(Destinations::of(pipeline, &self.plugins, &followed)?);
+        let others = destinations.names().get(followed.len()..).unwrap_or_default();
+        let mut models = vec![TableModel::Primary; followed.len()];
+        models.extend(shared.runtime.block_on(table_models(sink, others))?);
+
+        // What a load has to know of the pipeline whose rows it carries.
+        let gathering = gathering_of(&self.plugins, matches!(self.rejects, Rejects::Keep(..)));
+        let tables = table_meters(pipeline, &destinations, &shared.meter);
+        let _versions = watch_versions(&pipeline.sink, &tables, shared);
+        let owner = Arc::new(Owner {
+            pipeline: *id,
+            meter: Arc::clone(meter),
+            tables,
+            giving_up: Arc::default(),
+            alarm: self.alarm.clone(),
+            rejects: self.rejects.clone(),
+            share: self.share.clone(),
+            buffers: Buffers::default(),
+            fence: origin.fence(),
+        });
+
+        // The shared stage, and what carries its batches away.
+        let shapes = destinations.shapes(sink, &models);
+        let exactly = exactly_once(pipeline, &shapes, carrier)?;
+        let epochs = exactly.as_ref().map(|exactly| -> Arc<dyn EpochOutlet> {
+            Arc::new(EpochCarrier::new(carrier.clone(), exactly.epochs.clone(), Arc::clone(&owner)))
+        });
+        let registration = Registration {
+            destinations: shapes,
+            limits: pipeline.batch,
+            in_flight: sink.in_flight,
+            share: self.share.clone(),
+            outlet: Arc::new(carrier.clone()),
+            epochs,
+        };
+        shared.stage.register(*id, registration)?;
+
+        // Lanes: read → plugins → rows → stage.
+        let parts = LaneParts {
+            stage: shared.stage.clone(),
+            ledger: Ledger::new(),
+            owner,
+            targets: destinations.targets(&models, pipeline),
+            line_feeds: gathering.line_feeds,
+        };
+        let lanes = Lanes { parts, plugins: self.plugins.clone(), destinations };
+
+        // The source: this thread is its control.
+        let parts = lanes.source_parts(gathering, shared, self.stop, carrier.stem(&pipeline.name));
+        origin.run(parts, Arc::clone(sink), carrier.clone(), exactly, &lanes)
+    }
 }
 
 /// What exactly_once needs; none for a pipeline that does not promise it.

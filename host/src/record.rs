@@ -1,6 +1,7 @@
 //! Records by column: plain data, no behaviour beyond filling and reading columns.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Mark bit: the record deletes its key.
 pub const MARK_DELETE: u8 = 1;
@@ -114,6 +115,8 @@ pub struct Columns {
     pub destination: Option<u16>,
     /// Records that are updates of some columns only, ascending.
     pub partial: Vec<u32>,
+    /// When the first of the records arrived, if somebody waits for them: their batch is as old. None = just now.
+    pub arrived: Option<Instant>,
     /// Records that the source itself could not make a row of, ascending; they have no value.
     pub refused: Vec<RecordReject>,
 }
@@ -157,6 +160,7 @@ impl Columns {
         self.offsets.clear();
         self.headers.clear();
         self.partial.clear();
+        self.arrived = None;
         self.refused.clear();
     }
 }

@@ -1,9 +1,9 @@
 //! Rows of a chunk → one NDJSON segment a destination: the last copy before the request body, and
 //! often not even that. Pure: no I/O, no clock.
 
-use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
 
+use crate::batch::key::KeyHasher;
 use crate::batch::stage::TableIndex;
 use crate::batch::{FIRST_ROW, PARTIAL_ROW, POSITION_BITS, RowIndex};
 use crate::chain::Transformed;
@@ -169,9 +169,12 @@ fn index_of(chunk: &Columns, transformed: &Transformed) -> RowIndex {
         last = input;
         delta(chunk, input, base) | first
     });
-    let (deltas, keys) =
-        (deltas.collect(), (0..rows).filter_map(|row| key_of(chunk, transformed.input(row))));
-    RowIndex { ends: Vec::new(), deltas, keys: keys.collect(), base, source: source_of(chunk) }
+    let deltas = deltas.collect();
+    let hasher = key_hasher(chunk);
+    let keys = hasher
+        .map(|hasher| (0..rows).map(|row| hasher.hash(chunk.keys.get(transformed.input(row)))).collect());
+    let keys = keys.unwrap_or_default();
+    RowIndex { ends: Vec::new(), deltas, keys, base, source: source_of(chunk) }
 }
 
 /// Where rows go that no plugin routes.
@@ -179,14 +182,10 @@ fn own_table(chunk: &Columns, targets: &Targets) -> Option<TableIndex> {
     chunk.destination.or(targets.own)
 }
 
-/// A hash of the row's key, of records that have their table's keys.
-fn key_of(chunk: &Columns, input: usize) -> Option<u64> {
+/// What hashes keys, of records that have their table's keys.
+fn key_hasher(chunk: &Columns) -> Option<KeyHasher> {
     let known = chunk.destination.is_some() && chunk.keys.len() == chunk.len();
-    known.then(|| {
-        let mut hasher = DefaultHasher::new();
-        hasher.write(chunk.keys.get(input));
-        hasher.finish()
-    })
+    known.then(KeyHasher::default)
 }
 
 fn source_of(chunk: &Columns) -> Arc<str> {
@@ -209,6 +208,7 @@ fn row_by_row(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> 
     let mut places: Vec<Option<usize>> = vec![None; targets.tables.len()];
     let own = own_table(chunk, targets);
     let deletes = any_deletes(chunk, transformed, targets, rows);
+    let hasher = key_hasher(chunk);
     let (mut last_kept, mut last_refused) = (usize::MAX, usize::MAX);
     for row in 0..rows {
         let input = transformed.input(row);
@@ -251,7 +251,7 @@ fn row_by_row(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> 
         }
         last_kept = input;
         segment.index.deltas.push(delta(chunk, input, base) | first);
-        segment.index.keys.extend(key_of(chunk, input));
+        segment.index.keys.extend(hasher.as_ref().map(|hasher| hasher.hash(chunk.keys.get(input))));
     }
     built
 }

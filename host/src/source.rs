@@ -14,6 +14,7 @@ use crate::meter::PipelineMeter;
 use crate::position::{Span, Stay};
 use crate::record::Columns;
 
+mod halts;
 pub mod http;
 pub mod kafka;
 pub mod postgres;

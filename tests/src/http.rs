@@ -37,6 +37,14 @@ impl Client {
         Ok(Self { stream, read: Vec::new() })
     }
 
+    /// Sends bytes, whatever they are.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes)
+    }
+
     /// Sends a request; `headers` are whole lines.
     ///
     /// # Errors
@@ -44,7 +52,7 @@ impl Client {
     pub fn send(&mut self, path: &str, headers: &str, body: &[u8]) -> std::io::Result<()> {
         let length = body.len();
         let head = format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n{headers}\r\n");
-        self.stream.write_all(&[head.as_bytes(), body].concat())
+        self.write(&[head.as_bytes(), body].concat())
     }
 
     /// Reads the next answer.
@@ -77,6 +85,11 @@ impl Client {
     pub fn post(&mut self, path: &str, headers: &str, body: &[u8]) -> std::io::Result<Answer> {
         self.send(path, headers, body)?;
         self.answer()
+    }
+
+    /// Whether the other side ends the connection, without a further word, before an answer would have to be there.
+    pub fn is_ended(&mut self) -> bool {
+        self.read.is_empty() && self.more().is_err_and(|error| error.kind() != std::io::ErrorKind::WouldBlock)
     }
 
     fn more(&mut self) -> std::io::Result<()> {

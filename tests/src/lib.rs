@@ -8,6 +8,7 @@ pub mod comparison;
 pub mod http;
 pub mod kafka;
 pub mod limit;
+pub mod listener;
 pub mod machine;
 pub mod metrics;
 pub mod oracle;

@@ -74,6 +74,27 @@ pub fn plugin(name: &str) -> PathBuf {
     target().join("plugins").join(format!("{name}.wasm"))
 }
 
+/// Makes sure that this process, and those that it starts, may open this many files.
+///
+/// # Panics
+/// When the system does not let it: tests of many connections show nothing then.
+pub fn need_open_files(needed: u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    #[expect(unsafe_code, reason = "std has no word for RLIMIT_NOFILE")]
+    // SAFETY: both calls read or write the struct that they are given and nothing else.
+    let raised = unsafe {
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit), 0, "every system has this limit");
+        let raised =
+            libc::rlimit { rlim_cur: needed.max(limit.rlim_cur), rlim_max: needed.max(limit.rlim_max) };
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) == 0
+    };
+    assert!(
+        raised,
+        "this test needs {needed} open files, and the hard limit is {}: raise `ulimit -Hn`",
+        limit.rlim_max
+    );
+}
+
 fn guests() -> PathBuf {
     target().join("guest")
 }

@@ -49,11 +49,25 @@ impl Tidemill {
     /// When it cannot be started.
     #[must_use]
     pub fn run_with(files: &[&Path], arguments: &[&str]) -> Self {
+        Self::spawn(files, arguments, tidemill())
+    }
+
+    /// As [`run`](Self::run), with no more than this many open files.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn run_with_open_files(files: &[&Path], open_files_max: u64) -> Self {
+        let mut command = tidemill();
+        limit_open_files(&mut command, open_files_max);
+        Self::spawn(files, &[], command)
+    }
+
+    fn spawn(files: &[&Path], arguments: &[&str], mut command: Command) -> Self {
         let port = free_port().expect("there is a free port");
         let admin = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let log = files[0].with_extension(format!("{port}.log"));
         let output = File::create(&log).expect("the log can be created");
-        let mut command = tidemill();
         command.arg("run").args(files).args(["--admin", &admin.to_string()]).args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         let child = command.spawn().expect("tidemill can be started");
@@ -96,9 +110,22 @@ impl Tidemill {
     /// Where there is no `/proc`.
     #[must_use]
     pub fn resident_bytes_max(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    /// The memory that it has resident now, in bytes.
+    ///
+    /// # Panics
+    /// Where there is no `/proc`.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
+    fn status_bytes(&self, name: &str) -> u64 {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("Linux tells about processes");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a high-water mark");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("Linux tells of memory");
         let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number of kB");
         kibibytes * 1024
     }
@@ -275,6 +302,20 @@ pub fn settled(metrics: &Metrics) -> u64 {
     .iter()
     .map(|name| metrics.count(name, &[]))
     .sum()
+}
+
+/// No more open files than this for the command, and no way to get more.
+fn limit_open_files(command: &mut Command, open_files_max: u64) {
+    use std::os::unix::process::CommandExt;
+    let limit = libc::rlimit { rlim_cur: open_files_max, rlim_max: open_files_max };
+    #[expect(unsafe_code, reason = "std has no word for RLIMIT_NOFILE")]
+    // SAFETY: `setrlimit` is async-signal-safe and only reads the struct.
+    unsafe {
+        command.pre_exec(move || match libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        });
+    }
 }
 
 /// A command that dies with the thread that started it, so that a test run that is killed leaves nothing behind.

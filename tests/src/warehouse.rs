@@ -91,6 +91,11 @@ impl Warehouse {
         self.sandbox().set_fault(Fault::always(kind))
     }
 
+    /// Sets a fault of one table for ever; returns its number.
+    pub fn fault_on(&self, table: &str, kind: FaultKind) -> u64 {
+        self.sandbox().set_fault(Fault::always(kind).on(table))
+    }
+
     /// Sets a fault that fires so many times; returns its number.
     pub fn fault_times(&self, kind: FaultKind, times: u64) -> u64 {
         self.sandbox().set_fault(Fault::times(kind, times))

@@ -1,7 +1,9 @@
 //! Running other programs: each is announced, and its failure names it.
 
 use std::{
-    env, fmt,
+    env,
+    ffi::OsString,
+    fmt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -60,6 +62,15 @@ pub(crate) fn built(program: &str) -> PathBuf {
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
+    // What `cargo run` says of xtask itself. ring's build script asks for the same names, so that it, and all that is
+    // built on it, would be compiled anew each time after a `cargo build` by hand.
+    let told = |name: &OsString| {
+        let name = name.to_string_lossy();
+        name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+    };
+    for name in env::vars_os().map(|(name, _)| name).filter(told) {
+        command.env_remove(name);
+    }
     command
 }
 

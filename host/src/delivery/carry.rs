@@ -166,14 +166,7 @@ impl Shared {
         // A stay may have ended before its rows were sent: its next owner reads them again. They go before
         // rows are folded, so that none of the others hides behind them.
         drop_rows(&mut pieces, |piece| piece.ticket().has_ended());
-        let key = Arc::clone(&destination);
-        // Hashing half a million keys is nothing for a thread of the runtime.
-        let folded = self.runtime.spawn_blocking(move || fold(pieces, &key.key)).await;
-        let groups = folded.unwrap_or_else(|panic| {
-            // The pieces went with it: their spans are poisoned, and their pipelines halt.
-            tracing::error!(%panic, "folding a batch panicked");
-            Vec::new()
-        });
+        let groups = self.folded(&destination, pieces).await;
         let (mut halted, mut stopped) = (Vec::new(), false);
         // Of a folded batch nothing is safe before all of it is: a row that was replaced is only as durable as
         // the one that replaced it.
@@ -188,6 +181,21 @@ impl Shared {
         for piece in landed {
             if stopped || halted.contains(&piece.owner().pipeline) { piece.forget() } else { close(piece) }
         }
+    }
+
+    /// What the rows come to: without a key, what they are.
+    async fn folded(&self, destination: &Arc<Destination>, pieces: Vec<Piece>) -> Vec<Group> {
+        if destination.key.is_empty() {
+            return vec![Group { columns: None, folded: false, pieces }];
+        }
+        let key = Arc::clone(destination);
+        // Looking for half a million keys is nothing for a thread of the runtime.
+        let folded = self.runtime.spawn_blocking(move || fold(pieces, &key.key)).await;
+        folded.unwrap_or_else(|panic| {
+            // The pieces went with it: their spans are poisoned, and their pipelines halt.
+            tracing::error!(%panic, "folding a batch panicked");
+            Vec::new()
+        })
     }
 
     /// Loads rows of one set of columns: as a whole, and in parts if StarRocks refuses some of them. Pieces of a

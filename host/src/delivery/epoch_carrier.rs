@@ -98,6 +98,7 @@ impl EpochCarrier {
             };
             // From here on control may give partitions up.
             self.epochs.leave();
+            self.owner.meter.epochs_rolled_back.inc();
             if !self.get_over(hitch, &turn, &mut tables, &mut troubles).await {
                 break;
             }
@@ -203,6 +204,9 @@ impl EpochCarrier {
                     }
                 }
             }
+        }
+        if !lost {
+            self.owner.meter.epochs_decided.inc();
         }
         for (table, PreparedLoad { load, receipt }) in tables.into_iter().zip(prepared) {
             if lost {

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::batch::key::KeyHashes;
 use crate::batch::{FIRST_ROW, PARTIAL_ROW, Piece};
 
 /// How a row says that it deletes its key; `rows` writes it last.
@@ -50,9 +51,10 @@ fn is_partial(piece: &Piece, row: usize) -> bool {
 }
 
 /// Hashes that more than one row has.
-fn repeated_keys(pieces: &[Piece]) -> HashSet<u64> {
+fn repeated_keys(pieces: &[Piece]) -> KeyHashes {
     let rows = pieces.iter().map(Piece::len).sum();
-    let (mut seen, mut repeated) = (HashSet::with_capacity(rows), HashSet::new());
+    let (mut seen, mut repeated) =
+        (KeyHashes::with_capacity_and_hasher(rows, Default::default()), KeyHashes::default());
     for piece in pieces {
         for hash in (0..piece.len()).filter_map(|row| piece.key(row)) {
             if !seen.insert(hash) {
@@ -87,12 +89,7 @@ struct State {
     merged: Option<Vec<u8>>,
 }
 
-fn fates(
-    pieces: &[Piece],
-    key: &[String],
-    repeated: &HashSet<u64>,
-    any_partial: bool,
-) -> BTreeMap<Place, Fate> {
+fn fates(pieces: &[Piece], key: &[String], repeated: &KeyHashes, any_partial: bool) -> BTreeMap<Place, Fate> {
     let mut states: HashMap<Vec<u8>, State> = HashMap::new();
     let mut fates = BTreeMap::new();
     for (number, piece) in pieces.iter().enumerate() {

@@ -1,5 +1,6 @@
 //! Metrics of pipelines, whatever their source.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -45,6 +46,8 @@ pub(super) struct PipelineFamilies {
     load_retries: PerPipeline,
     possible_duplicates: PerPipeline,
     row_count_mismatches: PerPipeline,
+    epochs_decided: PerPipeline,
+    epochs_rolled_back: PerPipeline,
     batches_cut: Family<CutLabels, Counter>,
 }
 
@@ -104,6 +107,16 @@ impl PipelineFamilies {
                 "row_count_mismatches",
                 "Loads of which StarRocks counted more than the rows sent (a value held several documents)",
             ),
+            epochs_decided: family(
+                registry,
+                "epochs_decided",
+                "With exactly_once: epochs that were decided in Kafka and committed in StarRocks",
+            ),
+            epochs_rolled_back: family(
+                registry,
+                "epochs_rolled_back",
+                "With exactly_once: tries of an epoch that were rolled back, for whatever reason",
+            ),
             batches_cut: family(registry, "batches_cut", "Batches cut, by reason"),
         }
     }
@@ -131,6 +144,8 @@ impl PipelineFamilies {
             load_retries: of(&self.load_retries),
             possible_duplicates: of(&self.possible_duplicates),
             row_count_mismatches: of(&self.row_count_mismatches),
+            epochs_decided: of(&self.epochs_decided),
+            epochs_rolled_back: of(&self.epochs_rolled_back),
             postgres,
             batches_cut: self.batches_cut.clone(),
             http,
@@ -167,10 +182,15 @@ pub struct PipelineMeter {
     pub load_retries: Counter,
     pub possible_duplicates: Counter,
     pub row_count_mismatches: Counter,
+    /// With exactly_once: epochs decided in Kafka and committed in StarRocks.
+    pub epochs_decided: Counter,
+    /// With exactly_once: tries of an epoch that were rolled back.
+    pub epochs_rolled_back: Counter,
     postgres: PostgresFamilies,
     batches_cut: Family<CutLabels, Counter>,
     http: HttpFamilies,
-    tables: Mutex<Vec<TableMeter>>,
+    /// By their names: a source that goes round asks for them again.
+    tables: Mutex<BTreeMap<String, TableMeter>>,
     pub health: Health,
 }
 
@@ -189,12 +209,12 @@ impl PipelineMeter {
     }
 
     /// Counts a table of its own from now on.
-    pub(super) fn adds(&self, table: TableMeter) {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner).push(table);
+    pub(super) fn adds(&self, name: &str, table: TableMeter) {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), table);
     }
 
     fn sum(&self, of: impl Fn(&TableMeter) -> u64) -> u64 {
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner).iter().map(of).sum()
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner).values().map(of).sum()
     }
 
     /// Rows loaded into all tables.
@@ -210,7 +230,7 @@ impl PipelineMeter {
     /// Versions of the fullest table, as last read; none if none could be read.
     pub fn versions(&self) -> Option<i64> {
         let tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-        tables.iter().map(|table| table.versions.get()).max().filter(|versions| *versions > 0)
+        tables.values().map(|table| table.versions.get()).max().filter(|versions| *versions > 0)
     }
 
     /// The counters of its Postgres source.

@@ -10,6 +10,7 @@ use crate::delivery::marker::Marker;
 use crate::fault::Fault;
 use crate::meter::PipelineMeter;
 use crate::sink::Fence;
+use crate::source::postgres::{Ended, Round};
 use crate::source::{Parts, http, kafka, postgres};
 
 /// A source that is ready to be wired.
@@ -20,19 +21,22 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    /// Looks at what is to be read, where the tables to load follow from it.
+    /// Looks at what is to be read, where the tables to load follow from it; none if the pipeline is asked to stop
+    /// meanwhile.
     pub(super) fn prepare(
         pipeline: &Pipeline,
         shared: &Shared,
         meter: &Arc<PipelineMeter>,
         stop: &Stop,
-    ) -> Result<Origin, Fault> {
+        round: Round,
+    ) -> Result<Option<Origin>, Fault> {
         match &pipeline.source {
-            Source::Kafka(kafka) => Ok(Origin::Kafka(kafka.clone())),
-            Source::Http(http) => Ok(Origin::Http(http.clone())),
+            Source::Kafka(kafka) => Ok(Some(Origin::Kafka(kafka.clone()))),
+            Source::Http(http) => Ok(Some(Origin::Http(http.clone()))),
             Source::Postgres(source) => {
-                let prepared = postgres::prepare(source, pipeline, meter, stop);
-                Ok(Origin::Postgres(Box::new(shared.runtime.block_on(prepared)?)))
+                let preparing = postgres::prepare(source, pipeline, meter, stop, round);
+                let prepared = shared.runtime.block_on(preparing)?;
+                Ok(prepared.map(|prepared| Origin::Postgres(Box::new(prepared))))
             }
         }
     }
@@ -53,7 +57,7 @@ impl Origin {
         }
     }
 
-    /// Reads until it is asked to stop or something halts it.
+    /// Reads until it is asked to stop, something halts it, or it has to be looked at anew.
     pub(super) fn run(
         self,
         parts: Parts,
@@ -61,18 +65,21 @@ impl Origin {
         carrier: Carrier,
         exactly: Option<kafka::Exactly>,
         lanes: &Lanes,
-    ) -> Result<(), Fault> {
+    ) -> Result<Ended, Fault> {
         match self {
             Origin::Kafka(kafka) => {
                 let marker = Marker::new(parts.runtime.clone(), sink, &parts.meter.name, &kafka.group);
                 let wiring = kafka::Wiring { kafka, marker, parts, exactly };
-                kafka::run(wiring, |number, feed| lanes.spawn(number, feed))
+                kafka::run(wiring, |number, feed| lanes.spawn(number, feed)).map(|()| Ended::Stopped)
             }
             Origin::Postgres(prepared) => {
                 let wiring = postgres::Wiring { prepared: *prepared, sink, carrier, parts };
                 postgres::run(wiring, &|number, feed| lanes.spawn(number, feed))
             }
-            Origin::Http(settings) => http::run(settings, parts, |number, feed| lanes.spawn(number, feed)),
+            Origin::Http(settings) => {
+                let spawn = |number, feed| lanes.spawn(number, feed);
+                http::run(settings, parts, spawn).map(|()| Ended::Stopped)
+            }
         }
     }
 }

@@ -19,6 +19,7 @@ mod feed;
 mod idempotency;
 mod intake;
 mod listener;
+mod open_files;
 mod paced;
 mod records;
 mod request;

@@ -6,10 +6,14 @@
 use serde::{Deserialize, Serialize};
 use tidemill_sdk::{Output, Record, Reject, Setup, Transform};
 
-/// It has no settings: `config = {}`.
+/// Mostly `config = {}`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Config {}
+pub struct Config {
+    /// Deletes, whose values say no more than a key, are inspected.
+    #[serde(default)]
+    pub inspect_deletes: bool,
+}
 
 /// What a record may say; everything else in it is left alone.
 #[derive(Deserialize)]
@@ -29,9 +33,11 @@ enum Deed {
     Drop,
     /// A dead letter with the code `asked`.
     Reject,
+    /// Two rows: the value, and one of the next `id`.
+    Twice,
     /// A delete of the row with this `id`.
     Delete,
-    /// A row whose `note` tells all that the plugin sees of the record.
+    /// A row whose `note` tells all that the plugin sees of the record, also if that is a delete.
     Inspect,
 }
 
@@ -39,6 +45,7 @@ enum Deed {
 #[derive(Serialize)]
 struct Seen<'a> {
     source: &'a str,
+    op: &'static str,
     key: Option<String>,
     timestamp_us: Option<i64>,
     partition: u32,
@@ -59,14 +66,16 @@ struct Noted {
 
 /// The plugin.
 #[derive(Debug)]
-pub struct Obedient;
+pub struct Obedient {
+    config: Config,
+}
 
 impl Transform for Obedient {
     type Config = Config;
 
-    fn configure(_config: Config, setup: &mut Setup) -> Result<Self, String> {
+    fn configure(config: Config, setup: &mut Setup) -> Result<Self, String> {
         setup.want_key().want_timestamp().want_position().want_headers();
-        Ok(Self)
+        Ok(Self { config })
     }
 
     fn record(&mut self, record: Record<'_>, out: &mut Output<'_>) -> Result<(), Reject> {
@@ -78,18 +87,23 @@ impl Transform for Obedient {
             return Ok(());
         }
         let order: Order = record.json()?;
-        match order.deed {
+        let deed = if record.is_delete() && self.config.inspect_deletes { Deed::Inspect } else { order.deed };
+        match deed {
             Deed::Keep => {
                 out.keep();
             }
             Deed::Drop => out.drop(),
             Deed::Reject => return Err(Reject::new("asked", "the record asked to be rejected")),
+            Deed::Twice => {
+                out.keep();
+                out.replace_json(&Key { id: order.id + 1 })?;
+            }
             Deed::Delete => {
                 out.replace_json(&Key { id: order.id })?.delete();
             }
             Deed::Inspect => {
                 let note = serde_json::to_string(&seen(record))?;
-                out.replace_json(&Noted { id: order.id, note })?;
+                out.replace_json(&Noted { id: order.id, note })?.upsert();
             }
         }
         Ok(())
@@ -101,6 +115,7 @@ tidemill_sdk::export!(Obedient);
 fn seen(record: Record<'_>) -> Seen<'_> {
     Seen {
         source: record.source(),
+        op: if record.is_delete() { "delete" } else { "upsert" },
         key: record.key().map(text),
         timestamp_us: record.timestamp_us(),
         partition: record.partition(),
@@ -127,8 +142,10 @@ mod tests {
             r#"{"id":3,"do":"reject"}"#,
             "no json",
             r#"{"id":4,"do":"delete","amount":7}"#,
+            r#"{"id":5,"do":"twice"}"#,
         ]);
-        assert_eq!(answer.values(), [r#"{"id":1,"amount":7}"#, r#"{"id":4}"#]);
+        let kept = r#"{"id":5,"do":"twice"}"#;
+        assert_eq!(answer.values(), [r#"{"id":1,"amount":7}"#, r#"{"id":4}"#, kept, r#"{"id":6}"#]);
         let codes: Vec<_> = answer.rejects.iter().map(|(_, reject)| reject.code.as_str()).collect();
         assert_eq!(codes, ["asked", "parse"]);
     }

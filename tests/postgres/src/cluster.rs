@@ -40,18 +40,12 @@ impl Cluster {
         settings: &Settings,
         port: u16,
     ) -> Result<Self, Fault> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let scratch = scratch(account, root)?;
-        remove_what_the_dead_left(&scratch);
-        let run = format!("run-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        // From here on dropping it removes the folder.
-        let cluster = Self { home: scratch.join(run) };
-        create_for(account, &cluster.home)?;
+        let cluster = Self::empty(account, root)?;
         let data = cluster.data();
         if settings.own_identity {
             initdb(programs, account, &cluster.home)?;
         } else {
-            let template = template(programs, account, &scratch)?;
+            let template = template(programs, account, &scratch(account, root)?)?;
             let mut copy = account.command("cp", &cluster.home);
             run_to_end(
                 "copy a PostgreSQL cluster",
@@ -68,6 +62,18 @@ impl Cluster {
         if settings.tls != Tls::Off {
             certificates::place(&data, account)?;
         }
+        Ok(cluster)
+    }
+
+    /// A folder for a cluster that has no data yet.
+    pub(crate) fn empty(account: &Account, root: &Path) -> Result<Self, Fault> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let scratch = scratch(account, root)?;
+        remove_what_the_dead_left(&scratch);
+        let run = format!("run-{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        // From here on dropping it removes the folder.
+        let cluster = Self { home: scratch.join(run) };
+        create_for(account, &cluster.home)?;
         Ok(cluster)
     }
 
@@ -144,7 +150,7 @@ fn initdb(programs: &Programs, account: &Account, home: &Path) -> Result<(), Fau
     run_to_end("make a PostgreSQL cluster", &mut initdb)
 }
 
-fn run_to_end(attempt: &str, command: &mut Command) -> Result<(), Fault> {
+pub(crate) fn run_to_end(attempt: &str, command: &mut Command) -> Result<(), Fault> {
     let output = command.output().map_err(Fault::io(attempt))?;
     if output.status.success() {
         return Ok(());

@@ -12,6 +12,7 @@ mod processes;
 mod programs;
 mod server;
 mod settings;
+mod standby;
 
 pub use client::{Client, Row};
 pub use programs::{BIN_VARIABLE, Programs};

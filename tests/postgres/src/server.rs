@@ -86,6 +86,22 @@ impl Server {
         }
     }
 
+    /// A server on data that lie there already.
+    pub(crate) fn on(
+        cluster: Cluster,
+        programs: Programs,
+        account: Account,
+        port: u16,
+    ) -> Result<Self, Fault> {
+        let mut server = Self { running: None, cluster, programs, account, port };
+        server.launch()?;
+        Ok(server)
+    }
+
+    pub(crate) fn account(&self) -> &Account {
+        &self.account
+    }
+
     /// Where clients connect over TCP, as `127.0.0.1:port`; the same for the life of this value.
     #[must_use]
     pub fn address(&self) -> String {

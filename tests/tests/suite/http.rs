@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeSet,
     fs,
-    net::{Ipv4Addr, SocketAddr},
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -11,71 +10,22 @@ use std::{
     thread,
     time::Duration,
 };
-use tempfile::TempDir;
 use tidemill_sandbox::FaultKind;
-use tidemill_test_kafka::free_port;
 use tidemill_tests::{
     http::{Answer, Client},
     limit::within,
-    process::Tidemill,
+    listener::Listener,
     wait_until,
-    warehouse::{Warehouse, row},
+    warehouse::row,
 };
 
 const CLIENTS: u64 = 1_000;
 
-/// A listener before the table `shop.events`.
-struct Stand {
-    warehouse: Warehouse,
-    folder: TempDir,
-    address: SocketAddr,
-}
-
-impl Stand {
-    fn new() -> Self {
-        let warehouse = Warehouse::start();
-        warehouse.duplicate_table("events");
-        let port = free_port().expect("there is a free port");
-        let folder = tempfile::tempdir().expect("a folder for the test");
-        Self { warehouse, folder, address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)) }
-    }
-
-    /// Starts a process; `more` is the end of its file.
-    fn run(&self, linger: &str, more: &str) -> Tidemill {
-        let (fe, query, address) = (self.warehouse.fe(), self.warehouse.query(), self.address);
-        let text = format!(
-            "[pipeline]\nname = \"events\"\n[source.http]\nlisten = \"{address}\"\n[batch]\nlinger = \"{linger}\"\n\
-             [sink.starrocks]\nfe = [{fe:?}]\nquery = {query:?}\ndatabase = \"shop\"\ntable = \"events\"\n\
-             user = \"root\"\n{more}"
-        );
-        let file = self.folder.path().join("events.toml");
-        fs::write(&file, text).expect("the file can be written");
-        let mut tidemill = Tidemill::run(&[&file]);
-        tidemill.until_ready(30);
-        tidemill
-    }
-
-    fn connect(&self) -> Client {
-        Client::connect(self.address).expect("somebody listens")
-    }
-
-    fn post(&self, headers: &str, body: &str) -> Answer {
-        self.connect().post("/events", headers, body.as_bytes()).expect("an answer")
-    }
-
-    fn ids(&self) -> BTreeSet<u64> {
-        let ids = self.warehouse.ids("events");
-        let different: BTreeSet<u64> = ids.iter().copied().collect();
-        assert_eq!(different.len(), ids.len(), "a row is there twice");
-        different
-    }
-}
-
 #[test]
 fn a_thousand_requests_share_few_loads_and_survive_a_kill() {
     within(120, || {
-        let stand = Stand::new();
-        let mut tidemill = stand.run("1s", "");
+        let stand = Listener::new();
+        let mut tidemill = stand.run(&stand.pipeline("1s"));
         let mut clients: Vec<Client> = (0..CLIENTS).map(|_| stand.connect()).collect();
         for (id, client) in (0..).zip(&mut clients) {
             client.send("/events", "", row(id).as_bytes()).expect("the connection is open");
@@ -95,7 +45,7 @@ fn a_thousand_requests_share_few_loads_and_survive_a_kill() {
 fn what_was_answered_is_in_the_table_whenever_the_process_is_killed() {
     within(180, || {
         const KILLS: u32 = 5;
-        let stand = Stand::new();
+        let stand = Listener::new();
         let (promised, next, over) = (Mutex::new(BTreeSet::new()), AtomicU64::new(0), AtomicBool::new(false));
         // Between the body and the commit: the moment in which a kill hurts most, made wide enough to be hit.
         stand.warehouse.fault(FaultKind::SlowLoad { delay_ms: 40 });
@@ -119,7 +69,7 @@ fn what_was_answered_is_in_the_table_whenever_the_process_is_killed() {
                 });
             }
             for _ in 0..KILLS {
-                let mut tidemill = stand.run("50ms", "");
+                let mut tidemill = stand.run(&stand.pipeline("50ms"));
                 let before = promised.lock().expect("no panic").len();
                 let busy = wait_until(Duration::from_secs(30), || {
                     (promised.lock().expect("no panic").len() > before + 500).then_some(())
@@ -139,8 +89,8 @@ fn what_was_answered_is_in_the_table_whenever_the_process_is_killed() {
 #[test]
 fn a_row_that_starrocks_refuses_is_named_to_its_request() {
     within(120, || {
-        let stand = Stand::new();
-        let _tidemill = stand.run("1s", "");
+        let stand = Listener::new();
+        let _tidemill = stand.run(&stand.pipeline("1s"));
         let (mut bad, mut good) = (stand.connect(), stand.connect());
         let wrong = r#"{"id":"seven","amount":1,"note":"not a number"}"#;
         bad.send("/events", "", format!("{}\n{wrong}\n{}", row(1), row(2)).as_bytes()).expect("open");
@@ -163,9 +113,11 @@ fn a_row_that_starrocks_refuses_is_named_to_its_request() {
 #[test]
 fn a_refused_row_is_kept_where_there_is_a_place_for_it() {
     within(120, || {
-        let stand = Stand::new();
+        let stand = Listener::new();
         let letters = stand.folder.path().join("dead");
-        let _tidemill = stand.run("200ms", &format!("[dead_letters]\ndirectory = {letters:?}\n"));
+        let mut pipeline = stand.pipeline("200ms");
+        pipeline.dead_letters = format!("directory = {letters:?}");
+        let _tidemill = stand.run(&pipeline);
         let answer = stand.post("", &format!("[{},{{\"id\":\"seven\"}}]", row(1)));
         assert_eq!(answer.status, 200, "{answer:?}");
         assert_eq!(answer.body.to_string(), r#"{"accepted":2,"loaded":1,"dead_lettered":1}"#);
@@ -180,8 +132,10 @@ fn a_refused_row_is_kept_where_there_is_a_place_for_it() {
 #[test]
 fn a_full_budget_is_answered_with_a_time_to_come_back() {
     within(120, || {
-        let stand = Stand::new();
-        let mut tidemill = stand.run("100ms", "[process]\nbudget = \"1MiB\"\n");
+        let stand = Listener::new();
+        let mut pipeline = stand.pipeline("100ms");
+        pipeline.process = "budget = \"1MiB\"".to_owned();
+        let mut tidemill = stand.run(&pipeline);
         stand.warehouse.fault(FaultKind::SlowLoad { delay_ms: 8_000 });
         let mut waiting = Vec::new();
         let refused = loop {
@@ -219,8 +173,8 @@ fn a_full_budget_is_answered_with_a_time_to_come_back() {
 #[test]
 fn sigterm_answers_what_was_taken() {
     within(60, || {
-        let stand = Stand::new();
-        let mut tidemill = stand.run("1h", "");
+        let stand = Listener::new();
+        let mut tidemill = stand.run(&stand.pipeline("1h"));
         let mut client = stand.connect();
         client.send("/events", "", row(1).as_bytes()).expect("open");
         tidemill.until(20, "the request is taken", |metrics| {
@@ -236,8 +190,8 @@ fn sigterm_answers_what_was_taken() {
 #[test]
 fn ten_thousand_queued_rows_arrive() {
     within(60, || {
-        let stand = Stand::new();
-        let mut tidemill = stand.run("200ms", "");
+        let stand = Listener::new();
+        let mut tidemill = stand.run(&stand.pipeline("200ms"));
         let mut client = stand.connect();
         for id in 0..10_000 {
             let answer = client.post("/events?ack=queued", "", row(id).as_bytes()).expect("an answer");

@@ -332,29 +332,6 @@ fn another_cluster_under_the_same_address_halts() {
 }
 
 #[test]
-fn a_large_transaction_leaves_memory_bounded() {
-    const MEBIBYTE: u64 = 1 << 20;
-    within(180, || {
-        let (replica, mut pipeline, mut tidemill) = following("large");
-        tidemill.drain(30);
-        pipeline.batch.push_str("\nmax_bytes = \"8MiB\"");
-        pipeline.process = "budget = \"32MiB\"".to_owned();
-        let mut tidemill = replica.run(&pipeline);
-        replica.postgres.until_streaming(30, &replica.slot());
-        // 250 MB in one transaction.
-        replica.postgres.run(
-            "INSERT INTO orders SELECT n, repeat(md5(n::text), 313) FROM generate_series(10001, 35000) n",
-        );
-        replica.warehouse.until_rows(120, "orders", 26_001);
-        replica.until_equal(30, &["orders"]);
-        let used = tidemill.resident_bytes_max() / MEBIBYTE;
-        println!("{used} MiB");
-        assert!(used < 300, "{used} MiB");
-        tidemill.drain(30);
-    });
-}
-
-#[test]
 fn an_idle_database_lets_its_slot_move_on() {
     within(90, || {
         let replica = Replica::own("idle", &Settings::default());

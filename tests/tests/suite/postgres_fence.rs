@@ -1,14 +1,17 @@
 //! Loads of a process that is dead, or was frozen, bring no old rows back over its successor's (delivery.md §2).
 
 use tidemill_sandbox::{ClientFate, FaultKind, LoadRecord, TransactionState};
+use tidemill_tests::metrics::Metrics;
 use tidemill_tests::process::Tidemill;
 use tidemill_tests::replica::Replica;
 use tidemill_tests::wait_until;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// From the last byte of a body to its commit: longer than a successor needs to take over.
 const LATE_MS: u64 = 6_000;
+/// A frozen process loses its lock after 10 s of silence; the rest is its successor's.
+const TAKEN_OVER_WITHIN_S: u64 = 30;
 
 fn followed(name: &str) -> (Replica, Tidemill) {
     let replica = Replica::new(name);
@@ -57,12 +60,47 @@ fn a_process_that_thaws_sends_nothing_over_its_successors_rows() {
     replica.postgres.run("UPDATE orders SET note = 'new'; DELETE FROM orders WHERE id > 50");
     let mut successor = replica.run(&replica.pipeline());
     // The frozen one's connections look alive: the server ends the one of the lock when it stays silent.
-    replica.until_equal(90, &["orders"]);
+    replica.until_equal(TAKEN_OVER_WITHIN_S, &["orders"]);
     frozen.thaw();
-    let ended = frozen.until_ended(60);
-    assert!(ended.log.contains("another process has taken slot"), "{}", ended.log);
+    frozen.until_logged(60, "another process has taken slot");
     replica.until_equal(1, &["orders"]);
     successor.drain(30);
+}
+
+#[test]
+fn a_process_that_was_overtaken_stands_by_and_takes_over_again() {
+    let (replica, mut first) = followed("overtaken");
+    let mut second = replica.run(&replica.pipeline());
+    second.until_logged(30, "standing by");
+    // Some rows are on their way, and some wait in its own memory.
+    replica.warehouse.fault_times(FaultKind::ContinueWithheld { delay_ms: 2_000 }, 1);
+    replica.postgres.run("UPDATE orders SET note = 'frozen'");
+    until_fired(&replica);
+    replica.postgres.run("INSERT INTO orders SELECT n, 'frozen, too' FROM generate_series(200, 5000) n");
+    first.freeze();
+    let frozen_at = Instant::now();
+    replica.postgres.run("UPDATE orders SET note = 'new'; DELETE FROM orders WHERE id > 50");
+    replica.until_equal(TAKEN_OVER_WITHIN_S, &["orders"]);
+    println!("taken over {:?} after the freeze", frozen_at.elapsed());
+    first.thaw();
+    first.until_logged(60, "another process has taken slot");
+    let stands_by = |log: &str| log.rfind("another process has taken slot") < log.rfind("reads slot");
+    let waits = || stands_by(&first.log()).then_some(());
+    wait_until(Duration::from_secs(60), waits).unwrap_or_else(|late| panic!("{late}: {}", first.log()));
+    first.until_answer(30, "/ready", 503);
+    // Nothing of what it had read is left.
+    let empty = |name| move |metrics: &Metrics| metrics.has(name) && metrics.count(name, &[]) == 0;
+    first.until(30, "no record in flight", empty("tidemill_records_in_flight"));
+    first.until(30, "no byte charged", empty("tidemill_budget_used_bytes"));
+    replica.until_equal(1, &["orders"]);
+
+    second.kill();
+    replica
+        .postgres
+        .run("UPDATE orders SET note = 'again' WHERE id < 20; INSERT INTO orders VALUES (9000, 'last')");
+    replica.until_equal(TAKEN_OVER_WITHIN_S, &["orders"]);
+    first.until_ready(30);
+    first.drain(30);
 }
 
 #[test]

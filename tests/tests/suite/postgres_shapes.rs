@@ -1,6 +1,9 @@
 //! Tables of all shapes, and tables that change shape while they are followed: TRUNCATE, ALTER TABLE, large values, keys,
 //! partitions, publications of the owner's own.
 
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::{Value, json};
 use tidemill_tests::{
     comparison::{Column, Comparison},
     limit::within,
@@ -8,6 +11,7 @@ use tidemill_tests::{
     pipeline::{Pipeline, Source, transform},
     process::Tidemill,
     replica::Replica,
+    wait_until,
 };
 
 const ORDERS: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, note text, amount int);
@@ -279,6 +283,68 @@ fn a_row_filter_and_a_column_list_of_the_owner_hold_for_copy_and_stream() {
     });
 }
 
+/// Follows `orders` by a publication of its owner's own that lists columns.
+fn following_listed(name: &str) -> (Replica, Pipeline, Tidemill) {
+    let replica = Replica::new(name);
+    replica.postgres.run(ORDERS);
+    replica.postgres.run("CREATE PUBLICATION listed FOR TABLE orders (id, note, amount)");
+    let mut pipeline = replica.pipeline();
+    pipeline.source_more = "publication = \"listed\"".to_owned();
+    let mut tidemill = replica.run(&pipeline);
+    replica.until_equal(60, &["orders"]);
+    tidemill.until_logged(30, "following the slot");
+    (replica, pipeline, tidemill)
+}
+
+#[test]
+fn a_column_that_leaves_the_column_list_halts_with_both_schemas() {
+    within(120, || {
+        let (replica, pipeline, mut tidemill) = following_listed("unlisted");
+        replica.postgres.run(
+            "INSERT INTO orders VALUES (600, 'before', 1); ALTER PUBLICATION listed SET TABLE orders (id, amount);
+             UPDATE orders SET amount = 7, note = 'unseen' WHERE id = 5; INSERT INTO orders VALUES (601, 'unseen', 2)",
+        );
+        let words = [
+            "column note of public.orders",
+            "public.orders",
+            "shop.orders",
+            "ALTER TABLE `shop`.`orders` DROP COLUMN `note`",
+        ];
+        must_halt(&mut tidemill, &words);
+        // Whoever starts it again without a look at why it halted gets no NULLs either.
+        must_halt(&mut replica.run(&pipeline), &words);
+        let number = |sql: &str| replica.warehouse.number(&format!("SELECT COUNT(*) FROM shop.orders {sql}"));
+        assert_eq!(number("WHERE id = 600 AND note = 'before'"), 1, "what came before is loaded");
+        assert_eq!(number("WHERE note IS NULL OR note = 'unseen'"), 0);
+        assert_eq!(number("WHERE id = 601"), 0, "nothing behind it is");
+        // As the halt says: without the column.
+        replica.warehouse.execute("ALTER TABLE `shop`.`orders` DROP COLUMN `note`");
+        let mut tidemill = replica.run(&pipeline);
+        replica.postgres.run("CREATE VIEW listed AS SELECT id, amount FROM orders");
+        let (id, amount) = (Column::plain("id"), Column::plain("amount"));
+        Comparison::new("listed", "shop.orders", vec![id], vec![amount]).until_equal(
+            60,
+            &replica.postgres,
+            &replica.warehouse,
+        );
+        tidemill.drain(30);
+    });
+}
+
+#[test]
+fn a_column_that_comes_into_the_column_list_is_added() {
+    within(90, || {
+        let (replica, _, mut tidemill) = following_listed("listed");
+        replica.postgres.run(
+            "ALTER TABLE orders ADD COLUMN extra int DEFAULT 3; INSERT INTO orders VALUES (700, 'unlisted', 1, 4);
+             ALTER PUBLICATION listed SET TABLE orders (id, note, amount, extra);
+             INSERT INTO orders VALUES (701, 'listed', 1, 5); UPDATE orders SET amount = 8",
+        );
+        replica.until_equal(60, &["orders"]);
+        tidemill.drain(30);
+    });
+}
+
 #[test]
 fn without_a_snapshot_only_changes_come() {
     within(90, || {
@@ -313,6 +379,75 @@ fn with_only_a_snapshot_it_ends_by_itself_and_leaves_nothing_behind() {
         let own = format!("FROM pg_replication_slots WHERE slot_name = '{}'", replica.slot());
         assert_eq!(replica.postgres.number(&format!("SELECT count(*) {own}")), 0);
         assert_eq!(replica.postgres.number("SELECT count(*) FROM pg_publication"), 0);
+    });
+}
+
+/// What the test plugin saw of a record.
+fn seen(replica: &Replica, id: u64, words: &str) -> Value {
+    let select = format!("SELECT note FROM shop.events WHERE id = {id}");
+    let told = wait_until(Duration::from_secs(30), || {
+        // The table itself may still be to be made.
+        let note = replica.warehouse.attempt(&select).ok()?.into_iter().flatten().flatten().next()?;
+        note.contains(words).then_some(note)
+    });
+    let note =
+        told.unwrap_or_else(|late| panic!("{words}: {late}, {:?}", replica.warehouse.attempt(&select)));
+    serde_json::from_str(&note).expect("JSON")
+}
+
+/// Runs one transaction and checks what a plugin sees of its only change.
+fn shows(replica: &Replica, sql: &str, id: u64, op: &str) {
+    let cell = |sql: &str| replica.postgres.cell(sql).expect("a value");
+    let now_us = || cell("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000000)::bigint");
+    let (before_us, before_lsn) = (now_us(), cell("SELECT pg_current_wal_insert_lsn()"));
+    let said = replica.postgres.run(&format!("BEGIN; {sql}; SELECT pg_current_xact_id(); COMMIT"));
+    let (after_us, after_lsn) = (now_us(), cell("SELECT pg_current_wal_insert_lsn()"));
+    let xid = said.trim();
+    let seen = seen(replica, id, &format!("\"{xid}\""));
+    assert_eq!((&seen["source"], &seen["op"]), (&json!("public.events"), &json!(op)), "{seen}");
+    let key = seen["key"].as_str().map(|key| serde_json::from_str::<Value>(key).expect("JSON"));
+    assert_eq!(key, Some(json!({ "id": id })), "{seen}");
+    let headers: BTreeMap<String, String> =
+        serde_json::from_value::<Vec<(String, String)>>(seen["headers"].clone())
+            .expect("pairs")
+            .into_iter()
+            .collect();
+    assert_eq!(
+        headers.keys().collect::<Vec<_>>(),
+        ["postgres.commit_time_us", "postgres.lsn", "postgres.xid"]
+    );
+    assert_eq!(headers["postgres.xid"], xid);
+    let us = |text: &str| text.parse::<u64>().expect("microseconds");
+    let committed_us = us(&headers["postgres.commit_time_us"]);
+    assert!((us(&before_us)..=us(&after_us)).contains(&committed_us), "{committed_us}");
+    assert_eq!(seen["timestamp_us"], committed_us);
+    let lsn = &headers["postgres.lsn"];
+    let within = format!("SELECT '{lsn}'::pg_lsn BETWEEN '{before_lsn}' AND '{after_lsn}'");
+    assert_eq!(cell(&within), "t", "{lsn} is not between {before_lsn} and {after_lsn}");
+}
+
+#[test]
+fn plugins_see_each_change_with_its_key_and_transaction() {
+    within(90, || {
+        let replica = Replica::new("changes");
+        replica.postgres.run(
+            "CREATE TABLE events (id bigint PRIMARY KEY, \"do\" text, note text);
+             INSERT INTO events VALUES (1, 'inspect', 'copied')",
+        );
+        let mut pipeline = replica.pipeline();
+        pipeline.transforms = transform(&machine::test_plugin(), "{ inspect_deletes = true }");
+        let mut tidemill = replica.run(&pipeline);
+        let copied = seen(&replica, 1, "public.events");
+        assert_eq!(
+            (&copied["op"], &copied["source"]),
+            (&json!("upsert"), &json!("public.events")),
+            "{copied}"
+        );
+        tidemill.until_logged(30, "following the slot");
+        shows(&replica, "INSERT INTO events VALUES (2, 'inspect', 'inserted')", 2, "upsert");
+        shows(&replica, "UPDATE events SET note = 'updated' WHERE id = 2", 2, "upsert");
+        shows(&replica, "DELETE FROM events WHERE id = 2", 2, "delete");
+        tidemill.drain(30);
     });
 }
 

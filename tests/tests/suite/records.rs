@@ -40,7 +40,7 @@ fn a_plugin_sees_key_headers_timestamp_and_position() {
             .collect();
         let expected = |id: u64| {
             json!({
-                "source": stand.name, "key": format!("key-{id}"), "timestamp_us": (1_767_225_600_000 + id) * 1_000,
+                "source": stand.name, "op": "upsert", "key": format!("key-{id}"), "timestamp_us": (1_767_225_600_000 + id) * 1_000,
                 "partition": 1, "offset": id, "headers": [["trace", format!("t{id}")], ["trace", ""]],
             })
         };

@@ -10,6 +10,10 @@ use crate::config::model::BatchLimits;
 use crate::position::{Epoch, Partition, Stay};
 use crate::sink::Destination;
 
+/// Rows count as waiting since they arrived, but at most for this part of the linger: what trickled in, or waited for a
+/// busy lane, must not cut batches short.
+const ARRIVING_PART_OF_LINGER: u32 = 8;
+
 /// A destination's batches.
 pub(super) struct Table {
     destination: Arc<Destination>,
@@ -112,7 +116,8 @@ impl Table {
             left = piece.split(self.limits.max_rows.saturating_sub(self.rows), room_bytes);
             self.rows += piece.len() as u64;
             self.bytes += piece.bytes();
-            self.since.get_or_insert(now);
+            let since = self.arrival(&piece, now);
+            self.since = Some(self.since.map_or(since, |earlier| earlier.min(since)));
             self.open.push(piece);
             if left.is_some() {
                 self.seal(if self.rows >= self.limits.max_rows { Cut::Rows } else { Cut::Bytes });
@@ -120,6 +125,12 @@ impl Table {
                 self.cut(now, false, draining);
             }
         }
+    }
+
+    /// Since when the piece's rows wait for a load.
+    fn arrival(&self, piece: &Piece, now: Instant) -> Instant {
+        let earliest = now.checked_sub(self.limits.linger / ARRIVING_PART_OF_LINGER).unwrap_or(now);
+        piece.arrived().map_or(now, |arrived| arrived.clamp(earliest, now))
     }
 
     /// Seals the open batch if there is a reason to.

@@ -276,3 +276,68 @@ fn what_one_pipeline_gives_up_is_not_the_others() {
     assert_eq!((batch.rows(), batch.pieces[0].owner().pipeline), (1, 0));
     bench.land((batch, done));
 }
+
+#[test]
+fn rows_are_as_old_as_their_arrival_but_what_trickled_in_is_not() {
+    let (shows, _started) = mpsc::channel();
+    let limits = BatchLimits { max_rows: 100, max_bytes: ROOM, linger: Duration::from_secs(8) };
+    let mut table = table::Table::new(destination("orders"), limits, 1, Arc::new(Shown(shows)));
+    // From where an hour ago is a time that there was.
+    let now = Instant::now() + NEVER;
+    let age = |arrived: Option<Duration>, table: &mut table::Table| {
+        let piece = crate::batch::fakes::numbered_rows(0..1);
+        table.append(piece.arrived_at(arrived.map(|ago| now - ago)), now, &BTreeSet::new());
+        now + limits.linger - table.deadline().expect("a batch waits")
+    };
+    assert_eq!(age(None, &mut table), Duration::ZERO);
+    let arrived = Duration::from_millis(300);
+    assert_eq!(age(Some(arrived), &mut table), arrived);
+    // The oldest row counts, however late it came.
+    assert_eq!(age(Some(Duration::ZERO), &mut table), arrived);
+    assert_eq!(age(Some(NEVER), &mut table), Duration::from_secs(1));
+}
+
+/// Shows what is started.
+struct ShownEpochs(mpsc::Sender<(Vec<Batch>, Done)>);
+
+impl EpochOutlet for ShownEpochs {
+    fn start(&self, batches: Vec<Batch>, done: Done) {
+        self.0.send((batches, done)).expect("the test listens");
+    }
+}
+
+#[test]
+fn the_tables_of_an_epoch_are_cut_at_one_point_and_one_epoch_is_on_its_way_at_a_time() {
+    let mut bench = Bench::new(1_000, NEVER, 4);
+    let (shows, started) = mpsc::channel();
+    let registration = Registration {
+        destinations: vec![destination("orders"), destination("events")],
+        limits: BatchLimits { max_rows: 10, max_bytes: ROOM, linger: NEVER },
+        in_flight: 4,
+        share: bench.share.clone(),
+        outlet: Arc::new(Shown(mpsc::channel().0)),
+        epochs: Some(Arc::new(ShownEpochs(shows))),
+    };
+    bench.stage.register(1, registration).expect("the stage lives");
+    bench.hand_over_by(1, 0, 0, 3);
+    bench.hand_over_by(1, 1, 1, 4);
+    // The fullest table decides; a chunk is never parted.
+    bench.hand_over_by(1, 0, 0, 9);
+    let rows = |batches: &[Batch]| -> Vec<(String, usize)> {
+        let rows = |batch: &Batch| batch.pieces.iter().map(Piece::len).sum();
+        batches.iter().map(|batch| (batch.destination.table.clone(), rows(batch))).collect()
+    };
+    let (first, done) = started.recv_timeout(SOON).expect("an epoch");
+    assert_eq!(rows(&first), [("orders".to_owned(), 12), ("events".to_owned(), 4)]);
+    bench.hand_over_by(1, 1, 1, 10);
+    bench.hand_over_by(1, 2, 1, 5);
+    // Rows of a partition that is given up leave what waits, and what gathers.
+    assert_eq!(bench.stage.forget(1, vec![stay(2)], true).expect("the stage lives"), 5);
+    assert!(started.try_recv().is_err(), "one at a time");
+    bench.runtime.block_on(done.finish());
+    let (second, _done) = started.recv_timeout(SOON).expect("the next epoch");
+    assert_eq!(rows(&second), [("events".to_owned(), 10)]);
+    for batch in first.into_iter().chain(second) {
+        batch.pieces.into_iter().for_each(Piece::forget);
+    }
+}

@@ -99,7 +99,7 @@ pub(in crate::config) static MAX_CONNECTIONS: Key<Count> = Key {
     kind: Count { min: 1, max: 100_000 },
     presence: Presence::Default("10_000"),
     doc: "Open connections; further ones wait to be accepted. Idle ones are closed after a minute. Each needs an open \
-          file: see `ulimit -n`.",
+          file: `ulimit -n` is raised as far as `ulimit -Hn` lets it, and 128 files are kept for everything else.",
 };
 
 pub(in crate::config) static IDEMPOTENCY_WINDOW: Key<Time> = Key {

@@ -1,5 +1,6 @@
 //! What a request is answered: a status and a line of JSON that says what happened and what to do.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ struct Complaint<'a> {
     refused: Vec<RefusedRecord<'a>>,
 }
 
-/// What became of the records of a request.
+/// What became of the records of a request: each is counted once, also if a plugin made several rows of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 struct Counts {
     accepted: u64,
@@ -236,14 +237,13 @@ impl Answer {
         if tally.lost {
             return Answer::ended_under_way();
         }
-        let refused = tally.refused.len() as u64;
-        let (loaded, dead_lettered) = (tally.rows_loaded, tally.dead_lettered);
-        // A plugin that makes several rows of a record leaves no way to tell; then nothing is said.
-        let dropped = accepted.saturating_sub(loaded.saturating_add(dead_lettered).saturating_add(refused));
+        let Tally { loaded, dead_lettered, dropped, .. } = *tally;
         let counts = Counts { accepted, loaded, dead_lettered, dropped };
         if tally.refused.is_empty() {
             return Answer::json(StatusCode::OK, &counts);
         }
+        // Of a record that gives several rows more than one may be refused.
+        let refused = tally.refused.iter().map(|one| one.offset).collect::<BTreeSet<_>>().len();
         let named = tally.refused.iter().take(REFUSED_NAMED_MAX).map(RefusedRecord::of).collect();
         let complaint = Complaint {
             error: &format!("{refused} of {accepted} records were refused"),
@@ -287,13 +287,13 @@ pub(super) type Shared = Arc<Answer>;
 mod tests {
     use super::*;
 
-    fn tally(rows_loaded: u64, dead_lettered: u64, refused: &[i64], lost: bool) -> Tally {
+    fn tally(loaded: u64, dead_lettered: u64, dropped: u64, refused: &[i64]) -> Tally {
         let refused = refused.iter().map(|offset| Refused {
             offset: *offset,
             code: "type".into(),
             message: "not a number".into(),
         });
-        Tally { rows_loaded, dead_lettered, refused: refused.collect(), lost }
+        Tally { loaded, dead_lettered, dropped, refused: refused.collect(), lost: false }
     }
 
     #[test]
@@ -302,25 +302,28 @@ mod tests {
             let answer = Answer::of_outcome(accepted, tally);
             assert_eq!((answer.status, answer.text()), (StatusCode::OK, expected));
         };
-        check(3, &tally(3, 0, &[], false), r#"{"accepted":3,"loaded":3,"dead_lettered":0}"#);
-        check(3, &tally(1, 1, &[], false), r#"{"accepted":3,"loaded":1,"dead_lettered":1,"dropped":1}"#);
-        check(1, &tally(7, 0, &[], false), r#"{"accepted":1,"loaded":7,"dead_lettered":0}"#);
+        check(3, &tally(3, 0, 0, &[]), r#"{"accepted":3,"loaded":3,"dead_lettered":0}"#);
+        check(3, &tally(1, 1, 1, &[]), r#"{"accepted":3,"loaded":1,"dead_lettered":1,"dropped":1}"#);
     }
 
     #[test]
     fn refused_records_are_named() {
-        let answer = Answer::of_outcome(3, &tally(2, 0, &[1], false));
+        let answer = Answer::of_outcome(3, &tally(2, 0, 0, &[1]));
         assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
         let said: serde_json::Value = serde_json::from_str(answer.text()).expect("JSON");
         assert_eq!(said["error"], "1 of 3 records were refused");
         let named = serde_json::json!([{ "record": 1, "code": "type", "message": "not a number" }]);
         assert_eq!((&said["refused"], &said["loaded"]), (&named, &serde_json::json!(2)));
         assert_eq!(said.get("dropped"), None);
+        // Two rows of one record.
+        let answer = Answer::of_outcome(3, &tally(2, 0, 0, &[1, 1]));
+        let said: serde_json::Value = serde_json::from_str(answer.text()).expect("JSON");
+        assert_eq!(said["error"], "1 of 3 records were refused");
     }
 
     #[test]
     fn what_was_lost_is_never_a_success() {
-        let answer = Answer::of_outcome(1, &tally(1, 0, &[], true));
+        let answer = Answer::of_outcome(1, &Tally { lost: true, ..tally(1, 0, 0, &[]) });
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
         let response = answer.response();
         assert_eq!(response.headers()[CONNECTION], "close");

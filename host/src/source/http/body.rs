@@ -20,7 +20,9 @@ const UNWANTED_BYTES_MAX: u64 = 4 << 20;
 
 /// Where requests get room for their bytes.
 #[derive(Clone)]
-pub(super) struct Room {
+pub(super) struct Room(Arc<RoomShared>);
+
+struct RoomShared {
     share: Share,
     stage: StageHandle,
     /// The one that may wait: a reader that waits makes the stage cut a batch, a thousand would do no more.
@@ -29,7 +31,7 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn new(share: Share, stage: StageHandle) -> Room {
-        Room { share, stage, waiter: Arc::new(Semaphore::new(1)) }
+        Room(Arc::new(RoomShared { share, stage, waiter: Arc::new(Semaphore::new(1)) }))
     }
 
     /// Nothing charged yet.
@@ -46,10 +48,17 @@ pub(super) struct Charge {
 
 impl Charge {
     /// The same for chunks of these bytes each, which ride on by themselves.
-    pub(super) fn split(self, bytes: impl Iterator<Item = u64>) -> Vec<Permit> {
-        let permits = bytes.map(|bytes| self.room.share.overdraft(bytes)).collect();
-        drop(self.permit);
-        permits
+    pub(super) fn split(self, bytes: impl ExactSizeIterator<Item = u64>) -> Vec<Permit> {
+        let Charge { room, mut permit } = self;
+        let mut whole = if bytes.len() == 1 { permit.take() } else { None };
+        let fitted = bytes.map(|bytes| match whole.take() {
+            None => room.0.share.overdraft(bytes),
+            Some(mut permit) => {
+                permit.resize(bytes);
+                permit
+            }
+        });
+        fitted.collect()
     }
 
     fn held(&self) -> u64 {
@@ -73,7 +82,7 @@ impl Charge {
     /// Charges `bytes` in all, if there is room.
     pub(super) fn try_grow(&mut self, bytes: u64) -> bool {
         let Some(lacks) = bytes.checked_sub(self.held()).filter(|lacks| *lacks > 0) else { return true };
-        let share = &self.room.share;
+        let share = &self.room.0.share;
         // A request that is larger than the whole share could never be taken unless it is alone.
         let alone = || (share.used() == self.held()).then(|| share.overdraft(lacks));
         let more = share.try_acquire(lacks).or_else(alone);
@@ -87,14 +96,14 @@ impl Charge {
         if self.try_grow(bytes) {
             return true;
         }
-        let Ok(_turn) = Arc::clone(&self.room.waiter).try_acquire_owned() else { return false };
+        let Ok(_turn) = Arc::clone(&self.room.0.waiter).try_acquire_owned() else { return false };
         let (room, lacks) = (self.room.clone(), bytes.saturating_sub(self.held()));
         // The budget's waiting is made for threads.
         let waited = tokio::task::spawn_blocking(move || {
             let deadline = Instant::now() + ROOM_PATIENCE;
             loop {
-                room.stage.nudge();
-                let more = room.share.acquire(lacks, NUDGE_EVERY);
+                room.0.stage.nudge();
+                let more = room.0.share.acquire(lacks, NUDGE_EVERY);
                 if more.is_some() || Instant::now() >= deadline {
                     return more;
                 }

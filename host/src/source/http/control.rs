@@ -5,7 +5,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -13,15 +12,14 @@ use tokio::task::JoinHandle as Task;
 
 use super::feed::{self, Epochs, HttpFeed, Orders};
 use super::intake::Intake;
-use super::{Standing, listener, tls};
+use super::{Standing, listener, open_files, tls};
 use crate::config::model::Http;
 use crate::fault::Fault;
 use crate::source::Parts;
+use crate::source::halts::{Halts, LaneThread};
 
 /// How long one turn waits.
 const TURN: Duration = Duration::from_millis(50);
-/// How long a dropped ticket waits for the fault of whoever dropped it.
-const POISON_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a halted pipeline waits for loads that are on their way: their requests can then be told.
 const HALT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long connections may take to send their last answers.
@@ -32,28 +30,30 @@ pub(super) struct Control {
     intake: Arc<Intake>,
     standing: watch::Sender<Standing>,
     orders: Arc<Orders>,
-    lanes: Vec<JoinHandle<Result<(), Fault>>>,
+    lanes: Vec<Option<LaneThread>>,
     listener: Task<()>,
     address: SocketAddr,
-    poisoned_at: Option<Instant>,
+    halts: Halts,
 }
 
 impl Control {
     /// Takes the address, starts the lanes, and opens the door.
-    pub(super) fn start<S>(http: Http, parts: Parts, spawn: S) -> Result<Control, Fault>
+    pub(super) fn start<S>(mut http: Http, parts: Parts, spawn: S) -> Result<Control, Fault>
     where
-        S: Fn(usize, HttpFeed) -> std::io::Result<JoinHandle<Result<(), Fault>>>,
+        S: Fn(usize, HttpFeed) -> std::io::Result<LaneThread>,
     {
+        http.max_connections = open_files::connections(http.max_connections);
         let acceptor = http.tls.as_ref().map(tls::acceptor).transpose()?;
         let listening = parts.runtime.block_on(listener::bind(http.listen))?;
         let address = listening.local_addr().unwrap_or(http.listen);
+        let halts = Halts::of(&parts, "no request was told that they are loaded");
         let (orders, epochs) = (Arc::<Orders>::default(), Epochs::default());
         let (mut lanes, mut ways) = (Vec::new(), Vec::new());
         for number in 0..parts.lanes.max(1) {
             let (way, feed) = feed::way(&orders, &epochs, &parts.ledger, &parts.meter, &parts.runtime);
             let thread = spawn(number, feed)
                 .map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?;
-            lanes.push(thread);
+            lanes.push(Some(thread));
             ways.push(way);
         }
         let (standing, stands) = watch::channel(Standing::Open);
@@ -64,7 +64,7 @@ impl Control {
         parts.meter.health.started();
         let scheme = if secure { "https" } else { "http" };
         tracing::info!(pipeline = %parts.meter.name, "listening on {scheme}://{address}");
-        Ok(Control { parts, intake, standing, orders, lanes, listener, address, poisoned_at: None })
+        Ok(Control { parts, intake, standing, orders, lanes, listener, address, halts })
     }
 
     /// Where requests are taken.
@@ -99,29 +99,12 @@ impl Control {
 
     /// Anything in the pipeline that cannot go on ends it: lanes, loads, dead letters, a lost ticket.
     fn check_halts(&mut self) -> Result<(), Fault> {
-        if let Some(fault) = self.parts.alarm.take() {
-            return Err(fault);
-        }
-        if let Some(place) = self.lanes.iter().position(JoinHandle::is_finished) {
-            join(self.lanes.swap_remove(place))?;
-        }
+        self.halts.check(&mut self.lanes)?;
         if self.listener.is_finished() && *self.standing.borrow() == Standing::Open {
             let hint = "see the log above for the panic, restart, and report it";
             return Err(Fault::halt("the listener has ended", hint));
         }
-        // Whoever dropped the ticket is about to say why: its own fault is the better one to tell.
-        let poisoned = self
-            .parts
-            .ledger
-            .poisoned()
-            .filter(|_| self.poisoned_at.get_or_insert_with(Instant::now).elapsed() >= POISON_PATIENCE);
-        match poisoned {
-            Some(span) => Err(Fault::halt(
-                format!("rows of {span} were dropped inside tidemill before they were durable"),
-                "no request was told that they are: restart, and report this defect",
-            )),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn observe(&self) {
@@ -157,7 +140,7 @@ impl Control {
         self.parts.stage.drain(self.parts.pipeline)?;
         let mut finishing = false;
         while began.elapsed() < self.parts.shutdown_timeout {
-            if finishing && self.lanes.is_empty() && self.parts.ledger.open_spans() == 0 {
+            if finishing && self.lanes.iter().all(Option::is_none) && self.parts.ledger.open_spans() == 0 {
                 tracing::info!(pipeline = %name, "drained");
                 return Ok(());
             }
@@ -195,8 +178,8 @@ impl Control {
     fn close(mut self) {
         self.orders.let_go();
         self.parts.stage.remove(self.parts.pipeline);
-        for lane in std::mem::take(&mut self.lanes) {
-            if let Err(fault) = join(lane) {
+        for lane in std::mem::take(&mut self.lanes).into_iter().flatten() {
+            if let Err(fault) = self.halts.join(lane) {
                 tracing::warn!(pipeline = %self.parts.meter.name, "a lane ended late: {}", fault.story());
             }
         }
@@ -207,15 +190,5 @@ impl Control {
             self.pause();
         }
         self.listener.abort();
-    }
-}
-
-fn join(thread: JoinHandle<Result<(), Fault>>) -> Result<(), Fault> {
-    match thread.join() {
-        Ok(ended) => ended,
-        Err(_panic) => Err(Fault::halt(
-            "a lane's thread panicked",
-            "no request was told that its records are loaded: see the log above for the panic, restart, and report it",
-        )),
     }
 }

@@ -128,7 +128,9 @@ impl Intake {
             Err(answer) => Err(answer),
         };
         match taken {
-            Ok((sending, packed, charge)) => self.send(number, sending, &head.headers, packed, charge).await,
+            Ok((sending, packed, charge)) => {
+                self.send(number, sending, &head.headers, (packed, began), charge).await
+            }
             Err(answer) => {
                 // Whoever asks first whether to send its body is not told to.
                 if !head.headers.contains_key(EXPECT) {
@@ -175,7 +177,7 @@ impl Intake {
         number: usize,
         sending: Sending,
         headers: &HeaderMap,
-        packed: Bytes,
+        (packed, began): (Bytes, Instant),
         charge: Charge,
     ) -> Answer {
         let claim = match &sending.key {
@@ -185,7 +187,7 @@ impl Intake {
                 Err(answer) => return answer,
             },
         };
-        let (chunks, charge) = match self.read(&sending, headers, packed, charge).await {
+        let (chunks, charge) = match self.read(&sending, headers, (packed, began), charge).await {
             Ok(read) => read,
             Err(answer) => return answer,
         };
@@ -257,7 +259,7 @@ impl Intake {
         &self,
         sending: &Sending,
         headers: &HeaderMap,
-        packed: Bytes,
+        (packed, began): (Bytes, Instant),
         mut charge: Charge,
     ) -> Result<(Vec<Columns>, Charge), Answer> {
         let gathering = self.parts.gathering;
@@ -265,6 +267,7 @@ impl Intake {
             source: Arc::clone(&sending.source),
             gathering,
             headers: if gathering.headers { request::shown(headers) } else { Vec::new() },
+            arrived: began,
             arrived_us: now_us(),
             records_max: self.http.max_records,
         };

@@ -129,16 +129,29 @@ async fn connection(
     mut standing: watch::Receiver<Standing>,
     number: usize,
 ) {
-    // A connection that says nothing costs no buffer.
+    // A connection that says nothing costs no buffer. A new one counts as readable until somebody has looked.
+    let mut first = [0];
     let speaks = tokio::select! {
         biased;
         () = no_longer_open(&mut standing) => return,
-        speaks = tokio::time::timeout(IDLE_MAX, stream.readable()) => speaks,
+        speaks = tokio::time::timeout(IDLE_MAX, stream.peek(&mut first)) => speaks,
     };
     // Answers are one write each: waiting for more of them only delays.
-    if !matches!(speaks, Ok(Ok(()))) || stream.set_nodelay(true).is_err() {
+    if !matches!(speaks, Ok(Ok(1))) || stream.set_nodelay(true).is_err() {
         return;
     }
+    // Apart, or one that is silent would have the memory of a TLS handshake, too.
+    Box::pin(converse(stream, tls, intake, standing, number)).await;
+}
+
+/// A connection of which something was heard.
+async fn converse(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    intake: Arc<Intake>,
+    standing: watch::Receiver<Standing>,
+    number: usize,
+) {
     match tls {
         None => serve_requests(stream, intake, standing, number).await,
         Some(tls) => match tokio::time::timeout(intake.settings().read_timeout, tls.accept(stream)).await {

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::Deserializer as _;
 use serde::de::{Error as _, SeqAccess, Visitor};
@@ -62,7 +63,9 @@ pub(super) struct Common {
     pub(super) gathering: Gathering,
     /// Headers of the request, if somebody wants them.
     pub(super) headers: Vec<(Vec<u8>, Vec<u8>)>,
-    /// When the request arrived, in microseconds since 1970 UTC.
+    /// When the request began to arrive.
+    pub(super) arrived: Instant,
+    /// When its body was there, in microseconds since 1970 UTC.
     pub(super) arrived_us: i64,
     /// Records of a request.
     pub(super) records_max: u64,
@@ -253,10 +256,15 @@ struct Records<'a> {
     header_bytes: usize,
 }
 
+/// A chunk before its first record.
+fn empty(common: &Common) -> Columns {
+    Columns { source: Some(Arc::clone(&common.source)), arrived: Some(common.arrived), ..Columns::default() }
+}
+
 impl<'a> Records<'a> {
     fn new(common: &'a Common, room: &'a mut dyn FnMut(u64) -> bool) -> Records<'a> {
         let header_bytes = common.headers.iter().map(|(name, content)| name.len() + content.len() + 8).sum();
-        let open = Columns { source: Some(Arc::clone(&common.source)), ..Columns::default() };
+        let open = empty(common);
         Records { common, room, full: Vec::new(), open, count: 0, header_bytes }
     }
 
@@ -267,6 +275,7 @@ impl<'a> Records<'a> {
         let columns = &mut self.open;
         let gathering = self.common.gathering;
         let data = &mut columns.values.data;
+        data.reserve(value.len() + 1);
         // Line feeds in JSON are only between its parts: within strings they are escaped.
         if value.as_bytes().contains(&b'\n') {
             data.extend(value.bytes().filter(|byte| !matches!(byte, b'\n' | b'\r')));
@@ -311,8 +320,7 @@ impl<'a> Records<'a> {
         if !(self.room)(self.open.bytes() as u64) {
             return Err(Unfit::NoRoom);
         }
-        let next = Columns { source: self.open.source.clone(), ..Columns::default() };
-        self.full.push(std::mem::replace(&mut self.open, next));
+        self.full.push(std::mem::replace(&mut self.open, empty(self.common)));
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! What a request's head asks for: method, path, query and headers, checked before its body is read.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName};
@@ -89,7 +90,7 @@ pub(super) fn shown(headers: &HeaderMap) -> Vec<(Vec<u8>, Vec<u8>)> {
 
 fn source(path: &str) -> Result<Arc<str>, Answer> {
     let path = path.strip_prefix('/').unwrap_or(path);
-    let Some(bytes) = unescaped(path) else {
+    let Some(bytes) = unescaped(path.as_bytes()) else {
         return Err(Answer::bad_request("the path has a % without two hexadecimal digits behind it", ""));
     };
     match std::str::from_utf8(&bytes) {
@@ -106,9 +107,12 @@ fn source(path: &str) -> Result<Arc<str>, Answer> {
 }
 
 /// `%41` → `A`; none for a `%` without two digits.
-fn unescaped(text: &str) -> Option<Vec<u8>> {
+fn unescaped(text: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if !text.contains(&b'%') {
+        return Some(Cow::Borrowed(text));
+    }
     let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let [first, others @ ..] = rest {
         rest = others;
         if *first != b'%' {
@@ -121,7 +125,7 @@ fn unescaped(text: &str) -> Option<Vec<u8>> {
         bytes.push(u8::try_from(digit(*high)? * 16 + digit(*low)?).ok()?);
         rest = others;
     }
-    Some(bytes)
+    Some(Cow::Owned(bytes))
 }
 
 /// What `ack` in the query says; other parameters are whoever's.
@@ -141,6 +145,12 @@ fn format(headers: &HeaderMap) -> Result<Format, Answer> {
     const HINT: &str = "send `Content-Type: application/json` for one object or an array, \
                         `application/x-ndjson` for an object a line";
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Format::Guess) };
+    // As nearly everybody writes them.
+    match value.as_bytes() {
+        b"application/x-ndjson" => return Ok(Format::Lines),
+        b"application/json" => return Ok(Format::Json),
+        _other_spelling => {}
+    }
     let text = value.to_str().unwrap_or_default().to_ascii_lowercase();
     let (kind, parameters) = text.split_once(';').unwrap_or((&text, ""));
     let format = match kind.trim() {

@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject as _;
 use crate::config::model::{Http, HttpTls, Secret};
 use crate::fault::Fault;
 
+mod bad_input;
 mod bench;
 
 use bench::{Bench, Client, ROW_BYTES_MAX, SOON, gzip, rows, settings, wait_until};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::mpsc;
 
 use super::Standing;
@@ -19,21 +20,21 @@ use crate::record::Columns;
 /// A request whose records are on their way; control waits for all of them.
 pub(super) struct Aboard {
     count: Arc<AtomicU64>,
-    meter: HttpMeter,
+    in_flight: Gauge,
 }
 
 impl Aboard {
     pub(super) fn new(count: &Arc<AtomicU64>, meter: &HttpMeter) -> Aboard {
         count.fetch_add(1, Ordering::SeqCst);
         meter.in_flight.inc();
-        Aboard { count: Arc::clone(count), meter: meter.clone() }
+        Aboard { count: Arc::clone(count), in_flight: meter.in_flight.clone() }
     }
 }
 
 impl Drop for Aboard {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::SeqCst);
-        self.meter.in_flight.dec();
+        self.in_flight.dec();
     }
 }
 

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{CommitMode, Consumer as _};
@@ -27,6 +26,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::meter::{PipelineMeter, Waiting};
 use crate::position::{Epoch, Partition, Stay, Watermark};
 use crate::source::Parts;
+use crate::source::halts::{Halts, LaneThread};
 
 mod ending;
 mod exactly;
@@ -48,14 +48,12 @@ const TROUBLE_ASK: Duration = Duration::from_millis(300);
 const OBSERVE_EVERY: Duration = Duration::from_millis(500);
 /// How long after a failed question to the broker it is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// How long a dropped ticket waits for the fault of whoever dropped it.
-const POISON_PATIENCE: Duration = Duration::from_secs(2);
 
 /// One lane, as control sees it.
 struct Lane {
     orders: Arc<Orders>,
     queue: Arc<Queue>,
-    thread: Option<JoinHandle<Result<(), Fault>>>,
+    thread: Option<LaneThread>,
     /// Turns of its loop, and since when they stand still.
     turns: (u64, Instant),
     stuck: Option<Waiting>,
@@ -117,7 +115,7 @@ pub(super) struct Control {
     /// The broker is in trouble, since then.
     trouble: Option<Waiting>,
     waiting_for_group: Option<Waiting>,
-    poisoned_at: Option<Instant>,
+    halts: Halts,
     /// With exactly_once: nothing is committed but by its decisions.
     deciding: Option<Deciding>,
 }
@@ -132,7 +130,7 @@ impl Control {
         spawn_lane: S,
     ) -> Result<Control, Fault>
     where
-        S: Fn(usize, KafkaFeed) -> std::io::Result<JoinHandle<Result<(), Fault>>>,
+        S: Fn(usize, KafkaFeed) -> std::io::Result<LaneThread>,
     {
         let Wiring { kafka, marker, parts, exactly } = wiring;
         let deciding = exactly.map(|exactly| Deciding::new(exactly, Decider::new(&kafka, &parts.label_stem)));
@@ -166,7 +164,7 @@ impl Control {
             asked_at: None,
             trouble: None,
             waiting_for_group: None,
-            poisoned_at: None,
+            halts: Halts::of(&parts, "nothing was committed past them"),
             deciding,
             kafka,
             marker,
@@ -286,29 +284,7 @@ impl Control {
 
     /// Anything in the pipeline that cannot go on ends it: lanes, loads, dead letters, a lost ticket.
     fn check_halts(&mut self) -> Result<(), Fault> {
-        if let Some(fault) = self.parts.alarm.take() {
-            return Err(fault);
-        }
-        for lane in &mut self.lanes {
-            if lane.thread.as_ref().is_some_and(JoinHandle::is_finished)
-                && let Some(thread) = lane.thread.take()
-            {
-                join(thread)?;
-            }
-        }
-        // Whoever dropped the ticket is about to say why: its own fault is the better one to tell.
-        let poisoned = self
-            .parts
-            .ledger
-            .poisoned()
-            .filter(|_| self.poisoned_at.get_or_insert_with(Instant::now).elapsed() >= POISON_PATIENCE);
-        match poisoned {
-            Some(span) => Err(Fault::halt(
-                format!("rows of {span} were dropped inside tidemill before they were durable"),
-                "nothing was committed past them: restart to read them again, and report this defect",
-            )),
-            None => Ok(()),
-        }
+        self.halts.check(self.lanes.iter_mut().map(|lane| &mut lane.thread))
     }
 
     fn next_rebalance(&mut self) -> Result<(), Fault> {
@@ -390,6 +366,7 @@ impl Control {
         if self.deciding.is_some() {
             return self.take_over(starts);
         }
+        exactly::refuse_undone(starts)?;
         let claims = starts.iter().filter(|(_, found)| found.committed.is_none());
         let claims: BTreeMap<_, _> = claims.map(|(place, found)| (place.clone(), found.offset - 1)).collect();
         self.commit_now(&claims)
@@ -625,14 +602,4 @@ const RESTART: &str = "this is a defect of tidemill, nothing was lost: restart, 
 
 fn place_of(stay: &Stay) -> (String, i32) {
     (stay.partition.source.to_string(), i32::try_from(stay.partition.number).unwrap_or(i32::MAX))
-}
-
-fn join(thread: JoinHandle<Result<(), Fault>>) -> Result<(), Fault> {
-    match thread.join() {
-        Ok(ended) => ended,
-        Err(_panic) => Err(Fault::halt(
-            "a lane's thread panicked",
-            "nothing was committed past its records: see the log above for the panic, restart, and report it",
-        )),
-    }
 }

@@ -31,6 +31,23 @@ pub(super) enum Beginning {
     },
 }
 
+impl Beginning {
+    /// Tables that are copied first.
+    pub(super) fn copy(&self) -> &[TableName] {
+        match self {
+            Beginning::Fresh { copy } | Beginning::Resume { copy, .. } | Beginning::Only { copy } => copy,
+        }
+    }
+
+    /// Where the stream begins, if that is known.
+    pub(super) fn from(&self) -> Option<Lsn> {
+        match self {
+            Beginning::Resume { from, .. } => Some(*from),
+            Beginning::Fresh { .. } | Beginning::Only { .. } => None,
+        }
+    }
+}
+
 /// Decides.
 ///
 /// # Errors
@@ -91,7 +108,8 @@ pub(super) fn decide(
     }
 }
 
-fn start_over(source: &Postgres) -> String {
+/// What to do when changes are lost.
+pub(super) fn start_over(source: &Postgres) -> String {
     format!(
         "to copy all tables anew: DELETE FROM {TABLE} WHERE slot = '{}' in StarRocks, empty the tables there, and start \
          again with snapshot = \"initial\"",
@@ -131,7 +149,12 @@ mod tests {
 
     fn known(stream: Option<u64>, copied: &[&str]) -> Known {
         let copied = copied.iter().map(|table| ((*table).to_owned(), Lsn(5)));
-        Known { stream: stream.map(Lsn), system: Some("7".into()), copied: copied.collect(), claim: None }
+        Known {
+            stream: stream.map(Lsn),
+            system: Some("7".into()),
+            copied: copied.collect(),
+            ..Known::default()
+        }
     }
 
     fn check(known: &Known, slot: Option<&Slot>) -> Result<Beginning, Fault> {

@@ -56,17 +56,40 @@ pub async fn slot(control: &Control, name: &str) -> Result<Option<Slot>, Fault> 
     rows.first().map(slot_of).transpose().map_err(|error| control.fault("read the replication slot", error))
 }
 
-/// What is published in effect, by the table's oid; none if the publication is gone. For noticing tables that leave
-/// it and come back: their rows in between were never sent.
+/// Which tables are named now, and what is published in effect: facts without the definitions of the tables, which may
+/// be asked for again and again.
 ///
 /// # Errors
 /// What the server says when it refuses.
-pub async fn publication(
-    control: &Control,
-    source: &Postgres,
-    server: &Server,
-) -> Result<Option<Publication>, Fault> {
-    Reader { control }.publication(&source.publication, &source.slot, server.version).await
+pub async fn outline(control: &Control, source: &Postgres, server: &Server) -> Result<Facts, Fault> {
+    let reader = Reader { control };
+    let listed = reader.relations().await?;
+    let publication = reader.publication(&source.publication, &source.slot, server.version).await?;
+    let (relations, unmatched) = Names::new(source)?.choose(listed);
+    let relations = relations.into_iter().map(|relation| (relation.oid, relation)).collect();
+    Ok(Facts { server: server.clone(), relations, unmatched, publication, ..Facts::default() })
+}
+
+/// Up to where the server's log is written, or, on a standby, has arrived.
+///
+/// # Errors
+/// What the server says when it refuses.
+pub async fn written(control: &Control) -> Result<Lsn, Fault> {
+    let attempted = "ask how far the log is written";
+    let rows = Reader { control }.each(attempted, queries::WRITTEN, &[], |row| lsn(row, 0)).await?;
+    Ok(rows.into_iter().flatten().next().unwrap_or_default())
+}
+
+/// Ends the process of the server that reads a slot for a client of this name, should there be one; returns its number.
+///
+/// # Errors
+/// What the server says when it refuses: its role must be ours.
+pub async fn end_reader(control: &Control, slot: &str, application: &str) -> Result<Option<i32>, Fault> {
+    let attempted = "end the reader that a process of ours has left at the slot";
+    let parameters: [Parameter<'_>; 2] = [&slot, &application];
+    let ended =
+        Reader { control }.each(attempted, queries::END_READER, &parameters, |row| row.try_get(0)).await?;
+    Ok(ended.into_iter().next())
 }
 
 type Failed = tokio_postgres::Error;

@@ -47,6 +47,11 @@ const PINNED: [(&str, &str); 10] = [
     ("search_path", "pg_catalog"),
 ];
 
+/// Has text sent as it is where the server does not know its encoding. It would otherwise end the stream, or the COPY, at the
+/// first value that is not UTF-8: we can keep such a row as a dead letter, and go on.
+pub(super) const RAW_TEXT_SQL: &str = "SELECT pg_catalog.set_config('client_encoding', 'SQL_ASCII', false) \
+     WHERE pg_catalog.current_setting('server_encoding') = 'SQL_ASCII'";
+
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
@@ -148,7 +153,12 @@ impl Connector {
     async fn session(&self, mode: Mode, purpose: Purpose) -> Result<Session, Fault> {
         let opening = async {
             let link = self.link().await?;
-            Session::log_in(link, &self.source, mode, &self.application_name, &options(purpose)).await
+            let mut session =
+                Session::log_in(link, &self.source, mode, &self.application_name, &options(purpose)).await?;
+            if purpose == Purpose::Copy {
+                session.run(RAW_TEXT_SQL).await?;
+            }
+            Ok(session)
         };
         self.in_time(opening).await.map_err(|failure| self.unopened(failure))
     }

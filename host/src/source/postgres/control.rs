@@ -1,47 +1,55 @@
 //! The control thread: copies what is there, follows the slot, and confirms what is durable.
 //!
+//! It goes round: a round ends when the tables to follow are others, or when another process leads. The next one begins
+//! as a process does: it looks at source and destinations, copies what was never copied, and follows from the position.
+//!
 //! The order of a confirmation is: rows durable → position row visible → LSN confirmed (delivery.md §4).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle as Task;
 
-use super::begin::{Beginning, decide};
-use super::connect::{Connector, Control as Connection};
+use super::connect::Control as Connection;
 use super::feed::{FeedParts, StreamFeed};
+use super::identity::same_server;
 use super::lsn::Lsn;
+use super::newcomers::Newcomers;
 use super::position::Positions;
-use super::prepare::Prepared;
-use super::progress::{Barrier, Progress};
+use super::prepare::{Prepared, Round, Tables};
+use super::progress::Progress;
 use super::pump::{Engine, Pipe, Pumping, pump};
+use super::roster::Roster;
 use super::schema::Schema;
-use super::setup::{Identified, identify};
+use super::table::TableName;
 use super::transport::PgWire;
-use super::{PostgresFeed, catalog, snapshot_phase, watch as slot_watch};
-use crate::config::model::{Postgres, StarRocks};
+use super::watch::{News, SourceWatch, Watcher};
+use super::{PostgresFeed, snapshot_phase};
+use crate::config::model::StarRocks;
 use crate::delivery::carry::Carrier;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::{PostgresMeter, Waiting};
 use crate::retry::{Backoff, Pace};
-use crate::sink::starrocks::query::Query;
 use crate::source::Parts;
+use crate::source::halts::{Halts, LaneThread};
 
+mod barriers;
 mod ending;
+mod leading;
+
+use leading::Begun;
 
 /// How long one turn takes at least.
 const TURN: Duration = Duration::from_millis(20);
 /// How often a position is written while the stream moves on: each is a version of a small table.
 const POSITION_EVERY: Duration = Duration::from_secs(1);
-/// How often a standby asks whether the slot is free, at the longest.
-const STANDBY_ASKS_EVERY: Duration = Duration::from_secs(1);
 /// How long what is on its way may land after the connection broke, before the stream is read again from the
 /// position.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
-/// How long a dropped ticket waits for the fault of whoever dropped it.
-const POISON_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the stream is read on for the last changes of tables that are gone.
+const GONE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the control thread needs of the rest of its pipeline.
 pub(crate) struct Wiring {
@@ -55,19 +63,52 @@ pub(crate) struct Wiring {
     pub(crate) parts: Parts,
 }
 
-/// A lane's thread.
-pub(super) type LaneThread = JoinHandle<Result<(), Fault>>;
-
 /// Starts a lane's thread on its feed.
 pub(super) type SpawnLane<'a> = dyn Fn(usize, PostgresFeed) -> std::io::Result<LaneThread> + 'a;
 
-/// Reads until told to stop, or, with `snapshot = "only"`, until everything was copied.
+/// How a round has ended.
+pub(crate) enum Ended {
+    /// The pipeline was asked to stop, or everything was copied and nothing is followed.
+    Stopped,
+    /// There is another round to come.
+    Again(Round),
+}
+
+/// What comes after following.
+pub(super) enum After {
+    /// Nothing: the pipeline was asked to stop, or that was all.
+    Stop,
+    /// A round with these tables.
+    Tables(Tables),
+}
+
+/// Why a round is cut short.
+pub(super) enum Cut {
+    /// The pipeline halts.
+    Fault(Fault),
+    /// Another process leads, and reads what was read here and not loaded.
+    Superseded,
+    /// Tables have changed since their destinations were looked at.
+    Outdated,
+}
+
+impl From<Fault> for Cut {
+    fn from(fault: Fault) -> Cut {
+        Cut::Fault(fault)
+    }
+}
+
+/// Reads for a round: until told to stop, until the tables to follow are others, until another process leads, or, with
+/// `snapshot = "only"`, until everything was copied.
 ///
 /// # Errors
 /// Whatever halted the pipeline, or a drain that was not done in time.
-pub(crate) fn run(wiring: Wiring, spawn_lane: &SpawnLane<'_>) -> Result<(), Fault> {
+pub(crate) fn run(wiring: Wiring, spawn_lane: &SpawnLane<'_>) -> Result<Ended, Fault> {
     let mut control = Control::new(wiring);
-    let ended = control.live(spawn_lane);
+    let ended = match control.live(spawn_lane) {
+        Err(Cut::Outdated) => Ok(After::Tables(Tables::These(control.followed().collect()))),
+        ended => ended,
+    };
     control.end(ended)
 }
 
@@ -97,7 +138,9 @@ pub(super) struct Control {
     pub(super) lanes: Vec<Option<LaneThread>>,
     streaming: Option<Streaming>,
     positions: Option<Arc<Positions>>,
-    poisoned_at: Option<Instant>,
+    halts: Halts,
+    /// When other tables were to be followed.
+    changed_at: Option<Instant>,
     /// When the lock was last asked for.
     led_at: Option<Instant>,
     /// There was a replication connection already.
@@ -107,6 +150,7 @@ pub(super) struct Control {
 impl Control {
     fn new(wiring: Wiring) -> Control {
         let Wiring { prepared, sink, carrier, parts } = wiring;
+        let halts = Halts::of(&parts, "nothing was confirmed past them");
         Control {
             meter: parts.meter.postgres(),
             prepared,
@@ -117,148 +161,62 @@ impl Control {
             lanes: Vec::new(),
             streaming: None,
             positions: None,
-            poisoned_at: None,
+            halts,
+            changed_at: None,
             led_at: None,
             has_connected: false,
         }
     }
 
-    fn live(&mut self, spawn_lane: &SpawnLane<'_>) -> Result<(), Fault> {
-        let (beginning, positions) = self.begin()?;
+    /// Names of the tables that are followed.
+    fn followed(&self) -> impl Iterator<Item = String> {
+        self.prepared.followed.iter().map(|followed| followed.table.name.to_string())
+    }
+
+    fn live(&mut self, spawn_lane: &SpawnLane<'_>) -> Result<After, Cut> {
+        let (beginning, positions) = match self.begin()? {
+            Begun::Leading(beginning, positions) => (beginning, positions),
+            Begun::Outdated(tables) => return Ok(After::Tables(Tables::Fit(tables))),
+            Begun::Stopped => return Ok(After::Stop),
+        };
         self.positions = Some(Arc::clone(&positions));
         self.parts.meter.partitions.set(1);
         self.parts.meter.health.started();
         let from = match snapshot_phase::run(self, beginning, &positions, spawn_lane)? {
             snapshot_phase::Copied::Follow { from } => from,
-            snapshot_phase::Copied::Ended => return Ok(()),
+            snapshot_phase::Copied::Ended => return Ok(After::Stop),
         };
         self.follow(from, &positions, spawn_lane)
     }
 
-    /// What is known, and what it comes to. Waits for a server or a StarRocks that does not answer.
-    fn begin(&mut self) -> Result<(Beginning, Arc<Positions>), Fault> {
-        // A standby takes over within a second.
-        let mut backoff = Backoff::new(Pace { cap: STANDBY_ASKS_EVERY, ..Pace::PASSING });
-        let mut waiting = None;
-        loop {
-            match self.parts.runtime.clone().block_on(self.ask_where_to_begin()) {
-                Err(fault) if fault.kind == FaultKind::Retry && !self.parts.stop.is_requested() => {
-                    if waiting.is_none() {
-                        tracing::warn!(pipeline = %self.parts.meter.name, "{}; waiting and trying again", fault.story());
-                        waiting = Some(Waiting::begin(&self.parts.meter, fault.story()));
-                    }
-                    self.parts.runtime.block_on(backoff.wait());
-                }
-                asked => return asked,
-            }
-        }
-    }
-
-    async fn ask_where_to_begin(&mut self) -> Result<(Beginning, Arc<Positions>), Fault> {
-        let source = &self.prepared.source;
-        if !self.prepared.leadership.acquire().await? {
-            return Err(standing_by(source));
-        }
-        let Identified { system_identifier, timeline, .. } = identify(&self.prepared.connector).await?;
-        tracing::debug!(system_identifier, timeline, "postgres identified itself");
-        let system = system_identifier.to_string();
-        let fence = Arc::clone(&self.prepared.leadership);
-        let positions =
-            Positions::open(&self.sink, &self.parts.meter.name, &source.slot, &system, &self.carrier, fence);
-        let positions = Arc::new(positions.await?);
-        let before = positions.read().await?;
-        let leadership = &self.prepared.leadership;
-        if !leadership.take_over(&positions, before.claim.as_ref(), &self.parts.label_stem).await? {
-            return Err(Fault::retry("a load of the process before is still open"));
-        }
-        leadership.keep_alive(&self.parts.runtime);
-        // What the process before had under way is decided now, its last position included.
-        let known = positions.read().await?;
-        let connection = self.prepared.connector.control().await?;
-        let slot = catalog::slot(&connection, &source.slot).await?;
-        let tables: Vec<_> =
-            self.prepared.followed.iter().map(|followed| followed.table.name.clone()).collect();
-        let beginning = decide(source, &known, slot.as_ref(), Some(system_identifier), &tables)?;
-        for left in known.copied.keys().filter(|left| !tables.iter().any(|table| table.to_string() == **left))
-        {
-            // Its changes pass by from now on: should it come back, it has to be copied anew.
-            positions.forget_table(left).await?;
-        }
-        for followed in &mut self.prepared.followed {
-            if let Some(copied) = known.copied.get(&followed.table.name.to_string()) {
-                followed.copied_upto = *copied;
-            }
-        }
-        Ok((beginning, positions))
-    }
-
-    /// Gets the lock again if its connection broke. Loads wait meanwhile.
-    fn lead(&mut self) -> Result<(), Fault> {
-        let Some(positions) = self.positions.clone() else { return Ok(()) };
-        let asked_lately = self.led_at.is_some_and(|at| at.elapsed() < STANDBY_ASKS_EVERY / 2);
-        if asked_lately || !self.prepared.leadership.is_lost() {
-            return Ok(());
-        }
-        self.led_at = Some(Instant::now());
-        let leadership = Arc::clone(&self.prepared.leadership);
-        let regained = self.parts.runtime.block_on(async {
-            let held = leadership.acquire().await?;
-            let known = positions.read().await?;
-            Ok::<_, Fault>((held, leadership.is_newest(known.claim.as_ref()).await))
-        });
-        match regained {
-            // Somebody else led meanwhile, and read what we have read and not loaded.
-            Ok((_, false)) => Err(superseded(&self.prepared.source)),
-            Ok((true, true)) => {
-                self.prepared.leadership.admit();
-                Ok(())
-            }
-            // Our own connection of before, which the server has not given up yet, or a process that stands by.
-            Ok((false, true)) => Ok(()),
-            Err(fault) if fault.kind == FaultKind::Retry => {
-                // A server that shuts down lets nobody in, and waits until its readers have confirmed what they
-                // cannot load without the lock.
-                if self.streaming.as_ref().is_some_and(|streaming| streaming.pump.is_some()) {
-                    self.progress.broke(fault);
-                }
-                Ok(())
-            }
-            Err(fault) => Err(fault),
-        }
-    }
-
     /// Anything in the pipeline that cannot go on ends it: lanes, loads, dead letters, a lost ticket.
-    pub(super) fn check_halts(&mut self) -> Result<(), Fault> {
-        if let Some(fault) = self.parts.alarm.take() {
-            return Err(fault);
-        }
-        self.lead()?;
-        for lane in &mut self.lanes {
-            if lane.as_ref().is_some_and(JoinHandle::is_finished)
-                && let Some(thread) = lane.take()
-            {
-                join(thread)?;
-            }
-        }
-        let poisoned = self.parts.ledger.poisoned();
-        let poisoned = poisoned
-            .filter(|_| self.poisoned_at.get_or_insert_with(Instant::now).elapsed() >= POISON_PATIENCE);
-        match poisoned {
-            Some(span) => Err(Fault::halt(
-                format!("rows of {span} were dropped inside tidemill before they were durable"),
-                "nothing was confirmed past them: restart to read them again, and report this defect",
-            )),
-            None => Ok(()),
-        }
+    pub(super) fn check_halts(&mut self) -> Result<(), Cut> {
+        self.halts.check(&mut self.lanes)?;
+        self.lead()
     }
 
-    /// Follows the slot from `from` until told to stop.
+    /// Follows the slot from `from` until told to stop, or until the tables to follow are others.
     fn follow(
         &mut self,
         from: Lsn,
         positions: &Arc<Positions>,
         spawn_lane: &SpawnLane<'_>,
-    ) -> Result<(), Fault> {
+    ) -> Result<After, Cut> {
+        self.start_stream(from, spawn_lane)?;
+        let watch = self.watch();
+        self.connect(positions)?;
+        while !self.parts.stop.is_requested() {
+            self.turn(positions)?;
+            if let Some(tables) = self.heard(&watch)? {
+                return Ok(After::Tables(Tables::These(tables)));
+            }
+            std::thread::sleep(TURN);
+        }
+        Ok(After::Stop)
+    }
+
+    /// Starts the stream's lane, which waits for a connection.
+    fn start_stream(&mut self, from: Lsn, spawn_lane: &SpawnLane<'_>) -> Result<(), Fault> {
         let (pipe, events) = Pipe::new();
         let connector = Arc::clone(&self.prepared.connector);
         let schema = Schema::new(
@@ -293,16 +251,56 @@ impl Control {
             writing: None,
             written_at: Instant::now(),
         });
-        let _watch = slot_watch::start(&self.prepared, &self.parts, &self.progress, &self.meter);
-        self.connect(positions)?;
-        while !self.parts.stop.is_requested() {
-            self.turn(positions)?;
-            std::thread::sleep(TURN);
-        }
         Ok(())
     }
 
-    fn turn(&mut self, positions: &Arc<Positions>) -> Result<(), Fault> {
+    /// Starts to look at the source from outside of the stream.
+    fn watch(&self) -> SourceWatch {
+        let Prepared { connector, facts, told, .. } = &self.prepared;
+        let roster = Roster::of(&self.prepared);
+        let newcomers = Newcomers {
+            connector: Arc::clone(connector),
+            sink: Arc::clone(&self.sink),
+            meter: Arc::clone(&self.parts.meter),
+            followed: roster.names(),
+            told: told.clone(),
+        };
+        let (progress, meter) = (self.progress.clone(), self.meter.clone());
+        let watcher = Watcher { server: facts.server.clone(), roster, newcomers, progress, meter };
+        watcher.start(&self.parts.runtime)
+    }
+
+    /// The tables to follow from now on, when they are others and the round can end.
+    fn heard(&mut self, watch: &SourceWatch) -> Result<Option<BTreeSet<String>>, Fault> {
+        let news = watch.news();
+        let (came, gone, written) = match &*news {
+            None => return Ok(None),
+            Some(News::Lost(fault)) => return Err(fault.retold()),
+            Some(News::Changed { came, gone, written }) => (came, gone, written),
+        };
+        let listed = |tables: &[TableName]| tables.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let (came, gone) = (listed(came), listed(gone));
+        let since = *self.changed_at.get_or_insert_with(|| {
+            if !came.is_empty() {
+                tracing::info!(pipeline = %self.parts.meter.name, tables = came.join(", "), "following new tables");
+            }
+            if !gone.is_empty() {
+                tracing::warn!(
+                    pipeline = %self.parts.meter.name, tables = gone.join(", "),
+                    "followed tables are gone from the source: their rows stay in StarRocks"
+                );
+            }
+            Instant::now()
+        });
+        // What was written before they went comes first.
+        let has_all = self.streaming.as_ref().is_none_or(|streaming| streaming.durable >= *written);
+        if !gone.is_empty() && !has_all && since.elapsed() < GONE_PATIENCE {
+            return Ok(None);
+        }
+        Ok(Some(self.followed().filter(|table| !gone.contains(table)).chain(came).collect()))
+    }
+
+    fn turn(&mut self, positions: &Arc<Positions>) -> Result<(), Cut> {
         self.check_halts()?;
         self.pass_barrier()?;
         self.advance(positions)?;
@@ -310,7 +308,7 @@ impl Control {
     }
 
     /// Connects and starts the pump; waits while the server is away or somebody else reads the slot.
-    fn connect(&mut self, positions: &Arc<Positions>) -> Result<(), Fault> {
+    fn connect(&mut self, positions: &Arc<Positions>) -> Result<(), Cut> {
         let mut backoff = Backoff::new(Pace { cap: Duration::from_secs(1), ..Pace::PASSING });
         let mut waiting = None;
         while !self.parts.stop.is_requested() {
@@ -363,19 +361,22 @@ impl Control {
                         waiting = Some(Waiting::begin(&self.parts.meter, fault.story()));
                     }
                     self.check_halts()?;
-                    self.parts.runtime.block_on(backoff.wait());
+                    self.parts.runtime.clone().block_on(async {
+                        self.free_own_slot().await;
+                        backoff.wait().await;
+                    });
                 }
-                Err(fault) => return Err(fault),
+                Err(fault) => return Err(fault.into()),
             }
         }
         Ok(())
     }
 
     /// Notices a broken connection, lets what is on its way land, and connects again.
-    fn mend(&mut self, positions: &Arc<Positions>) -> Result<(), Fault> {
+    fn mend(&mut self, positions: &Arc<Positions>) -> Result<(), Cut> {
         if let Some(fault) = self.progress.take_broken() {
             if fault.kind != FaultKind::Retry {
-                return Err(fault);
+                return Err(fault.into());
             }
             tracing::warn!(pipeline = %self.parts.meter.name, "{}; connecting again", fault.story());
             let waiting = Waiting::begin(&self.parts.meter, fault.story());
@@ -443,112 +444,8 @@ impl Control {
         }
     }
 
-    /// Does what the feed waits for, when everything before it is durable.
-    fn pass_barrier(&mut self) -> Result<(), Fault> {
-        let Some(barrier) = self.progress.barrier() else { return Ok(()) };
-        if self.parts.ledger.open_spans() > 0 {
-            return Ok(());
-        }
-        if let Barrier::Halt { what, hint } = barrier {
-            return Err(Fault::halt(what, hint));
-        }
-        match self.parts.runtime.clone().block_on(self.do_what_is_asked(&barrier)) {
-            Ok(()) => {
-                self.progress.pass();
-                Ok(())
-            }
-            Err(fault) if fault.kind == FaultKind::Retry => {
-                tracing::warn!(pipeline = %self.parts.meter.name, "{}; trying again", fault.story());
-                Ok(())
-            }
-            Err(fault) => Err(fault),
-        }
-    }
-
-    async fn do_what_is_asked(&mut self, barrier: &Barrier) -> Result<(), Fault> {
-        let mut query = Query::connect(&self.sink).await?;
-        let warehouse = |name: &super::table::TableName| {
-            let followed = self.prepared.followed.iter().find(|followed| followed.table.name == *name);
-            followed.map(|followed| (followed.warehouse_table.clone(), followed.destination))
-        };
-        match barrier {
-            // Told before.
-            Barrier::Halt { .. } => Ok(()),
-            Barrier::AddColumns { table, columns, .. } => {
-                let Some((name, _)) = warehouse(table) else { return Ok(()) };
-                self.prepared.leadership.ask().await?;
-                super::prepare::add_columns(&mut query, &name, columns).await
-            }
-            Barrier::Truncate(tables) => {
-                for table in tables {
-                    let Some((name, destination)) = warehouse(table) else { continue };
-                    let shared =
-                        self.prepared.followed.iter().filter(|other| other.destination == destination);
-                    if shared.count() > 1 {
-                        return Err(Fault::halt(
-                            format!("{table} was truncated, but other tables are loaded into {name}, too"),
-                            "delete its rows there by hand, and set truncate = \"ignore\" in [source.postgres]",
-                        ));
-                    }
-                    tracing::warn!(table = %name, "emptying it: the source table {table} was truncated");
-                    let statement = format!("TRUNCATE TABLE `{}`.`{name}`", self.sink.database);
-                    // Done twice it would empty what was loaded in between, by a successor even.
-                    self.prepared.leadership.ask().await?;
-                    query.execute(&statement).await?;
-                }
-                Ok(())
-            }
-        }
-    }
-
     /// A connection for statements.
     pub(super) fn connection(&self) -> Result<Connection, Fault> {
         self.parts.runtime.block_on(self.prepared.connector.control())
-    }
-}
-
-/// The server is the one whose changes were followed so far, and still has them.
-async fn same_server(connector: &Connector, positions: &Positions, from: Lsn) -> Result<(), Fault> {
-    let found = identify(connector).await?;
-    if found.system_identifier.to_string() != positions.system() {
-        return Err(Fault::halt(
-            format!("another server answers now (system identifier {})", found.system_identifier),
-            "mend `host` and `port` in [source.postgres], or what they lead to",
-        ));
-    }
-    if found.written < from {
-        return Err(Fault::halt(
-            format!(
-                "the server's log ends at {}, before {from} up to which its changes are in StarRocks: changes that \
-                 were loaded are not in the source any more",
-                found.written
-            ),
-            "a standby was promoted before it had all changes, or a backup was restored: copy the tables anew",
-        ));
-    }
-    Ok(())
-}
-
-fn standing_by(source: &Postgres) -> Fault {
-    Fault::retry(format!("another process reads slot {}: standing by", source.slot))
-}
-
-fn superseded(source: &Postgres) -> Fault {
-    Fault::halt(
-        format!(
-            "another process has taken slot {} over while this one could not reach the source",
-            source.slot
-        ),
-        "nothing is lost: the other one goes on from the last position; start this one again to stand by",
-    )
-}
-
-fn join(thread: LaneThread) -> Result<(), Fault> {
-    match thread.join() {
-        Ok(ended) => ended,
-        Err(_panic) => Err(Fault::halt(
-            "a lane's thread panicked",
-            "nothing was confirmed past its rows: see the log above for the panic, restart, and report it",
-        )),
     }
 }

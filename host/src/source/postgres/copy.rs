@@ -5,16 +5,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
+use super::copy_data::CopyData;
 use super::copy_text::CopyText;
 use super::gather::{Gathered, Transaction};
 use super::lsn::Lsn;
 use super::progress::Progress;
 use super::row::Layout;
-use super::scan;
 use super::snapshot::copy::{Copied, Room};
 use crate::fault::Fault;
 use crate::ledger::Ledger;
@@ -98,7 +97,7 @@ pub(crate) struct CopyFeed {
     text: CopyText,
     transaction: Transaction,
     /// A piece of which some rows have still to be read, and from where.
-    left: Option<(usize, Bytes, usize, Room)>,
+    left: Option<(usize, CopyData, usize, Room)>,
 }
 
 impl CopyFeed {
@@ -115,7 +114,7 @@ impl CopyFeed {
     }
 
     /// The next piece; none = nothing for a moment, or nothing ever.
-    fn take(&mut self) -> Result<Option<(usize, Bytes, Room)>, Ended> {
+    fn take(&mut self) -> Result<Option<(usize, CopyData, Room)>, Ended> {
         let parts = Arc::clone(&self.parts);
         let waited = self.parts.runtime.block_on(async {
             let next = async {
@@ -134,7 +133,7 @@ impl CopyFeed {
         match waited {
             Err(_elapsed) => Ok(None),
             Ok(None) => Err(Ended),
-            Ok(Some(Copied::Rows { table, bytes, room, .. })) => Ok(Some((table, bytes, room))),
+            Ok(Some(Copied::Rows { table, data, room, .. })) => Ok(Some((table, data, room))),
             Ok(Some(Copied::RangeDone { table, .. })) => {
                 if let Some(table) = self.parts.tables.get(table) {
                     table.ranges_done.fetch_add(1, Ordering::AcqRel);
@@ -148,9 +147,9 @@ impl CopyFeed {
         }
     }
 
-    /// Reads rows of a piece until a chunk is full; returns how far it got.
-    fn read(&mut self, table: usize, bytes: &Bytes, from: usize) -> Result<usize, Fault> {
-        let Some(copied) = self.parts.tables.get(table) else { return Ok(bytes.len()) };
+    /// Reads rows of a piece until a chunk is full; returns how far it got, unless that was to the end.
+    fn read(&mut self, table: usize, data: &CopyData, from: usize) -> Result<Option<usize>, Fault> {
+        let Some(copied) = self.parts.tables.get(table) else { return Ok(None) };
         let parts = &self.parts;
         let (gathered, place) = self.gathered.entry(table).or_insert_with(|| {
             let number = parts.stays.fetch_add(1, Ordering::Relaxed) as u32;
@@ -162,17 +161,15 @@ impl CopyFeed {
             (Gathered::new(layout, copied.destination, stay, 0, parts.gathering), 0)
         });
         let mut at = from;
-        while at < bytes.len() && !gathered.is_full() {
-            let rest = &bytes[at..];
-            let end = scan::find(rest, |byte| byte == b'\n').map_or(rest.len(), |end| end + 1);
-            let transaction = &self.transaction;
-            self.text.feed(&rest[..end], |row| {
-                *place += 1;
-                gathered.copied(*place, &row, transaction)
-            })?;
-            at += end;
+        while let Some((line, behind)) = data.row(at) {
+            if gathered.is_full() {
+                return Ok(Some(at));
+            }
+            *place += 1;
+            gathered.copied(*place, &self.text.row(line), &self.transaction)?;
+            at = behind;
         }
-        Ok(at)
+        Ok(None)
     }
 }
 
@@ -190,18 +187,17 @@ impl Feed for CopyFeed {
         if self.parts.progress.has_ended() {
             return Ok(Fed::Ended);
         }
-        let (table, bytes, from, room) = match self.left.take() {
+        let (table, data, from, room) = match self.left.take() {
             Some(left) => left,
             None => match self.take() {
                 Ok(None) => return Ok(Fed::Idle),
-                Ok(Some((table, bytes, room))) => (table, bytes, 0, room),
+                Ok(Some((table, data, room))) => (table, data, 0, room),
                 Err(Ended) => return Ok(Fed::Ended),
             },
         };
         self.in_hand = Some(table);
-        let at = self.read(table, &bytes, from)?;
-        if at < bytes.len() {
-            self.left = Some((table, bytes, at, room));
+        if let Some(at) = self.read(table, &data, from)? {
+            self.left = Some((table, data, at, room));
         }
         let Some((gathered, _)) = self.gathered.get_mut(&table).filter(|(gathered, _)| !gathered.is_empty())
         else {

@@ -1,6 +1,6 @@
 //! What is known of a source before anything is set up: plain data, read by [`super::catalog`].
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 
 use super::kind::TypeInfo;
@@ -344,6 +344,16 @@ impl Facts {
             identity: relation.identity,
             columns: relation.columns.iter().filter(is_published).map(column).collect(),
         }
+    }
+
+    /// The same without some of the tables to be followed, and without their partitions.
+    #[must_use]
+    pub fn without(&self, left_out: &BTreeSet<TableName>) -> Facts {
+        let mut rest = self.clone();
+        let is_left_out = |relation: &Relation| relation.named.itself() && left_out.contains(&relation.name);
+        rest.relations
+            .retain(|_, relation| !is_left_out(relation) && !self.ancestors(relation).any(is_left_out));
+        rest
     }
 
     /// All tables to be followed, with their published columns.

@@ -81,6 +81,9 @@ pub(crate) struct StreamFeed {
     barrier: Option<Barrier>,
     /// The barrier was published.
     waits: bool,
+    /// The feed was asked to end while it asked the source: what comes behind that place was not read, and no mark behind it
+    /// may be published.
+    gave_up: bool,
 }
 
 impl StreamFeed {
@@ -99,6 +102,7 @@ impl StreamFeed {
             session: 0,
             barrier: None,
             waits: false,
+            gave_up: false,
         }
     }
 
@@ -153,7 +157,8 @@ impl StreamFeed {
 
     /// Reads what waits; stops at a table that is full and tells its place.
     fn gather(&mut self) -> Result<Option<usize>, Fault> {
-        while self.barrier.is_none() {
+        // Asked to end, it may have gone past a table that it could not ask the source about.
+        while self.barrier.is_none() && !self.gave_up && !self.parts.progress.has_ended() {
             let Some(pumped) = self.waiting.pop_front() else { return Ok(None) };
             let table = match &pumped.event {
                 Event::Change(data) => self.change(data)?,
@@ -248,8 +253,10 @@ impl StreamFeed {
                 let layout = &self.tables[table].layout;
                 let row =
                     Self::asked(&mut self.parts, async |schema| schema.read_back(layout, update).await)?;
-                // A feed that ends hands nothing on any more.
-                let Some(row) = row else { return Ok(()) };
+                let Some(row) = row else {
+                    self.gave_up = true;
+                    return Ok(());
+                };
                 self.tables[table].update_read_back(
                     self.place + 1,
                     update,
@@ -287,17 +294,15 @@ impl StreamFeed {
         self.last = None;
         let change = match Self::asked(&mut self.parts, async |schema| schema.told(relation).await) {
             Ok(Some(change)) => change,
-            // The feed ends.
-            Ok(None) => return Ok(()),
-            Err(fault) => return self.halt_here(&fault),
-        };
-        let (layout, destination, columns) = match change {
-            Change::NotFollowed => {
-                self.by_relation.insert(relation.id, None);
+            Ok(None) => {
+                self.gave_up = true;
                 return Ok(());
             }
-            Change::Same { layout, destination } => (layout, destination, Vec::new()),
-            Change::Grown { layout, destination, columns } => (layout, destination, columns),
+            Err(fault) => return self.halt_here(&fault),
+        };
+        let Change::Followed { layout, destination, add, remember } = change else {
+            self.by_relation.insert(relation.id, None);
+            return Ok(());
         };
         let name = layout.name().clone();
         let place = self.tables.iter().position(|table| *table.layout.name() == name);
@@ -319,8 +324,9 @@ impl StreamFeed {
             }
         };
         self.by_relation.insert(relation.id, Some(place));
-        if !columns.is_empty() {
-            self.barrier = Some(Barrier::AddColumns { table: name, destination, columns });
+        if let Some(columns) = remember {
+            let at = self.transaction.final_lsn;
+            self.barrier = Some(Barrier::Reshape { table: name, add, columns, at });
         }
         Ok(())
     }
@@ -384,16 +390,23 @@ impl StreamFeed {
 
 impl Feed for StreamFeed {
     fn next(&mut self, into: &mut Columns) -> Result<Fed, Fault> {
+        if self.gave_up {
+            return Ok(Fed::Ended);
+        }
         self.publish();
         if self.parts.progress.has_ended() {
-            // What is gathered and not handed on comes again.
             return Ok(Fed::Ended);
         }
         if let Some(fed) = self.wait_at_barrier(into) {
             return Ok(fed);
         }
         loop {
+            if self.parts.progress.has_ended() {
+                // What is gathered and not handed on comes again.
+                return Ok(Fed::Ended);
+            }
             let full = match self.gather()? {
+                _ if self.gave_up => return Ok(Fed::Ended),
                 Some(full) => Some(full),
                 None if self.barrier.is_some() => return Ok(Fed::Idle),
                 None => {

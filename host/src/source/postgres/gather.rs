@@ -12,9 +12,10 @@ use crate::record::{Columns, MARK_DELETE, MARK_KEY, MARK_VALUE, RecordReject};
 use crate::source::Gathering;
 
 /// Records of a chunk: from about a thousand on, a guest call's fixed cost is lost in the noise.
-const CHUNK_RECORDS_MAX: usize = 2048;
-/// Bytes of a chunk's values and keys, unless one row alone is larger.
-const CHUNK_BYTES_MAX: usize = 512 << 10;
+const CHUNK_RECORDS_MAX: usize = 4096;
+/// Bytes of a chunk's values and keys, unless one row alone is larger. A little less than a power of two, to which
+/// their memory grows: what is not filled of it is held for as long as the batch gathers, and charged to nobody.
+const CHUNK_BYTES_MAX: usize = 500 << 10;
 
 /// The transaction that is being read.
 #[derive(Debug, Default)]
@@ -185,6 +186,7 @@ impl Gathered {
         row: Option<&[Option<Vec<u8>>]>,
         transaction: &Transaction,
     ) -> Result<i64, Fault> {
+        self.key.clear();
         let start = self.columns.values.data.len();
         let replaced = self.layout.append_replaced_key(update, &[], &mut self.columns.values.data);
         if let Err(error) = replaced {
@@ -211,6 +213,7 @@ impl Gathered {
         delete: &Delete<'_>,
         transaction: &Transaction,
     ) -> Result<(), Fault> {
+        self.key.clear();
         let start = self.columns.values.data.len();
         let told = self.layout.append_old_key(&delete.old, &mut self.columns.values.data);
         let told = told.map(|()| self.end_delete(place, start, transaction));
@@ -311,8 +314,9 @@ impl Gathered {
         }
         let input = self.columns.len() as u32;
         self.columns.refused.push(RecordReject { input, code: code.to_owned(), message });
-        self.columns.keys.push(&[]);
-        self.end_record(place, 0, transaction);
+        // A row that has its key can be found.
+        self.columns.keys.push(&self.key);
+        self.end_record(place, if self.key.is_empty() { 0 } else { MARK_KEY }, transaction);
         Ok(())
     }
 }

@@ -41,6 +41,8 @@ pub(crate) struct Leadership {
     undecided: Mutex<BTreeSet<u64>>,
     /// It is known that nobody led since this process did: rows may be sent.
     admitted: AtomicBool,
+    /// Somebody breaks the silence of the lock's connection.
+    is_kept_alive: AtomicBool,
 }
 
 struct Claims {
@@ -72,6 +74,7 @@ impl Leadership {
             claims: AsyncMutex::default(),
             undecided: Mutex::default(),
             admitted: AtomicBool::new(false),
+            is_kept_alive: AtomicBool::new(false),
         }
     }
 
@@ -82,6 +85,9 @@ impl Leadership {
 
     /// Keeps the lock's connection from falling silent, whatever else the process is busy with.
     pub(super) fn keep_alive(self: &Arc<Self>, runtime: &Handle) {
+        if self.is_kept_alive.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let weak = Arc::downgrade(self);
         runtime.spawn(async move {
             let mut every = tokio::time::interval(PULSE_EVERY);
@@ -128,6 +134,13 @@ impl Leadership {
         self.holder.try_lock().is_ok_and(|holder| holder.as_ref().is_none_or(Connection::is_closed))
     }
 
+    /// Gives the lock up, for good: whatever still holds this value sends nothing any more.
+    pub(super) async fn retire(&self) {
+        self.admitted.store(false, Ordering::Release);
+        *self.holder.lock().await = None;
+        *self.claims.lock().await = None;
+    }
+
     /// Resolves what the predecessor may have left open, and claims what comes for this process, whose labels
     /// begin with `stem`. True once that is done; false if a label is still open.
     ///
@@ -157,11 +170,12 @@ impl Leadership {
         Ok(true)
     }
 
-    /// Whether nobody has taken over since this process did.
+    /// Whether this process took over, and nobody has since.
     pub(super) async fn is_newest(&self, found: Option<&Claim>) -> bool {
         let claims = self.claims.lock().await;
-        let own = claims.as_ref().map(|claims| (claims.claim.generation, claims.claim.stem.as_str()));
-        own == found.map(|found| (found.generation, found.stem.as_str()))
+        let own = claims.as_ref().map(|Claims { claim, .. }| claim);
+        own.zip(found)
+            .is_some_and(|(own, found)| (own.generation, &own.stem) == (found.generation, &found.stem))
     }
 
     async fn claim(&self, number: u64) -> Result<(), Fault> {

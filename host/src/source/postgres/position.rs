@@ -8,16 +8,19 @@
 use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::leadership::Leadership;
 use super::lsn::Lsn;
+use super::prepare::add_columns;
 use super::table::TableName;
+use super::warehouse_table::{Added, Remembered};
 use crate::config::model::{StarRocks, TableModel};
 use crate::delivery::carry::Carrier;
 use crate::fault::{Fault, FaultKind};
@@ -30,6 +33,12 @@ use crate::sink::{Destination, Fence, Load};
 
 /// The table, in the pipeline's own database.
 pub(super) const TABLE: &str = "tidemill_positions";
+/// The column for what has no column of its own, as JSON. Tables that were made before it came lack it.
+const DETAILS: &str = "details";
+/// Its type: columns of a table of 1600, with room to spare.
+const DETAILS_TYPE: &str = "VARCHAR(1048576)";
+/// Number of a timeline that is not known; Postgres counts from 1.
+const UNKNOWN_TIMELINE: u32 = 0;
 /// How long a row may take before it is given up, to be written again.
 const WRITE_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a position that is committed may take to be visible.
@@ -44,6 +53,10 @@ pub(super) struct Known {
     pub(super) system: Option<String>,
     /// Tables that were copied whole, with the place in the log that the copy shows.
     pub(super) copied: BTreeMap<String, Lsn>,
+    /// Timeline of that server, when `stream` was written.
+    pub(super) timeline: Option<u32>,
+    /// Columns of tables as the stream last told of them.
+    pub(super) columns: BTreeMap<String, Vec<Remembered>>,
     /// Who loads, or did.
     pub(super) claim: Option<Claim>,
 }
@@ -66,6 +79,19 @@ const STREAM: &str = "";
 /// Likewise: the claim, whose generation is in the place of the position.
 const CLAIM: &str = "#claim";
 
+/// Likewise, with the table's name behind it: its columns. A table's own row tells that it was copied, and a table that is
+/// followed without a copy has none.
+const COLUMNS: &str = "#columns ";
+
+/// What stands in [`DETAILS`]. What is not there is not known.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+struct Details {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeline: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    columns: Option<Vec<Remembered>>,
+}
+
 /// The position rows of one pipeline and slot.
 pub(super) struct Positions {
     sink: Arc<StarRocks>,
@@ -79,6 +105,7 @@ pub(super) struct Positions {
     pipeline: String,
     slot: String,
     system: String,
+    timeline: AtomicU32,
 }
 
 #[derive(Serialize)]
@@ -93,6 +120,7 @@ struct Row<'a> {
     stem: &'a str,
     first_label: u64,
     end_label: u64,
+    details: String,
 }
 
 /// Progress of position rows is no news to anybody.
@@ -105,12 +133,16 @@ impl Observer for Unobserved {
     fn possible_duplicate(&self, _label: &str) {}
 }
 
+fn cannot_be_json(error: serde_json::Error) -> Fault {
+    Fault::halt("cannot write a position as JSON", "report this defect").caused_by(error)
+}
+
 /// The statement that makes the table.
 pub(super) fn create_statement(database: &str) -> String {
     format!(
         "CREATE TABLE IF NOT EXISTS `{database}`.`{TABLE}` (id VARCHAR(64) NOT NULL, pipeline VARCHAR(256), slot \
          VARCHAR(64), source_table VARCHAR(1024), system_identifier VARCHAR(32), lsn BIGINT, lsn_text VARCHAR(32), \
-         stem VARCHAR(128), first_label BIGINT, end_label BIGINT) PRIMARY KEY (id) DISTRIBUTED BY HASH (id) BUCKETS 1"
+         stem VARCHAR(128), first_label BIGINT, end_label BIGINT, {DETAILS} {DETAILS_TYPE}) PRIMARY KEY (id) DISTRIBUTED BY HASH (id) BUCKETS 1"
     )
 }
 
@@ -120,10 +152,7 @@ pub(super) fn create_statement(database: &str) -> String {
 /// If StarRocks cannot be asked.
 pub(super) async fn known(sink: &StarRocks, pipeline: &str, slot: &str) -> Result<Option<Known>, Fault> {
     let mut query = Query::connect(sink).await?;
-    if !query.table_exists(TABLE).await? {
-        return Ok(None);
-    }
-    rows(&mut query, &sink.database, pipeline, slot).await.map(Some)
+    rows(&mut query, &sink.database, pipeline, slot).await
 }
 
 /// The key of a row: its parts may be longer together than the 128 bytes of a primary key.
@@ -143,14 +172,21 @@ pub(super) async fn forget(
     slot: &str,
     table: &str,
 ) -> Result<(), Fault> {
-    let id = id_of(pipeline, slot, table);
-    query.execute(&format!("DELETE FROM `{database}`.`{TABLE}` WHERE id = '{id}'")).await.map(drop)
+    // In this order: columns of a table that has to be copied are known anew anyway.
+    for table in [table, &format!("{COLUMNS}{table}")] {
+        let id = id_of(pipeline, slot, table);
+        query.execute(&format!("DELETE FROM `{database}`.`{TABLE}` WHERE id = '{id}'")).await?;
+    }
+    Ok(())
 }
 
-async fn rows(query: &mut Query, database: &str, pipeline: &str, slot: &str) -> Result<Known, Fault> {
+/// The rows; none if the table is not there.
+async fn rows(query: &mut Query, database: &str, pipeline: &str, slot: &str) -> Result<Option<Known>, Fault> {
+    let Some(there) = query.columns(TABLE).await? else { return Ok(None) };
+    let details = if there.iter().any(|column| column.name == DETAILS) { DETAILS } else { "NULL" };
     let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "''");
     let statement = format!(
-        "SELECT source_table, lsn, system_identifier, stem, first_label, end_label FROM `{database}`.`{TABLE}` \
+        "SELECT source_table, lsn, system_identifier, stem, first_label, end_label, {details} FROM `{database}`.`{TABLE}` \
          WHERE pipeline = '{}' AND slot = '{}'",
         quoted(pipeline),
         quoted(slot)
@@ -166,10 +202,18 @@ async fn rows(query: &mut Query, database: &str, pipeline: &str, slot: &str) -> 
     };
     let mut known = Known::default();
     for row in query.execute(&statement).await? {
-        let [Some(table), Some(lsn), system, stem, first, end] = row.as_slice() else { continue };
+        let [Some(table), Some(lsn), system, stem, first, end, details] = row.as_slice() else { continue };
         let place = number(lsn)?;
+        let Details { timeline, columns } = read_details(details.as_deref());
+        if let Some(table) = table.strip_prefix(COLUMNS) {
+            known.columns.extend(columns.map(|columns| (table.to_owned(), columns)));
+            continue;
+        }
         match table.as_str() {
-            STREAM => known.stream = Some(Lsn(place)),
+            STREAM => {
+                known.stream = Some(Lsn(place));
+                known.timeline = timeline;
+            }
             CLAIM => {
                 let text = |cell: &Option<String>| cell.clone().unwrap_or_default();
                 let (first, end) = (number(&text(first))?, number(&text(end))?);
@@ -182,7 +226,13 @@ async fn rows(query: &mut Query, database: &str, pipeline: &str, slot: &str) -> 
         }
         known.system = system.clone().or(known.system);
     }
-    Ok(known)
+    Ok(Some(known))
+}
+
+/// What another version wrote in another form is not known.
+fn read_details(text: Option<&str>) -> Details {
+    let text = text.filter(|text| !text.is_empty());
+    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 impl Positions {
@@ -202,11 +252,23 @@ impl Positions {
         own.properties = BTreeMap::from([("merge_condition".to_owned(), "lsn".to_owned())]);
         let own = Arc::new(own);
         let mut query = Query::connect(&own).await?;
-        if !query.table_exists(TABLE).await? {
-            let statement = create_statement(&own.database);
-            query.execute(&statement).await.map_err(|fault| {
-                fault.with_hint(format!("grant the user CREATE TABLE on the database, or run: {statement}"))
-            })?;
+        match query.columns(TABLE).await? {
+            None => {
+                let statement = create_statement(&own.database);
+                query.execute(&statement).await.map_err(|fault| {
+                    fault.with_hint(format!(
+                        "grant the user CREATE TABLE on the database, or run: {statement}"
+                    ))
+                })?;
+            }
+            Some(there) if there.iter().any(|column| column.name == DETAILS) => {}
+            Some(_older) => {
+                let sql = format!(
+                    "ALTER TABLE `{}`.`{TABLE}` ADD COLUMN {DETAILS} {DETAILS_TYPE} NULL",
+                    own.database
+                );
+                add_columns(&mut query, TABLE, &[Added { column: DETAILS.to_owned(), sql }]).await?;
+            }
         }
         let destination = Destination {
             cluster: Arc::clone(&own),
@@ -224,6 +286,7 @@ impl Positions {
             pipeline: pipeline.to_owned(),
             slot: slot.to_owned(),
             system: system.to_owned(),
+            timeline: AtomicU32::new(UNKNOWN_TIMELINE),
         })
     }
 
@@ -237,7 +300,7 @@ impl Positions {
     /// If StarRocks cannot be asked.
     pub(super) async fn read(&self) -> Result<Known, Fault> {
         let mut query = Query::connect(&self.sink).await?;
-        rows(&mut query, &self.sink.database, &self.pipeline, &self.slot).await
+        Ok(rows(&mut query, &self.sink.database, &self.pipeline, &self.slot).await?.unwrap_or_default())
     }
 
     /// All changes before `lsn` are in StarRocks. Done when everybody can see it.
@@ -245,15 +308,48 @@ impl Positions {
     /// # Errors
     /// Halt, if StarRocks will not have it.
     pub(super) async fn reached(&self, lsn: Lsn) -> Result<(), Fault> {
-        self.write_position(STREAM, lsn).await
+        let timeline = self.timeline();
+        let row = self.row(STREAM, lsn, &Details { timeline, columns: None })?;
+        self.write_positions(&[row]).await
     }
 
-    /// `table` was copied as it was at `lsn`.
+    /// `table` was copied as it was at `lsn`, with these columns.
     ///
     /// # Errors
     /// As [`Positions::reached`].
-    pub(super) async fn copied(&self, table: &TableName, lsn: Lsn) -> Result<(), Fault> {
-        self.write_position(&table.to_string(), lsn).await
+    pub(super) async fn copied(
+        &self,
+        table: &TableName,
+        columns: &[Remembered],
+        lsn: Lsn,
+    ) -> Result<(), Fault> {
+        let (name, shape) = (table.to_string(), format!("{COLUMNS}{table}"));
+        let details = Details { timeline: None, columns: Some(columns.to_vec()) };
+        let copied = self.row(&name, lsn, &Details::default())?;
+        self.write_positions(&[copied, self.row(&shape, lsn, &details)?]).await
+    }
+
+    /// The stream told of these tables with these columns, at `lsn`.
+    ///
+    /// # Errors
+    /// As [`Positions::reached`].
+    pub(super) async fn remember(
+        &self,
+        tables: &[(TableName, Vec<Remembered>)],
+        lsn: Lsn,
+    ) -> Result<(), Fault> {
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<String> = tables.iter().map(|(table, _)| format!("{COLUMNS}{table}")).collect();
+        let rows: Result<Vec<Row<'_>>, Fault> = names
+            .iter()
+            .zip(tables)
+            .map(|(name, (_, columns))| {
+                self.row(name, lsn, &Details { timeline: None, columns: Some(columns.clone()) })
+            })
+            .collect();
+        self.write_positions(&rows?).await
     }
 
     /// Labels of `claim` may be open from now on.
@@ -262,15 +358,14 @@ impl Positions {
     /// As [`Positions::reached`].
     pub(super) async fn claimed(&self, claim: &Claim) -> Result<(), Fault> {
         let row = Row {
-            lsn: claim.generation,
             stem: &claim.stem,
             first_label: claim.first,
             end_label: claim.end,
-            ..self.row(CLAIM, Lsn(claim.generation))
+            ..self.row(CLAIM, Lsn(claim.generation), &Details::default())?
         };
         // Nobody has to know of it: one that comes late is older than what is there.
         let label = self.carrier.next_label(&format!("{}-claim", self.pipeline)).0;
-        self.write(row, label, Vec::new()).await
+        self.write(&[row], label, Vec::new()).await
     }
 
     /// The server whose changes these are.
@@ -278,7 +373,22 @@ impl Positions {
         &self.system
     }
 
-    /// Forgets that a table was copied.
+    /// The pipeline that they are of.
+    pub(super) fn pipeline(&self) -> &str {
+        &self.pipeline
+    }
+
+    /// The server's timeline up to the last position, if it is known.
+    pub(super) fn timeline(&self) -> Option<u32> {
+        Some(self.timeline.load(Ordering::Relaxed)).filter(|timeline| *timeline != UNKNOWN_TIMELINE)
+    }
+
+    /// Positions are of this timeline from now on.
+    pub(super) fn follow_timeline(&self, timeline: u32) {
+        self.timeline.store(timeline, Ordering::Relaxed);
+    }
+
+    /// Forgets that a table was copied, and its columns.
     ///
     /// # Errors
     /// Retry, if StarRocks cannot be asked.
@@ -305,8 +415,8 @@ impl Positions {
         }
     }
 
-    fn row<'a>(&'a self, table: &'a str, lsn: Lsn) -> Row<'a> {
-        Row {
+    fn row<'a>(&'a self, table: &'a str, lsn: Lsn, details: &Details) -> Result<Row<'a>, Fault> {
+        Ok(Row {
             id: self.id(table),
             pipeline: &self.pipeline,
             slot: &self.slot,
@@ -317,24 +427,26 @@ impl Positions {
             stem: "",
             first_label: 0,
             end_label: 0,
-        }
+            details: serde_json::to_string(details).map_err(cannot_be_json)?,
+        })
     }
 
-    async fn write_position(&self, table: &str, lsn: Lsn) -> Result<(), Fault> {
+    async fn write_positions(&self, rows: &[Row<'_>]) -> Result<(), Fault> {
         let (label, number) = self.carrier.next_label(&self.pipeline);
         // A successor ends it if it is still open: it would take the position past what that one has loaded.
         self.fence.announce(number).await?;
         let fences: Vec<Arc<dyn Fence>> = vec![Arc::clone(&self.fence) as Arc<dyn Fence>];
-        let written = self.write(self.row(table, lsn), label, fences).await;
+        let written = self.write(rows, label, fences).await;
         self.fence.settled(number);
         written
     }
 
-    async fn write(&self, row: Row<'_>, label: String, fences: Vec<Arc<dyn Fence>>) -> Result<(), Fault> {
-        let cannot =
-            |error| Fault::halt("cannot write a position as JSON", "report this defect").caused_by(error);
-        let mut body = serde_json::to_vec(&row).map_err(cannot)?;
-        body.push(b'\n');
+    async fn write(&self, rows: &[Row<'_>], label: String, fences: Vec<Arc<dyn Fence>>) -> Result<(), Fault> {
+        let mut body = Vec::new();
+        for row in rows {
+            serde_json::to_writer(&mut body, row).map_err(cannot_be_json)?;
+            body.push(b'\n');
+        }
         let mut load = Load {
             destination: Arc::clone(&self.destination),
             label,
@@ -342,7 +454,7 @@ impl Positions {
             packed: None,
             bytes: body.len() as u64,
             segments: vec![Bytes::from(body)],
-            rows: 1,
+            rows: rows.len() as u64,
             fences,
             body_sent: false,
         };
@@ -395,5 +507,25 @@ impl Positions {
             "the position under label {label} is committed and not visible after {} s",
             VISIBLE_PATIENCE.as_secs()
         )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_are_read_back_and_those_of_other_versions_are_unknown() {
+        let columns = vec![Remembered { name: "n\"1".into(), number: 2, type_oid: 25, type_modifier: -1 }];
+        let text = serde_json::to_string(&Details { timeline: None, columns: Some(columns.clone()) });
+        let text = text.expect("plain data");
+        assert_eq!(text, r#"{"columns":[{"name":"n\"1","number":2,"type":25,"modifier":-1}]}"#);
+        assert_eq!(read_details(Some(&text)).columns, Some(columns));
+        let later = read_details(Some(r#"{"timeline":3,"weather":"fair"}"#));
+        assert_eq!((later.timeline, later.columns), (Some(3), None));
+        for unknown in [None, Some(""), Some("{}"), Some(r#"{"columns":{"a":1}}"#), Some("no JSON")] {
+            let read = read_details(unknown);
+            assert_eq!((read.timeline, read.columns), (None, None), "{unknown:?}");
+        }
     }
 }

@@ -15,6 +15,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+pub(super) use steps::is_listed;
 pub use steps::{Step, plan};
 
 /// How bad it is.
@@ -80,14 +81,21 @@ fn setting(words: impl Into<String>) -> Mend {
 pub fn defects(facts: &Facts, source: &Postgres) -> Vec<Defect> {
     let mut found = Vec::new();
     server::check(facts, source, &mut found);
+    found.extend(defects_of_tables(facts, source));
+    if follows(source) {
+        server::check_slot(facts, source, &mut found);
+    }
+    found
+}
+
+/// Those of the publication and of the tables alone: what may have changed of a source that is followed.
+pub fn defects_of_tables(facts: &Facts, source: &Postgres) -> Vec<Defect> {
+    let mut found = Vec::new();
     if follows(source) {
         // Before the tables: their mends add to it.
         publication::check(facts, source, &mut found);
     }
     tables::check(facts, source, &mut found);
-    if follows(source) {
-        server::check_slot(facts, source, &mut found);
-    }
     found
 }
 
@@ -97,7 +105,7 @@ pub fn follows(source: &Postgres) -> bool {
 }
 
 /// Whether tables are copied.
-fn copies(source: &Postgres) -> bool {
+pub(super) fn copies(source: &Postgres) -> bool {
     source.snapshot != Snapshot::Never
 }
 

@@ -1,21 +1,24 @@
 //! Before anything is read: the source is looked at and set up, and each table has one to go to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::catalog;
-use super::connect::Connector;
-use super::destination::{self, Standing};
-use super::facts::Facts;
+use super::connect::{Connector, Control};
+use super::destination::{self, Looked, Memory, Standing};
+use super::facts::{Facts, Relation};
 use super::feed::NOT_COPIED;
 use super::kind::Types;
 use super::leadership::Leadership;
+use super::newcomers::{self, Told};
+use super::position::{self, Known};
 use super::preflight;
+use super::roster;
 use super::schema::Followed;
 use super::setup;
-use super::table::Table;
-use super::warehouse_table::{Added, Refusal};
+use super::table::{Table, TableName};
+use super::warehouse_table::{Added, Refusal, Remembered};
 use crate::config::model::{Pipeline, Postgres, StarRocks};
 use crate::delivery::Stop;
 use crate::fault::{Fault, FaultKind};
@@ -39,6 +42,10 @@ pub(crate) struct Prepared {
     pub(super) followed: Vec<Followed>,
     /// The right to read the slot.
     pub(super) leadership: Arc<Leadership>,
+    /// The source was looked at while another process may have read it.
+    pub(super) may_be_outdated: bool,
+    /// What was told of tables that are set aside.
+    pub(super) told: Told,
 }
 
 impl Prepared {
@@ -59,105 +66,220 @@ impl Prepared {
     }
 }
 
+/// Which of the tables that there are.
+#[derive(Debug, Default)]
+pub(super) enum Tables {
+    /// All: one that cannot be followed halts the pipeline.
+    #[default]
+    All,
+    /// All that can be followed, and these: another process may have begun to follow others, too.
+    Fit(BTreeSet<String>),
+    /// These: others are seen to while those are followed.
+    These(BTreeSet<String>),
+}
+
+impl Tables {
+    /// Whether the pipeline cannot go on without a table.
+    fn need(&self, table: &TableName) -> bool {
+        match self {
+            Tables::All => true,
+            Tables::Fit(names) | Tables::These(names) => names.contains(&table.to_string()),
+        }
+    }
+
+    /// Whether this is the first round of a process.
+    fn is_start(&self) -> bool {
+        matches!(self, Tables::All)
+    }
+}
+
+/// What a round of following leaves to the next one of the same process.
+#[derive(Default)]
+pub(crate) struct Round {
+    /// What is followed from now on.
+    pub(super) tables: Tables,
+    /// The right to read the slot, if it was not lost.
+    pub(super) leadership: Option<Arc<Leadership>>,
+    /// What was told of tables that are set aside.
+    pub(super) told: Told,
+}
+
 /// Looks at the source, sets it up as far as that is ours to do, and sees that each table has its place in
-/// StarRocks. A server that does not answer is waited for.
+/// StarRocks. A server that does not answer is waited for; none if the pipeline is asked to stop meanwhile.
 ///
 /// # Errors
 /// Halt, with every defect and its mend.
 pub(crate) async fn prepare(
     source: &Postgres,
     pipeline: &Pipeline,
-    meter: &Arc<crate::meter::PipelineMeter>,
-    stop: &Stop,
-) -> Result<Prepared, Fault> {
-    let connector = Arc::new(Connector::new(source, &pipeline.name)?);
-    let facts = looked_at(source, &connector, meter, stop).await?;
-    let mut types = Types::new();
-    facts.types.iter().for_each(|info| types.add(info.clone()));
-    let followed = destined(&facts, &types, pipeline).await?;
-    let leadership = Arc::new(Leadership::new(&connector));
-    Ok(Prepared { source: source.clone(), connector, facts, types, followed, leadership })
-}
-
-/// The facts of a source without defects, after the publication was made.
-async fn looked_at(
-    source: &Postgres,
-    connector: &Connector,
     meter: &Arc<PipelineMeter>,
     stop: &Stop,
-) -> Result<Facts, Fault> {
+    round: Round,
+) -> Result<Option<Prepared>, Fault> {
+    let connector = Arc::new(Connector::new(source, &pipeline.name)?);
+    let looking = Looking { source, pipeline, connector: &connector, tables: &round.tables };
+    let facts = patiently(meter, stop, async || looking.look().await).await?;
+    let Some(facts) = facts else { return Ok(None) };
+    let mut types = Types::new();
+    facts.types.iter().for_each(|info| types.add(info.clone()));
+    let followed = if round.tables.is_start() {
+        // At the start, a StarRocks that does not answer is mostly a mistake in the file.
+        Some(looking.destined(&facts, &types).await?)
+    } else {
+        patiently(meter, stop, async || looking.destined(&facts, &types).await).await?
+    };
+    let Some(followed) = followed else { return Ok(None) };
+    let may_be_outdated = round.leadership.is_none() && !round.tables.is_start();
+    let leadership = round.leadership.unwrap_or_else(|| Arc::new(Leadership::new(&connector)));
+    let (source, told) = (source.clone(), round.told);
+    Ok(Some(Prepared { source, connector, facts, types, followed, leadership, may_be_outdated, told }))
+}
+
+/// Tries until it works; none if the pipeline is asked to stop meanwhile.
+async fn patiently<T>(
+    meter: &Arc<PipelineMeter>,
+    stop: &Stop,
+    mut attempt: impl AsyncFnMut() -> Result<T, Fault>,
+) -> Result<Option<T>, Fault> {
     let mut backoff = Backoff::new(Pace::PASSING);
     let mut waiting = None;
-    loop {
-        let looked = async {
-            let control = connector.control().await?;
-            let facts = catalog::facts(&control, source).await?;
-            let defects = preflight::defects(&facts, source);
-            preflight::verdict(&defects)?;
-            for defect in &defects {
-                let mends: Vec<String> = defect.mend.iter().map(ToString::to_string).collect();
-                tracing::warn!(pipeline = %meter.name, "postgres: {}; {}", defect.what, mends.join("; "));
-            }
-            let steps = preflight::plan(&facts, source);
-            if steps.is_empty() {
-                return Ok(facts);
-            }
-            for step in &steps {
-                tracing::info!(pipeline = %meter.name, "postgres: {}", step.sql());
-            }
-            setup::publish(&control, &steps).await?;
-            catalog::facts(&control, source).await
-        };
-        match looked.await {
-            Err(fault) if fault.kind == FaultKind::Retry && !stop.is_requested() => {
+    while !stop.is_requested() {
+        match attempt().await {
+            Ok(done) => return Ok(Some(done)),
+            Err(fault) if fault.kind == FaultKind::Retry => {
                 if waiting.is_none() {
                     tracing::warn!(pipeline = %meter.name, "{}; waiting and trying again", fault.story());
                     waiting = Some(Waiting::begin(meter, fault.story()));
                 }
                 backoff.wait().await;
             }
-            looked => return looked,
+            Err(fault) => return Err(fault),
         }
     }
+    Ok(None)
 }
 
-/// Each table with its destination, which is made if the file says so.
-async fn destined(facts: &Facts, types: &Types, pipeline: &Pipeline) -> Result<Vec<Followed>, Fault> {
-    let sink = &pipeline.sink;
-    let tables = facts.tables();
-    if tables.is_empty() {
-        return Err(Fault::halt(
-            "no table of the database is named by [source.postgres] tables",
-            "mend `tables` and `exclude`: patterns are `schema.table` with * and ?",
-        ));
-    }
-    let mut query = Query::connect(sink).await?;
-    let mut names: Vec<String> = Vec::new();
-    let (mut followed, mut refusals) = (Vec::new(), Vec::new());
-    for table in tables {
-        let name = destination::name_of(&table, sink);
-        let place = names.iter().position(|known| *known == name).unwrap_or_else(|| {
-            names.push(name.clone());
-            names.len() - 1
-        });
-        match made_ready(&mut query, sink, &table, types, &name).await? {
-            Ok(warehouse) => {
-                let key = destination::key_of(&warehouse);
-                let destination = u16::try_from(place).unwrap_or(u16::MAX);
-                let warehouse_table = name;
-                followed.push(Followed {
-                    table,
-                    destination,
-                    warehouse_table,
-                    warehouse,
-                    key,
-                    copied_upto: NOT_COPIED,
-                });
-            }
-            Err(refused) => refusals.extend(refused),
+/// A look at the source before it is followed.
+struct Looking<'a> {
+    source: &'a Postgres,
+    pipeline: &'a Pipeline,
+    connector: &'a Connector,
+    tables: &'a Tables,
+}
+
+impl Looking<'_> {
+    /// The facts of a source without defects, after the publication was made.
+    async fn look(&self) -> Result<Facts, Fault> {
+        let control = self.connector.control().await?;
+        let facts = self.facts(&control).await?;
+        self.check_published(&facts).await?;
+        self.judge(&facts)?;
+        let pipeline = &self.pipeline.name;
+        let steps = preflight::plan(&facts, self.source);
+        if steps.is_empty() {
+            return Ok(facts);
         }
+        for step in &steps {
+            tracing::info!(%pipeline, "postgres: {}", step.sql());
+        }
+        setup::publish(&control, &steps).await?;
+        self.facts(&control).await
     }
-    if refusals.is_empty() { Ok(followed) } else { Err(refused(&refusals)) }
+
+    /// A server that was fit at the start is: should it have no room at the moment, that passes.
+    fn judge(&self, facts: &Facts) -> Result<(), Fault> {
+        if !self.tables.is_start() {
+            return preflight::verdict(&preflight::defects_of_tables(facts, self.source));
+        }
+        let defects = preflight::defects(facts, self.source);
+        preflight::verdict(&defects)?;
+        for defect in &defects {
+            let mends: Vec<String> = defect.mend.iter().map(ToString::to_string).collect();
+            tracing::warn!(pipeline = %self.pipeline.name, "postgres: {}; {}", defect.what, mends.join("; "));
+        }
+        Ok(())
+    }
+
+    async fn facts(&self, control: &Control) -> Result<Facts, Fault> {
+        let facts = catalog::facts(control, self.source).await?;
+        let others = facts.chosen().into_iter().map(|relation| relation.name.clone());
+        let others = others.filter(|name| !self.tables.need(name));
+        let left_out: BTreeSet<TableName> = match self.tables {
+            Tables::All => return Ok(facts),
+            Tables::These(_) => others.collect(),
+            Tables::Fit(_) => newcomers::unfit(&facts, self.source, &others.collect()),
+        };
+        Ok(facts.without(&left_out))
+    }
+
+    /// A table that was copied, and that the publication lacks, was taken out of it: put back without a word, it would
+    /// miss the changes in between.
+    async fn check_published(&self, facts: &Facts) -> Result<(), Fault> {
+        let is_missing = |relation: &&Relation| !preflight::is_listed(facts, relation);
+        let missing = facts.chosen().into_iter().filter(is_missing).map(|relation| relation.name.clone());
+        let mut missing: Vec<TableName> = missing.collect();
+        if missing.is_empty() || facts.publication.is_none() || !preflight::follows(self.source) {
+            return Ok(());
+        }
+        let copied = self.known().await?.copied;
+        missing.retain(|table| copied.contains_key(&table.to_string()));
+        if missing.is_empty() { Ok(()) } else { Err(roster::unpublished(&missing, self.source)) }
+    }
+
+    /// What is known from before. At the start, a StarRocks that does not answer is mostly a mistake in the file.
+    async fn known(&self) -> Result<Known, Fault> {
+        let known = position::known(&self.pipeline.sink, &self.pipeline.name, &self.source.slot).await;
+        let known = if self.tables.is_start() { known.map_err(Fault::halting) } else { known };
+        Ok(known?.unwrap_or_default())
+    }
+
+    /// Each table with its destination, which is made if the file says so.
+    async fn destined(&self, facts: &Facts, types: &Types) -> Result<Vec<Followed>, Fault> {
+        let sink = &self.pipeline.sink;
+        let tables = facts.tables();
+        if tables.is_empty() {
+            return Err(Fault::halt(
+                "no table of the database is named by [source.postgres] tables",
+                "mend `tables` and `exclude`: patterns are `schema.table` with * and ?",
+            ));
+        }
+        let mut query = Query::connect(sink).await?;
+        let known = self.known().await?;
+        let mut names: Vec<String> = Vec::new();
+        let (mut followed, mut refusals) = (Vec::new(), Vec::new());
+        for table in tables {
+            let name = destination::name_of(&table, sink);
+            let memory = Memory::of(&table.name, &known, self.source);
+            match placed(&mut query, sink, &table, memory, types).await? {
+                // Told of while the others are followed.
+                Err(_refusals) if !self.tables.need(&table.name) => {}
+                Ok(warehouse) => {
+                    let place = names.iter().position(|known| *known == name).unwrap_or_else(|| {
+                        names.push(name.clone());
+                        names.len() - 1
+                    });
+                    let key = destination::key_of(&warehouse);
+                    let destination = u16::try_from(place).unwrap_or(u16::MAX);
+                    let warehouse_table = name;
+                    let remembered = match memory {
+                        Memory::Kept(columns) => columns.to_vec(),
+                        Memory::Fresh | Memory::Lost => Remembered::of(&table),
+                    };
+                    followed.push(Followed {
+                        table,
+                        remembered,
+                        destination,
+                        warehouse_table,
+                        warehouse,
+                        key,
+                        copied_upto: NOT_COPIED,
+                    });
+                }
+                Err(refused) => refusals.extend(refused),
+            }
+        }
+        if refusals.is_empty() { Ok(followed) } else { Err(refused(&refusals)) }
+    }
 }
 
 fn refused(refusals: &[Refusal]) -> Fault {
@@ -169,15 +291,26 @@ fn refused(refusals: &[Refusal]) -> Fault {
     Fault::halt(what, "mend them, or leave the tables out by `exclude` in [source.postgres]")
 }
 
-/// The columns of a destination, which is made or grown if the file says so.
-async fn made_ready(
+/// The columns of a table's destination, which is made or grown if the file says so; or why it cannot take the rows.
+///
+/// # Errors
+/// If StarRocks cannot be asked, or will not make the table.
+pub(super) async fn placed(
     query: &mut Query,
     sink: &StarRocks,
     table: &Table,
+    memory: Memory<'_>,
     types: &Types,
-    name: &str,
 ) -> Result<Result<Vec<Column>, Vec<Refusal>>, Fault> {
-    match destination::look(query, sink, table, types, name).await? {
+    let name = &destination::name_of(table, sink);
+    let Looked { standing, pending } = destination::look(query, sink, table, memory, types, name).await?;
+    for Refusal { what, hint } in pending {
+        tracing::warn!(
+            table = name,
+            "changed since it was followed last: {what}; the stream will halt there: {hint}"
+        );
+    }
+    match standing {
         Standing::Fits(there) => Ok(Ok(there)),
         Standing::Refused(refusals) => Ok(Err(refusals)),
         Standing::Missing { create } if sink.create_tables => {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::lsn::Lsn;
 use super::table::TableName;
-use super::warehouse_table::Added;
+use super::warehouse_table::{Added, Remembered};
 use crate::fault::Fault;
 use crate::ledger::Ledger;
 
@@ -54,14 +54,16 @@ impl Marks {
 pub(super) enum Barrier {
     /// Tables were emptied in the source.
     Truncate(Vec<TableName>),
-    /// A table has columns that the destination lacks.
-    AddColumns {
+    /// A table has another shape from here on.
+    Reshape {
         /// The source table.
         table: TableName,
-        /// Its place among the destinations.
-        destination: u16,
-        /// The columns.
-        columns: Vec<Added>,
+        /// Columns that the destination lacks.
+        add: Vec<Added>,
+        /// All its columns, to be remembered.
+        columns: Vec<Remembered>,
+        /// The transaction that told of it.
+        at: Lsn,
     },
     /// The stream cannot be read past this place until somebody has done something. What came before is loaded
     /// first, so that it need not be read again in whatever shape the tables have then.

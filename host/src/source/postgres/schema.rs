@@ -3,32 +3,40 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use tokio_postgres::Row;
+
+use super::begin::Beginning;
 use super::catalog;
 use super::connect::{Connector, Control};
+use super::destination::key_of;
 use super::feed::NOT_COPIED;
 use super::kind::Types;
 use super::lsn::Lsn;
-use super::pgoutput::{Field, Relation, Update};
-use super::quote;
+use super::pgoutput::{Relation, Update};
+use super::position::Known;
+use super::read_back;
 use super::row::{Layout, table_of};
-use super::table::{Column, Table, TableName};
+use super::shape;
+use super::table::{Table, TableName};
 use super::warehouse_table::{Added, Comparison, Remembered};
 use crate::fault::Fault;
-use crate::sink::starrocks::query::Column as WarehouseColumn;
+use crate::sink::starrocks::query::{Column as WarehouseColumn, Query};
 
-/// Name, number, type and the type's name for people, of the columns that a publication does not leave out by a
-/// column list, which only servers from 15 on have.
-const COLUMNS_SQL: &str = "SELECT a.attname::text, a.attnum, a.atttypid, format_type(a.atttypid, a.atttypmod) \
+/// Name, number, type, modifier and the type's name for people, of the columns that a publication does not leave out by
+/// a column list, which only servers from 15 on have.
+const COLUMNS_SQL: &str = "SELECT a.attname::text, a.attnum, a.atttypid, a.atttypmod, format_type(a.atttypid, a.atttypmod) \
      FROM pg_catalog.pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped AND NOT EXISTS \
      (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
       WHERE p.pubname = $2 AND r.prrelid = a.attrelid AND jsonb_typeof(to_jsonb(r) -> 'prattrs') = 'array' \
-      AND NOT (to_jsonb(r) -> 'prattrs') @> to_jsonb(a.attnum))";
+      AND NOT (to_jsonb(r) -> 'prattrs') @> to_jsonb(a.attnum)) ORDER BY a.attnum";
 
 /// A source table and where its rows go.
 #[derive(Debug, Clone)]
 pub(super) struct Followed {
-    /// The table, as the catalogue had it.
+    /// The table, as the catalogue had it, and then as the stream told of it.
     pub(super) table: Table,
+    /// Its columns as they were followed last.
+    pub(super) remembered: Vec<Remembered>,
     /// Place of its destination among the pipeline's.
     pub(super) destination: u16,
     /// Name of that destination.
@@ -41,26 +49,70 @@ pub(super) struct Followed {
     pub(super) copied_upto: Lsn,
 }
 
+impl Followed {
+    /// Whether `table` has the columns that were followed last, and that the catalogue had when it was asked last.
+    fn is_still(&self, table: &Table) -> bool {
+        let told = Remembered::of(table);
+        shape::are(&told, &self.remembered)
+            && told
+                .iter()
+                .zip(&self.remembered)
+                .all(|(told, known)| told.number != 0 && told.number == known.number)
+            && table.columns.iter().all(|column| !column.type_name.is_empty())
+    }
+}
+
+/// Puts in what the positions know of the columns of tables that are not copied anew, and reads destinations again that
+/// somebody else has changed meanwhile. Returns the tables whose columns are to be remembered.
+///
+/// # Errors
+/// Retry, if StarRocks cannot be asked.
+pub(super) async fn recall(
+    followed: &mut [Followed],
+    known: &Known,
+    beginning: &Beginning,
+    query: &mut Query,
+) -> Result<Vec<(TableName, Vec<Remembered>)>, Fault> {
+    let mut unknown = Vec::new();
+    for one in followed {
+        let name = one.table.name.clone();
+        let kept = known.columns.get(&name.to_string());
+        if beginning.copy().contains(&name) {
+            // It is remembered when it was copied.
+            one.remembered = Remembered::of(&one.table);
+            continue;
+        }
+        if let Some(kept) = kept
+            && *kept != one.remembered
+        {
+            one.remembered.clone_from(kept);
+            if let Some(there) = query.columns(&one.warehouse_table).await? {
+                one.key = key_of(&there);
+                one.warehouse = there;
+            }
+        }
+        if kept != Some(&one.remembered) {
+            unknown.push((name, one.remembered.clone()));
+        }
+    }
+    Ok(unknown)
+}
+
 /// What a Relation message came to.
 #[derive(Debug)]
 pub(super) enum Change {
     /// The pipeline does not follow the table.
     NotFollowed,
-    /// Its rows have a place for all their columns.
-    Same {
+    /// Its rows have, or will have, a place for all their columns.
+    Followed {
         /// How to take them apart.
         layout: Layout,
         /// Where they go.
         destination: u16,
-    },
-    /// The destination lacks columns.
-    Grown {
-        /// How to take rows apart.
-        layout: Layout,
-        /// Where they go.
-        destination: u16,
-        /// The columns to add.
-        columns: Vec<Added>,
+        /// Columns to add to the destination.
+        add: Vec<Added>,
+        /// All columns, if they have to be remembered anew before rows are handed on.
+        remember: Option<Vec<Remembered>>,
     },
 }
 
@@ -115,58 +167,54 @@ impl Schema {
         }
         let unknown = self.types.unknown(relation.columns.iter().map(|column| column.type_oid));
         self.learn(unknown).await?;
-        let mut table = table_of(relation, self.followed.get(&name).map(|followed| &followed.table));
-        let mut before =
-            self.followed.get(&name).map_or_else(Vec::new, |followed| Remembered::of(&followed.table));
-        let told = |name: &str| relation.columns.iter().any(|column| column.name == name);
-        let changed = table.columns.iter().any(|column| column.number == 0 || column.type_name.is_empty())
-            || before.iter().any(|column| !told(&column.name));
-        let there = if changed { Some(self.identify_columns(&mut table).await?) } else { None };
-        // The stream may be read again from an older form of the table: what was added later is not dropped, and what
-        // was dropped later is not added.
-        let is_there = |name: &str| there.as_ref().is_none_or(|there| there.contains(name));
-        before.retain(|column| told(&column.name) || !is_there(&column.name));
+        let table = table_of(relation, self.followed.get(&name).map(|followed| &followed.table));
+        let is_known = self.followed.get(&name).is_some_and(|followed| followed.is_still(&table));
+        let (now, type_names) = match is_known {
+            true => (Remembered::of(&table), Vec::new()),
+            false => self.columns_now(table.oid).await?,
+        };
         let (types, grows, database) = (&self.types, self.grows, &self.database);
         let Some(followed) = self.followed.get_mut(&name) else { return Ok(Change::NotFollowed) };
+        let mut reading = shape::read(table, &followed.remembered, &now, &followed.warehouse);
+        reading.name_types(&now, &type_names);
         let key: Vec<&str> = followed.key.iter().map(String::as_str).collect();
-        let layout = Layout::of_table(&table, types).keyed_by(&key).map_err(|error| {
+        let layout = Layout::of_table(&reading.table, types).keyed_by(&key).map_err(|error| {
             Fault::halt(
-                format!("the key of {} no longer fits StarRocks: {error}", table.name),
+                format!("the key of {name} no longer fits StarRocks: {error}"),
                 format!(
-                    "make table {} anew with the source's key, and copy it again: tidemill resync <file> {}",
-                    followed.warehouse_table, table.name
+                    "make table {} anew with the source's key, and copy it again: tidemill resync <file> {name}",
+                    followed.warehouse_table
                 ),
             )
         })?;
-        let destination = followed.destination;
-        let difference = Comparison {
-            table: &table,
+        let difference = reading.difference(Comparison {
+            table: &reading.table,
             types,
             database,
             name: &followed.warehouse_table,
             warehouse: &followed.warehouse,
-            before: Some(&before),
-        }
-        .difference();
+            before: Some(&reading.before),
+        });
         if let Some(first) = difference.incompatible.first() {
             return Err(unfit(&first.what, &first.hint, &difference.side_by_side));
         }
-        let mut columns = Vec::new();
-        for added in difference.added.into_iter().filter(|added| is_there(&added.column)) {
+        let mut add = Vec::new();
+        // What was dropped since is not added.
+        let is_there = |added: &Added| now.iter().any(|column| column.name == added.column);
+        for added in difference.added.into_iter().filter(is_there) {
             followed.warehouse.push(WarehouseColumn {
                 name: added.column.clone(),
                 sql_type: String::new(),
                 nullable: true,
                 key: false,
             });
-            columns.extend(grows.then_some(added));
+            add.extend(grows.then_some(added));
         }
-        followed.table = table;
-        Ok(if columns.is_empty() {
-            Change::Same { layout, destination }
-        } else {
-            Change::Grown { layout, destination, columns }
-        })
+        let remember =
+            (reading.followed != followed.remembered || !add.is_empty()).then(|| reading.followed.clone());
+        followed.remembered = reading.followed;
+        followed.table = reading.table;
+        Ok(Change::Followed { layout, destination: followed.destination, add, remember })
     }
 
     async fn control(&mut self) -> Result<&Control, Fault> {
@@ -188,64 +236,34 @@ impl Schema {
         Ok(())
     }
 
-    /// Asks the catalogue which columns these are: the stream tells names only, and a number survives a rename. The
-    /// catalogue tells of now and the stream of then, so only a column of the same name and type is the same one.
-    /// Returns the names of all columns that are published now.
-    async fn identify_columns(&mut self, table: &mut Table) -> Result<BTreeSet<String>, Fault> {
+    /// Asks the catalogue for the columns that are published now, and the names of their types.
+    async fn columns_now(&mut self, table: u32) -> Result<(Vec<Remembered>, Vec<String>), Fault> {
         let publication = self.connector.source().publication.clone();
         let control = self.control().await?;
-        let rows = control.client().query(COLUMNS_SQL, &[&table.oid, &publication]).await;
+        let rows = control.client().query(COLUMNS_SQL, &[&table, &publication]).await;
         let rows =
             rows.map_err(|error| control.fault("read the columns of a table that has changed", error))?;
-        let mut names = BTreeSet::new();
-        for row in rows {
-            let (name, number, type_oid): (&str, i16, u32) = (row.get(0), row.get(1), row.get(2));
-            names.insert(name.to_owned());
-            let same = |column: &&mut Column| column.name == name && column.type_oid == type_oid;
-            if let Some(column) = table.columns.iter_mut().find(same) {
-                column.number = number;
-                column.type_name = row.get(3);
-            }
-        }
-        Ok(names)
+        let column = |row: &Row| Remembered {
+            name: row.get(0),
+            number: row.get(1),
+            type_oid: row.get(2),
+            type_modifier: row.get(3),
+        };
+        Ok(rows.iter().map(|row| (column(row), row.get::<_, String>(4))).unzip())
     }
 
     /// All columns of the row that `update` is about, as they are now; none if there is no such row.
     ///
     /// # Errors
-    /// Retry, if the source cannot be asked.
+    /// Retry, if the source cannot be asked; Halt, if it no longer has what StarRocks needs.
     pub(super) async fn read_back(
         &mut self,
         layout: &Layout,
         update: &Update<'_>,
     ) -> Result<Option<Vec<Option<Vec<u8>>>>, Fault> {
-        let columns: Vec<String> =
-            layout.columns().iter().map(|column| quote::identifier(&column.name)).collect();
-        let key = layout.columns().iter().zip(update.new.columns()).filter(|(column, _)| column.in_key);
-        let conditions: Vec<String> = key
-            .map(|(column, field)| match field {
-                Field::Text(text) => {
-                    let value = quote::literal(&String::from_utf8_lossy(text));
-                    format!("{} = {value}", quote::identifier(&column.name))
-                }
-                Field::Null | Field::Unchanged => "false".to_owned(),
-            })
-            .collect();
-        let statement = format!(
-            "SELECT {} FROM {} WHERE {}",
-            columns.join(", "),
-            quote::table(layout.name()),
-            conditions.join(" AND ")
-        );
+        let Some(followed) = self.followed.get(layout.name()).cloned() else { return Ok(None) };
+        let database = self.database.clone();
         let control = self.control().await?;
-        let answer = control.client().simple_query(&statement).await;
-        let answer = answer.map_err(|error| control.fault("read back a row whose key changed", error))?;
-        let row = answer.iter().find_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
-        Ok(row.map(|row| {
-            (0..row.len()).map(|place| row.get(place).map(|text| text.as_bytes().to_vec())).collect()
-        }))
+        read_back::row(control, &followed, &database, layout, update).await
     }
 }

@@ -4,23 +4,35 @@
 //!
 //! Protocol: PostgreSQL's documentation, "Frontend/Backend Protocol", version 3.0; the simple query cycle.
 
-use bytes::{Buf, Bytes, BytesMut};
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut as _, Bytes, BytesMut};
 use pgwire_replication::protocol::messages::ErrorFields;
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::copy_data::{CopyData, HEAD_BYTES, ROW, head};
 use super::link::Link;
 use super::trouble::Failure;
 use crate::config::model::Postgres;
 
-/// Room for one read: enough that the cost of a system call vanishes beside its bytes.
-const READ_BYTES: usize = 128 << 10;
+/// Room for what is read outside a COPY.
+const READ_BYTES: usize = 16 << 10;
+/// Less room than this is not worth a system call of a COPY.
+const COPY_READ_BYTES_MIN: usize = 16 << 10;
+/// Most room that a COPY's read is given at once, unless a single row needs more.
+const COPY_ROOM_BYTES_MAX: usize = 256 << 10;
+/// After so many bytes in a row, more are on their way.
+const BYTES_IN_A_ROW: usize = 64 << 10;
+/// How long a COPY's thread rests after fewer: the server sends 8 KiB at a time, and each would wake the thread.
+const REST: Duration = Duration::from_millis(1);
 /// Longest message; of COPY that is one row, which Postgres keeps below 1 GB.
 const MESSAGE_BYTES_MAX: usize = 1 << 30;
-/// A type byte and a length that counts itself.
-const HEAD_BYTES: usize = 5;
 
 /// What a session may be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,15 +51,17 @@ pub type TextRow = Vec<Option<String>>;
 pub struct Session {
     link: Link,
     received: BytesMut,
+    /// Bytes of a COPY since the thread rested or waited last.
+    came_bytes: usize,
     pid: i32,
 }
 
 /// What one call of [`Session::copied`] brought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 #[must_use]
 pub struct Arrived {
-    /// Rows that were added.
-    pub rows: u64,
+    /// Rows, as they came.
+    pub data: CopyData,
     /// Whether the COPY is over.
     pub ended: bool,
 }
@@ -70,7 +84,7 @@ impl Session {
         application_name: &str,
         options: &str,
     ) -> Result<Session, Failure> {
-        let mut session = Session { link, received: BytesMut::new(), pid: 0 };
+        let mut session = Session { link, received: BytesMut::new(), came_bytes: 0, pid: 0 };
         let mut parameters = vec![
             ("user", source.user.as_str()),
             ("database", source.database.as_str()),
@@ -150,49 +164,87 @@ impl Session {
         }
     }
 
-    /// Adds whole rows of the running COPY to `rows`, each with its line feed, until there are at least
-    /// `enough_bytes` of them or the COPY has ended.
+    /// The next whole rows of the running COPY: not many more than `enough_bytes`, unless a single row has more; fewer
+    /// when the COPY has ended. Lets the thread rest between reads, so call it where no other task has to run.
     ///
     /// # Errors
     /// When the COPY fails. Rows that were given before then are of no use.
-    pub async fn copied(&mut self, rows: &mut BytesMut, enough_bytes: usize) -> Result<Arrived, Failure> {
-        let mut count = 0;
+    pub async fn copied(&mut self, enough_bytes: usize) -> Result<Arrived, Failure> {
+        let (mut whole_bytes, mut rows) = (0, 0);
         loop {
-            match self.copied_so_far(rows, enough_bytes, &mut count) {
-                Progress::Enough => return Ok(Arrived { rows: count, ended: false }),
-                Progress::Starved(needed) => self.fill(needed).await?,
-                Progress::Other => match self.message().await? {
-                    Message { tag: b'E', body } => return Err(self.after_refusal(refusal(&body)).await),
-                    Message { tag: b'Z', .. } => return Ok(Arrived { rows: count, ended: true }),
-                    // The end of the data, of the statement, parameters and notices.
-                    Message { tag: b'c' | b'C' | b'S' | b'N' | b'A', .. } => {}
-                    Message { tag, .. } => return Err(unexpected(tag, "COPY")),
-                },
+            let needed = match self.rows_so_far(&mut whole_bytes, &mut rows) {
+                Progress::Starved(needed) => needed,
+                Progress::Other => {
+                    let data = self.take_data(whole_bytes, rows);
+                    self.end_copy().await?;
+                    return Ok(Arrived { data, ended: true });
+                }
+            };
+            let room = enough_bytes.saturating_sub(self.received.len());
+            let fits = whole_bytes + needed <= enough_bytes && room >= COPY_READ_BYTES_MIN;
+            if whole_bytes > 0 && !fits {
+                return Ok(Arrived { data: self.take_data(whole_bytes, rows), ended: false });
+            }
+            if needed > MESSAGE_BYTES_MAX {
+                return Err(Failure::TooLong { bytes: needed, limit: MESSAGE_BYTES_MAX });
+            }
+            let lacks = (whole_bytes + needed).saturating_sub(self.received.len());
+            self.read_on(lacks.max(room.min(COPY_ROOM_BYTES_MAX))).await?;
+        }
+    }
+
+    /// Counts what is there already; the server sends each row as a message of its own.
+    fn rows_so_far(&self, whole_bytes: &mut usize, rows: &mut u64) -> Progress {
+        loop {
+            let rest = self.received.get(*whole_bytes..).unwrap_or_default();
+            let Some((tag, length)) = head(rest) else { return Progress::Starved(HEAD_BYTES) };
+            // A length that cannot be is for the slow path to refuse; notices and parameters may come in between.
+            if !matches!(tag, ROW | b'N' | b'S' | b'A') || length < HEAD_BYTES - 1 {
+                return Progress::Other;
+            }
+            if rest.len() <= length {
+                return Progress::Starved(1 + length);
+            }
+            *whole_bytes += 1 + length;
+            *rows += u64::from(tag == ROW);
+        }
+    }
+
+    /// Takes the first bytes, which are whole messages.
+    fn take_data(&mut self, bytes: usize, rows: u64) -> CopyData {
+        CopyData::new(self.received.split_to(bytes).freeze(), rows)
+    }
+
+    /// Reads what comes behind the last row.
+    async fn end_copy(&mut self) -> Result<(), Failure> {
+        loop {
+            match self.message().await? {
+                Message { tag: b'E', body } => return Err(self.after_refusal(refusal(&body)).await),
+                Message { tag: b'Z', .. } => return Ok(()),
+                // The end of the data, of the statement, parameters and notices.
+                Message { tag: b'c' | b'C' | b'S' | b'N' | b'A', .. } => {}
+                Message { tag, .. } => return Err(unexpected(tag, "COPY")),
             }
         }
     }
 
-    /// Moves what is there already; the server sends each row as a message of its own.
-    fn copied_so_far(&mut self, rows: &mut BytesMut, enough_bytes: usize, count: &mut u64) -> Progress {
-        let received = &self.received[..];
-        let mut at = 0;
-        let progress = loop {
-            if rows.len() >= enough_bytes {
-                break Progress::Enough;
+    /// Reads at most `room` more bytes of a COPY. With nothing there, the thread rests after few bytes.
+    async fn read_on(&mut self, room: usize) -> Result<(), Failure> {
+        let Session { link, received, came_bytes, .. } = self;
+        received.reserve(room);
+        let mut received = received.limit(room);
+        let mut reading = pin!(link.read_buf(&mut received));
+        let read = match poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await {
+            Poll::Ready(read) => read?,
+            Poll::Pending => {
+                if (1..BYTES_IN_A_ROW).contains(&std::mem::take(came_bytes)) {
+                    std::thread::sleep(REST);
+                }
+                reading.await?
             }
-            let Some((tag, length)) = head(&received[at..]) else { break Progress::Starved(HEAD_BYTES) };
-            // A length that cannot be is for the slow path to refuse.
-            if tag != b'd' || length < 4 {
-                break Progress::Other;
-            }
-            let end = at + 1 + length;
-            let Some(row) = received.get(at + HEAD_BYTES..end) else { break Progress::Starved(1 + length) };
-            rows.extend_from_slice(row);
-            *count += 1;
-            at = end;
         };
-        self.received.advance(at);
-        progress
+        *came_bytes = came_bytes.saturating_add(read);
+        if read == 0 { Err(closed()) } else { Ok(()) }
     }
 
     /// After a refusal the server says when it is ready; if it does not, it has closed.
@@ -300,7 +352,7 @@ impl Session {
         while self.received.len() < needed {
             self.received.reserve(READ_BYTES.max(needed - self.received.len()));
             if self.link.read_buf(&mut self.received).await? == 0 {
-                return Err(Failure::Network("the server closed the connection".to_owned()));
+                return Err(closed());
             }
         }
         Ok(())
@@ -309,19 +361,14 @@ impl Session {
 
 /// How far the rows that were there already went.
 enum Progress {
-    /// The caller has enough.
-    Enough,
     /// The next message needs so many bytes.
     Starved(usize),
     /// A message other than a row is next.
     Other,
 }
 
-/// Type and length of the message that begins here; the length counts itself and not the type.
-fn head(received: &[u8]) -> Option<(u8, usize)> {
-    let (head, _) = received.split_at_checked(HEAD_BYTES)?;
-    let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
-    Some((head[0], length as usize))
+fn closed() -> Failure {
+    Failure::Network("the server closed the connection".to_owned())
 }
 
 fn text_row(mut body: Bytes) -> Result<TextRow, Failure> {
@@ -379,7 +426,7 @@ mod tests {
             let _ = server.shutdown().await;
             let _ = server.read_to_end(&mut asked).await;
         });
-        Session { link: Link::Unix(link), received: BytesMut::new(), pid: 0 }
+        Session { link: Link::Unix(link), received: BytesMut::new(), came_bytes: 0, pid: 0 }
     }
 
     fn copy_of_three_rows() -> Vec<Vec<u8>> {
@@ -401,28 +448,29 @@ mod tests {
         for piece_bytes in [1, 2, 3, 7, 100, 10_000] {
             let mut session = session(&copy_of_three_rows(), piece_bytes);
             session.copy_out("COPY t TO STDOUT").await.expect("it begins");
-            let mut rows = BytesMut::new();
-            let arrived = session.copied(&mut rows, usize::MAX).await.expect("rows");
-            assert_eq!(arrived, Arrived { rows: 3, ended: true });
-            let expected = format!("1\tone\n{}\n\n", "x".repeat(300));
-            assert_eq!(rows, expected.as_bytes(), "in pieces of {piece_bytes} bytes");
+            let arrived = session.copied(usize::MAX).await.expect("rows");
+            assert!(arrived.ended);
+            let rows: Vec<&[u8]> = arrived.data.lines().collect();
+            assert_eq!(rows, [&b"1\tone"[..], &[b'x'; 300], b""], "in pieces of {piece_bytes} bytes");
+            assert_eq!(arrived.data.rows(), 3);
         }
     }
 
     #[tokio::test]
     async fn enough_is_enough_but_a_row_is_never_cut() {
-        let mut session = session(&copy_of_three_rows(), 10_000);
+        let mut session = session(&copy_of_three_rows(), 20);
         session.copy_out("COPY t TO STDOUT").await.expect("it begins");
-        let mut sizes = Vec::new();
+        let (mut sizes, mut calls) = (Vec::new(), 0);
         loop {
-            let mut rows = BytesMut::new();
-            let arrived = session.copied(&mut rows, 7).await.expect("rows");
-            sizes.push((arrived.rows, rows.len()));
+            let arrived = session.copied(7).await.expect("rows");
+            sizes.extend(arrived.data.lines().map(<[u8]>::len));
+            calls += 1;
             if arrived.ended {
                 break;
             }
         }
-        assert_eq!(sizes, [(2, 307), (1, 1)]);
+        assert!(calls > 1, "it does not wait for all of them");
+        assert_eq!(sizes, [6, 300, 0]);
     }
 
     #[tokio::test]
@@ -433,7 +481,7 @@ mod tests {
         assert_eq!(failed, Err(expected.clone()));
         let mut during = session(&[message(b'H', &[0, 0, 0]), message(b'd', b"1\n"), refused], 3);
         during.copy_out("COPY t TO STDOUT").await.expect("it begins");
-        assert_eq!(during.copied(&mut BytesMut::new(), usize::MAX).await, Err(expected));
+        assert_eq!(during.copied(usize::MAX).await.expect_err("refused"), expected);
     }
 
     #[tokio::test]
@@ -462,7 +510,7 @@ mod tests {
         ] {
             let mut session = session(&said, 4);
             let failed = match session.copy_out("COPY t TO STDOUT").await {
-                Ok(()) => session.copied(&mut BytesMut::new(), usize::MAX).await.map(|_| ()),
+                Ok(()) => session.copied(usize::MAX).await.map(|_| ()),
                 Err(failure) => Err(failure),
             };
             let failure = failed.expect_err(why);

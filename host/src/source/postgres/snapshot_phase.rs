@@ -1,5 +1,6 @@
 //! The copy of what is there, before changes are followed.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,22 +10,24 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::PostgresFeed;
 use super::begin::Beginning;
 use super::catalog;
-use super::control::{Control, SpawnLane};
+use super::control::{Control, Cut, SpawnLane};
 use super::copy::{CopiedTable, CopyFeed, CopyParts};
+use super::facts::Facts;
 use super::lsn::Lsn;
 use super::position::Positions;
 use super::progress::Progress;
 use super::row::Layout;
 use super::setup::{Exported, Lifetime, create_slot, export_snapshot};
+use super::snapshot::bar::CopyBar;
 use super::snapshot::copy::{self, Copying};
-use super::snapshot::plan::CopyPlan;
-use super::table::TableName;
+use super::snapshot::plan::{CopyPlan, CopyTable};
+use super::table::{Column, TableName};
 use crate::fault::{Fault, FaultKind};
 use crate::meter::Waiting;
 use crate::retry::{Backoff, Pace};
 
 /// Rows in flight between the source and the lanes, in bytes.
-const IN_FLIGHT_BYTES: usize = 16 << 20;
+const IN_FLIGHT_BYTES: usize = 8 << 20;
 /// How long a new slot may wait for open transactions before it is told whom it waits for.
 const SLOT_PATIENCE: Duration = Duration::from_secs(60);
 /// Longest pause between attempts: a stop or a halt waits as long.
@@ -54,7 +57,7 @@ pub(super) fn run(
     beginning: Beginning,
     positions: &Arc<Positions>,
     spawn_lane: &SpawnLane<'_>,
-) -> Result<Copied, Fault> {
+) -> Result<Copied, Cut> {
     match beginning {
         Beginning::Fresh { copy } => {
             let Some(exported) = retried(control, |control| control.new_slot(Lifetime::Permanent))? else {
@@ -91,7 +94,7 @@ fn followed(
     from: Lsn,
     positions: &Arc<Positions>,
     spawn_lane: &SpawnLane<'_>,
-) -> Result<Copied, Fault> {
+) -> Result<Copied, Cut> {
     let Some(mut left) = left else { return Ok(Copied::Ended) };
     while !left.is_empty() {
         let Some(exported) = retried(control, |control| control.new_slot(Lifetime::Temporary))? else {
@@ -110,7 +113,7 @@ fn followed(
 fn retried<T>(
     control: &mut Control,
     mut attempt: impl FnMut(&mut Control) -> Result<T, Fault>,
-) -> Result<Option<T>, Fault> {
+) -> Result<Option<T>, Cut> {
     let mut backoff = Backoff::new(Pace { cap: RETRY_PAUSE_MAX, ..Pace::PASSING });
     let mut waiting = None;
     while !control.parts.stop.is_requested() {
@@ -122,7 +125,7 @@ fn retried<T>(
                 waiting.get_or_insert_with(|| Waiting::begin(&control.parts.meter, fault.story()));
                 control.parts.runtime.block_on(backoff.wait());
             }
-            Err(fault) => return Err(fault),
+            Err(fault) => return Err(fault.into()),
         }
     }
     Ok(None)
@@ -153,7 +156,7 @@ fn copy_tables(
     upto: Lsn,
     positions: &Arc<Positions>,
     spawn_lane: &SpawnLane<'_>,
-) -> Result<Option<Vec<TableName>>, Fault> {
+) -> Result<Option<Vec<TableName>>, Cut> {
     if tables.is_empty() {
         return Ok(Some(Vec::new()));
     }
@@ -164,38 +167,24 @@ fn copy_tables(
         control.parts.runtime.block_on(catalog::facts(&connection, &source))
     })?;
     let Some(facts) = facts else { return Ok(None) };
+    if have_changed(tables, &control.prepared.facts, &facts) {
+        return Err(Cut::Outdated);
+    }
     let plan = Arc::new(CopyPlan::of(&facts, source.snapshot_workers, |name| tables.contains(name)));
     let runtime = control.parts.runtime.clone();
     let _inside = runtime.enter();
-    let Copying { copied, progress } = copy::start(
+    let copies = copies(control, &plan)?;
+    let Copying { copied, progress: copying } = copy::start(
         &control.prepared.connector,
         Arc::clone(&plan),
         &exported.snapshot,
         source.snapshot_workers,
         IN_FLIGHT_BYTES,
     );
-    let destined =
-        |name: &TableName| control.prepared.followed.iter().find(|followed| followed.table.name == *name);
-    let mut copies = Vec::new();
-    for table in &plan.tables {
-        let name = &table.table.name;
-        let Some(followed) = destined(name) else {
-            return Err(Fault::halt(
-                format!("table {name} has come since the pipeline began"),
-                "start again: it will then be copied, too",
-            ));
-        };
-        let key: Vec<&str> = followed.key.iter().map(String::as_str).collect();
-        let layout = Layout::of_table(&table.table, &control.prepared.types).keyed_by(&key);
-        let layout = layout.map_err(|error| Fault::halt(error.to_string(), "start again"))?;
-        copies.push(CopiedTable::new(layout, followed.destination));
-    }
     tracing::info!(
         pipeline = %control.parts.meter.name, tables = copies.len(), ranges = plan.ranges.len(),
         rows_expected = plan.rows(), point = %exported.point, "copying what is there"
     );
-    let point = exported.point;
-    let ended = Progress::default();
     let parts = Arc::new(CopyParts {
         copied: AsyncMutex::new(copied),
         tables: copies,
@@ -204,30 +193,46 @@ fn copy_tables(
         slot: source.slot.as_str().into(),
         gathering: control.parts.gathering,
         stays: AtomicUsize::new(0),
-        point,
+        point: exported.point,
         meter: control.meter.clone(),
         failed: Mutex::default(),
-        progress: ended.clone(),
+        progress: Progress::default(),
     });
-    let first = control.lanes.len();
-    for number in 0..control.parts.lanes {
-        let lane = spawn_lane(number, PostgresFeed::Copy(Box::new(CopyFeed::new(Arc::clone(&parts)))));
-        control
-            .lanes
-            .push(Some(lane.map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?));
-    }
-    let watched = Watched { plan, parts, copying: progress, upto };
-    let copied = watched.until_durable(control, positions);
-    ended.end();
-    for thread in control.lanes.drain(first..).flatten() {
-        // A fault of a lane was told by the watch, or comes with its ticket.
-        if let Ok(Err(fault)) = thread.join() {
-            control.parts.alarm.raise(fault);
-        }
-    }
+    let bar = CopyBar::new(&control.parts.meter.name, &plan, &copying);
+    let copied = Watched { plan, parts, copying, upto, bar }.run(control, positions, spawn_lane);
     drop(exported);
     control.check_halts()?;
     copied
+}
+
+/// Whether tables have other columns than when their destinations were looked at, which have no place for them. Making a
+/// slot may have taken long.
+fn have_changed(tables: &[TableName], before: &Facts, now: &Facts) -> bool {
+    let columns = |facts: &Facts| -> BTreeMap<TableName, Vec<Column>> {
+        let tables = facts.tables().into_iter().filter(|table| tables.contains(&table.name));
+        tables.map(|table| (table.name, table.columns)).collect()
+    };
+    let (before, now) = (columns(before), columns(now));
+    now.iter().any(|(name, columns)| before.get(name).is_some_and(|before| before != columns))
+}
+
+/// How the rows of each table are taken apart, and where they go.
+fn copies(control: &Control, plan: &CopyPlan) -> Result<Vec<CopiedTable>, Fault> {
+    let copy_of = |table: &CopyTable| {
+        let name = &table.table.name;
+        let followed = control.prepared.followed.iter().find(|followed| followed.table.name == *name);
+        let Some(followed) = followed else {
+            return Err(Fault::halt(
+                format!("table {name} has come since the pipeline began"),
+                "start again: it will then be copied, too",
+            ));
+        };
+        let key: Vec<&str> = followed.key.iter().map(String::as_str).collect();
+        let layout = Layout::of_table(&table.table, &control.prepared.types).keyed_by(&key);
+        let layout = layout.map_err(|error| Fault::halt(error.to_string(), "start again"))?;
+        Ok(CopiedTable::new(layout, followed.destination))
+    };
+    plan.tables.iter().map(copy_of).collect()
 }
 
 /// A running copy.
@@ -237,15 +242,47 @@ struct Watched {
     copying: Arc<copy::Progress>,
     /// Place in the log that finished tables are remembered with.
     upto: Lsn,
+    bar: CopyBar,
 }
 
 impl Watched {
+    /// Copies by lanes of its own.
+    fn run(
+        &self,
+        control: &mut Control,
+        positions: &Arc<Positions>,
+        spawn_lane: &SpawnLane<'_>,
+    ) -> Result<Option<Vec<TableName>>, Cut> {
+        let first = control.lanes.len();
+        for number in 0..control.parts.lanes {
+            let feed = PostgresFeed::Copy(Box::new(CopyFeed::new(Arc::clone(&self.parts))));
+            let lane = spawn_lane(number, feed)
+                .map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error));
+            match lane {
+                Ok(lane) => control.lanes.push(Some(lane)),
+                Err(fault) => {
+                    self.parts.progress.end();
+                    return Err(fault.into());
+                }
+            }
+        }
+        let copied = self.until_durable(control, positions);
+        self.parts.progress.end();
+        for thread in control.lanes.drain(first..).flatten() {
+            // A fault of a lane was told by the watch, or comes with its ticket.
+            if let Ok(Err(fault)) = thread.join() {
+                control.parts.alarm.raise(fault);
+            }
+        }
+        copied
+    }
+
     /// Waits until each table is durable or given up, and remembers the durable ones.
     fn until_durable(
         &self,
         control: &mut Control,
         positions: &Arc<Positions>,
-    ) -> Result<Option<Vec<TableName>>, Fault> {
+    ) -> Result<Option<Vec<TableName>>, Cut> {
         let mut left: Vec<usize> = (0..self.plan.tables.len()).collect();
         let mut told = Instant::now();
         while !left.is_empty() {
@@ -254,7 +291,8 @@ impl Watched {
             }
             control.check_halts()?;
             self.count(control);
-            if told.elapsed() >= TOLD_EVERY {
+            self.bar.show();
+            if told.elapsed() >= TOLD_EVERY && !self.bar.is_drawn() {
                 told = Instant::now();
                 self.tell(control);
             }
@@ -268,7 +306,7 @@ impl Watched {
                 self.remember(control, positions, table)?;
             }
             if all_ended && !left.is_empty() {
-                return self.given_up(control, &left);
+                return Ok(self.given_up(control, &left)?);
             }
             std::thread::sleep(TURN);
         }
@@ -282,12 +320,16 @@ impl Watched {
         self.parts.tables.get(table).is_some_and(|copied| copied.is_durable(ranges, &control.parts.ledger))
     }
 
-    fn remember(&self, control: &mut Control, positions: &Positions, table: usize) -> Result<(), Fault> {
+    fn remember(&self, control: &mut Control, positions: &Positions, table: usize) -> Result<(), Cut> {
         let Some(copied) = self.plan.tables.get(table) else { return Ok(()) };
         let name = &copied.table.name;
         let upto = self.upto;
-        if retried(control, |control| control.parts.runtime.block_on(positions.copied(name, upto)))?.is_none()
-        {
+        let followed = control.prepared.followed.iter().find(|followed| followed.table.name == *name);
+        let columns = followed.map(|followed| followed.remembered.clone()).unwrap_or_default();
+        let written = retried(control, |control| {
+            control.parts.runtime.block_on(positions.copied(name, &columns, upto))
+        })?;
+        if written.is_none() {
             return Ok(());
         }
         for followed in control.prepared.followed.iter_mut().filter(|followed| followed.table.name == *name) {
@@ -325,5 +367,26 @@ impl Watched {
             pipeline = %control.parts.meter.name, rows = reached.rows, rows_expected = reached.rows_expected,
             ranges = reached.ranges, of = reached.ranges_expected, "snapshot"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::postgres::preflight::fixtures::{add, attribute, change, facts, relation};
+
+    #[test]
+    fn a_column_that_came_after_the_look_is_noticed() {
+        let mut before = facts();
+        add(&mut before, [relation(2, "public.items")]);
+        let mut now = before.clone();
+        let orders = [TableName::new("public", "orders")];
+        assert!(!have_changed(&orders, &before, &now));
+        change(&mut now, 2).columns.push(attribute(3, "extra", 20, false));
+        assert!(!have_changed(&orders, &before, &now), "of a table that is not copied");
+        let items = [TableName::new("public", "items")];
+        assert!(have_changed(&items, &before, &now));
+        now.relations.remove(&2);
+        assert!(!have_changed(&items, &before, &now), "it is gone");
     }
 }

@@ -3,12 +3,13 @@
 use super::begin::decide;
 use super::catalog;
 use super::connect::Connector;
-use super::destination::{self, Standing};
+use super::destination::{self, Looked, Memory, Standing};
 use super::facts::Facts;
+use super::identity::check_failover;
 use super::kind::Types;
 use super::position::{self, Known};
 use super::preflight::{self, Defect, Mend, Severity};
-use super::setup::identify;
+use super::setup::{Identified, identify};
 use super::table::{Identity, Table};
 use super::warehouse_table::{Added, Refusal};
 use crate::config::model::{Pipeline, Postgres, StarRocks};
@@ -18,6 +19,9 @@ use crate::sink::starrocks::query::Query;
 /// What was found.
 pub(crate) struct Survey {
     source: Postgres,
+    connector: Connector,
+    /// The server, as a replication connection has it; none if there can be no such connection, or need not.
+    identified: Option<Identified>,
     facts: Facts,
     types: Types,
     defects: Vec<Defect>,
@@ -41,8 +45,10 @@ impl Survey {
         let here = preflight::plan(&facts, source).iter().map(preflight::Step::sql).collect();
         let mut types = Types::new();
         facts.types.iter().for_each(|info| types.add(info.clone()));
-        let survey = Survey {
+        let mut survey = Survey {
             source: source.clone(),
+            connector,
+            identified: None,
             facts,
             types,
             defects,
@@ -52,7 +58,7 @@ impl Survey {
         };
         // What the catalogue cannot tell: whether pg_hba.conf and the server's limits let a stream in.
         if !survey.is_blocked() && preflight::follows(source) {
-            identify(&connector).await?;
+            survey.identified = Some(identify(&survey.connector).await?);
         }
         Ok(survey)
     }
@@ -65,10 +71,20 @@ impl Survey {
         let sink = &pipeline.sink;
         let mut query = Query::connect(sink).await?;
         let tables = self.facts.tables();
+        let known = position::known(sink, &pipeline.name, &self.source.slot).await?;
+        if known.is_none() {
+            self.there.push(position::create_statement(&sink.database));
+        }
+        let known = known.unwrap_or_default();
         for table in tables.iter().filter_map(mended) {
             let table = &table;
             let name = destination::name_of(table, sink);
-            let standing = destination::look(&mut query, sink, table, &self.types, &name).await?;
+            let memory = Memory::of(&table.name, &known, &self.source);
+            let Looked { standing, pending } =
+                destination::look(&mut query, sink, table, memory, &self.types, &name).await?;
+            self.defects.extend(
+                pending.into_iter().map(|news| Defect { severity: Severity::Warns, ..blocking(news) }),
+            );
             let key = match &standing {
                 Standing::Fits(there) | Standing::Narrow { there, .. } => destination::key_of(there),
                 Standing::Missing { .. } | Standing::Refused(_) => Vec::new(),
@@ -78,12 +94,11 @@ impl Survey {
             }
             self.judge(standing, table, sink, &name);
         }
-        let known = position::known(sink, &pipeline.name, &self.source.slot).await?;
-        if known.is_none() {
-            self.there.push(position::create_statement(&sink.database));
+        if !self.is_blocked() {
+            self.check_failover(&known).await;
         }
         if !self.is_blocked() {
-            self.check_beginning(&known.unwrap_or_default(), &tables);
+            self.check_beginning(&known, &tables);
         }
         Ok(())
     }
@@ -93,9 +108,22 @@ impl Survey {
         let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
         let system = self.facts.server.system_identifier;
         if let Err(fault) = decide(&self.source, known, self.facts.slot.as_ref(), system, &names) {
-            let mend = fault.hint.map(Mend::Setting).into_iter().collect();
-            self.defects.push(Defect { what: fault.what, mend, severity: Severity::Blocks });
+            self.blocked_by(fault);
         }
+    }
+
+    /// Whether the server has the past that was followed.
+    async fn check_failover(&mut self, known: &Known) {
+        let Some(identified) = &self.identified else { return };
+        let slot = self.facts.slot.as_ref();
+        if let Err(fault) = check_failover(&self.connector, identified, known, slot).await {
+            self.blocked_by(fault);
+        }
+    }
+
+    fn blocked_by(&mut self, fault: Fault) {
+        let mend = fault.hint.map(Mend::Setting).into_iter().collect();
+        self.defects.push(Defect { what: fault.what, mend, severity: Severity::Blocks });
     }
 
     fn judge(&mut self, standing: Standing, table: &Table, sink: &StarRocks, name: &str) {

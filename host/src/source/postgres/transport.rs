@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use pgwire_replication::{PgWireError, ReplicationClient, ReplicationEvent};
 
-use super::connect::Connector;
+use super::connect::{Connector, RAW_TEXT_SQL};
 use super::lsn::Lsn;
 use super::trouble::Failure;
 use crate::fault::Fault;
@@ -104,7 +104,9 @@ impl PgWire {
         let config = connector.replication_config(from)?;
         let failed = |error: PgWireError| trouble(error, &connector);
         let started = async {
-            let mut client = ReplicationClient::connect(config).await?;
+            let mut client = ReplicationClient::connect_gated(config).await?;
+            client.simple_query(RAW_TEXT_SQL).await?;
+            client.start().await?;
             client.wait_started().await.map(|()| client)
         };
         // The client has no limit of its own.

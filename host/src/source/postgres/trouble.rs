@@ -253,7 +253,8 @@ fn passing(code: &str) -> bool {
         || code == "25P03"
 }
 
-/// The server checks what it sends against the encoding of the connection, which is always UTF-8.
+/// The server checks what it sends against the encoding of the connection, which is UTF-8 but for the stream and the copy of a
+/// SQL_ASCII database.
 fn not_utf8() -> String {
     "the database holds text that is not UTF-8, or not in its own encoding: mend the values with the bytes that the \
      message names; a change that is in the log already cannot be mended there: drop the slot, and copy the tables anew"

@@ -93,6 +93,11 @@ pub fn append_json(kind: &Kind, text: &[u8], out: &mut Vec<u8>) -> Result<Noted,
 /// If the text is not UTF-8.
 #[inline]
 pub fn append_string(text: &[u8], out: &mut Vec<u8>) -> Result<(), ValueError> {
+    // One look at text that is plain ASCII, as most is.
+    if scan::all(text, |byte| (b' '..0x80).contains(&byte) && byte != b'"' && byte != b'\\') {
+        let _exact = append_quoted(text, out);
+        return Ok(());
+    }
     append_str(checked_utf8(text)?, out);
     Ok(())
 }

@@ -5,6 +5,7 @@ fn common(records_max: u64) -> Common {
         source: "events".into(),
         gathering: Gathering::default(),
         headers: Vec::new(),
+        arrived: std::time::Instant::now(),
         arrived_us: 7,
         records_max,
     }

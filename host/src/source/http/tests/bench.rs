@@ -204,15 +204,20 @@ impl Client {
         self.write([head.as_bytes(), body].concat())
     }
 
-    /// The next answer.
-    pub(super) fn said(&mut self) -> Said {
+    /// The head of the next answer, in lower case.
+    pub(super) fn head(&mut self) -> String {
         let end = loop {
             if let Some(end) = find(&self.read, b"\r\n\r\n") {
                 break end + 4;
             }
             assert!(self.more() > 0, "closed without an answer: {:?}", String::from_utf8_lossy(&self.read));
         };
-        let head = String::from_utf8(self.read.drain(..end).collect()).expect("text").to_ascii_lowercase();
+        String::from_utf8(self.read.drain(..end).collect()).expect("text").to_ascii_lowercase()
+    }
+
+    /// The next answer.
+    pub(super) fn said(&mut self) -> Said {
+        let head = self.head();
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
         let length: usize = length.map_or(0, |text| text.parse().expect("a number"));
         while self.read.len() < length {

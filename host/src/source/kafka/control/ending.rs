@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer as _;
 
-use super::{ASK_AGAIN_AFTER, Control, POLL_WAIT, join};
+use super::{ASK_AGAIN_AFTER, Control, POLL_WAIT};
 use crate::fault::Fault;
 use crate::position::Stay;
 
@@ -126,7 +126,7 @@ impl Control {
         self.lanes.iter().for_each(|lane| lane.orders.end());
         for lane in &mut self.lanes {
             if let Some(thread) = lane.thread.take()
-                && let Err(fault) = join(thread)
+                && let Err(fault) = self.halts.join(thread)
             {
                 tracing::warn!(pipeline = %self.parts.meter.name, "a lane ended late: {}", fault.story());
             }

@@ -364,6 +364,23 @@ impl Control {
     }
 }
 
+/// An at_least_once pipeline does not commit what an exactly_once one has decided: the loads would be lost.
+pub(super) fn refuse_undone(starts: &Starts) -> Result<(), Fault> {
+    for ((topic, partition), start) in starts {
+        let Some(decision) = start.committed.as_deref().and_then(Decision::read) else { continue };
+        if decision.tables > 0 {
+            return Err(Fault::halt(
+                format!(
+                    "{topic}[{partition}] was read with delivery = \"exactly_once\", and {decision} was decided there and may \
+                     not be committed in StarRocks"
+                ),
+                "run the pipeline once more with delivery = \"exactly_once\" until it has drained, and change it then",
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// An idle moment is long enough, or nothing can begin before.
 fn deciding_is_due(deciding: &Deciding, interval: Duration, moved: bool) -> bool {
     let idle = deciding.written_at.elapsed() >= interval && (!deciding.done || moved);

@@ -87,6 +87,17 @@ pub(super) const SLOT: &str = "
     FROM pg_replication_slots s LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
     WHERE s.slot_name = $1";
 
+/// One row.
+pub(super) const WRITTEN: &str = "
+    SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END)::text";
+
+/// A row a process that was told to end. Materialized: a condition on it alone could be looked at before the join.
+pub(super) const END_READER: &str = "
+    WITH reader AS MATERIALIZED (
+        SELECT a.pid FROM pg_replication_slots s JOIN pg_stat_activity a ON a.pid = s.active_pid
+        WHERE s.slot_name = $1 AND a.application_name = $2)
+    SELECT pid, pg_terminate_backend(pid) FROM reader";
+
 /// Transactions with a number of their own, in whichever database: a new slot waits for each of them.
 pub(super) const WRITERS: &str = "
     SELECT pid, COALESCE(application_name, ''), EXTRACT(EPOCH FROM now() - xact_start)::float8 AS age

@@ -1,9 +1,13 @@
-//! How a pipeline ends: it drains when asked to, and after a halt keeps what has landed.
+//! How a round ends: it drains before another one or when the pipeline is asked to stop, keeps what has landed after a
+//! halt, and drops everything when another process leads.
 
 use std::time::{Duration, Instant};
 
-use super::{Control, Streaming, TURN, join};
+use super::leading::standing_by;
+use super::{After, Control, Cut, Ended, Streaming, TURN};
 use crate::fault::Fault;
+use crate::meter::Waiting;
+use crate::source::postgres::prepare::{Round, Tables};
 
 /// How long a halted pipeline waits for loads that are on their way.
 const HALT_PATIENCE: Duration = Duration::from_secs(10);
@@ -11,49 +15,128 @@ const HALT_PATIENCE: Duration = Duration::from_secs(10);
 const FAREWELL_PATIENCE: Duration = Duration::from_secs(3);
 
 impl Control {
-    /// Drains if the pipeline was asked to stop, and keeps what has landed if it was halted.
-    pub(super) fn end(mut self, ended: Result<(), Fault>) -> Result<(), Fault> {
-        let began = Instant::now();
+    /// Drains if there is nothing more to read for now, and keeps what has landed if the pipeline was halted.
+    pub(super) fn end(mut self, ended: Result<After, Cut>) -> Result<Ended, Fault> {
         self.progress.end();
-        let patience = self.parts.shutdown_timeout;
-        let ended = ended.and_then(|()| self.drain(began + patience));
-        if ended.is_err() {
-            self.parts.stage.remove(self.parts.pipeline);
-            let left = patience.saturating_sub(began.elapsed()).min(HALT_PATIENCE);
-            self.until_quiet(Instant::now() + left);
+        let mut deadline = None;
+        match ended.and_then(|after| self.drain(&mut deadline).map(|()| after)) {
+            Ok(after) => {
+                self.finish();
+                Ok(match after {
+                    After::Stop => Ended::Stopped,
+                    After::Tables(tables) => Ended::Again(Round {
+                        tables,
+                        leadership: Some(self.prepared.leadership),
+                        told: self.prepared.told,
+                    }),
+                })
+            }
+            // A drain copies nothing that could be outdated.
+            Err(Cut::Superseded | Cut::Outdated) => self.stand_by(),
+            Err(Cut::Fault(fault)) => {
+                self.parts.stage.remove(self.parts.pipeline);
+                // Loads that StarRocks does not take would otherwise be tried for ever, and keep their bytes.
+                self.parts.giving_up.give_up(&self.parts.ledger.stays());
+                let now = Instant::now();
+                let halted = now + self.parts.shutdown_timeout.min(HALT_PATIENCE);
+                self.until_quiet(deadline.map_or(halted, |deadline: Instant| deadline.min(halted)));
+                self.finish();
+                Err(fault)
+            }
         }
+    }
+
+    /// Keeps what is durable, and gives lanes and stage up.
+    fn finish(&mut self) {
         self.last_position();
         self.parts.stage.remove(self.parts.pipeline);
+        self.join_lanes();
+    }
+
+    fn join_lanes(&mut self) {
         for thread in self.lanes.iter_mut().filter_map(Option::take) {
-            if let Err(fault) = join(thread) {
+            if let Err(fault) = self.halts.join(thread) {
                 tracing::warn!(pipeline = %self.parts.meter.name, "a lane ended late: {}", fault.story());
             }
         }
-        ended
     }
 
-    /// Lets everything that was read be loaded.
-    fn drain(&mut self, deadline: Instant) -> Result<(), Fault> {
+    /// Lets everything that was read be loaded. Before another round that may take as long as it takes; once the
+    /// pipeline is asked to stop, as long as a shutdown may.
+    fn drain(&mut self, deadline: &mut Option<Instant>) -> Result<(), Cut> {
+        if self.positions.is_none() {
+            // Nothing was read.
+            return Ok(());
+        }
         let name = self.parts.meter.name.clone();
         tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
-        while self.lanes.iter().any(Option::is_some) && Instant::now() < deadline {
+        while self.lanes.iter().any(Option::is_some) && !self.is_late(deadline) {
             self.check_halts()?;
             std::thread::sleep(TURN);
         }
         self.parts.stage.drain(self.parts.pipeline)?;
         while self.parts.ledger.open_spans() > 0 {
             self.check_halts()?;
-            if Instant::now() >= deadline {
-                return Err(Fault::halt(
+            if self.is_late(deadline) {
+                return Err(Cut::Fault(Fault::halt(
                     format!("the drain was not done within {:?}", self.parts.shutdown_timeout),
                     "nothing is lost, the rows are read again at the next start; a longer shutdown_timeout lets slow \
                      loads end",
-                ));
+                )));
             }
             std::thread::sleep(TURN);
         }
         tracing::info!(pipeline = %name, "drained");
         Ok(())
+    }
+
+    /// Whether a shutdown takes too long; it begins when this is first asked after the request.
+    fn is_late(&self, deadline: &mut Option<Instant>) -> bool {
+        let stops = self.parts.stop.is_requested();
+        let deadline =
+            stops.then(|| *deadline.get_or_insert_with(|| Instant::now() + self.parts.shutdown_timeout));
+        deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Another process leads, and reads everything from the last position: drops what was read here, and makes sure that
+    /// nothing of it is on its way when this process leads again.
+    fn stand_by(mut self) -> Result<Ended, Fault> {
+        let meter = self.parts.meter.clone();
+        let source = &self.prepared.source;
+        tracing::warn!(
+            pipeline = %meter.name,
+            "another process has taken slot {} over while this one could not reach the source: standing by",
+            source.slot
+        );
+        let _waiting = Waiting::begin(&meter, standing_by(source).story());
+        if let Some(Streaming { pump, writing, .. }) = self.streaming.take() {
+            if let Some(pump) = pump {
+                pump.abort();
+            }
+            if let Some((_, writing)) = writing {
+                writing.abort();
+            }
+        }
+        self.join_lanes();
+        let stays = self.parts.ledger.stays();
+        self.parts.giving_up.give_up(&stays);
+        let dropped = self.parts.stage.forget(self.parts.pipeline, stays, false)?;
+        meter.leave(&meter.records_given_up, dropped);
+        self.parts.stage.remove(self.parts.pipeline);
+        let mut deadline = None;
+        while self.parts.ledger.open_spans() > 0 && !self.is_late(&mut deadline) {
+            if let Some(fault) = self.parts.alarm.take() {
+                return Err(fault);
+            }
+            std::thread::sleep(TURN);
+        }
+        self.parts.runtime.block_on(self.prepared.leadership.retire());
+        meter.partitions.set(0);
+        Ok(Ended::Again(Round {
+            tables: Tables::Fit(self.followed().collect()),
+            leadership: None,
+            told: self.prepared.told,
+        }))
     }
 
     fn until_quiet(&self, deadline: Instant) {

@@ -24,8 +24,9 @@ pub(super) fn check(facts: &Facts, source: &Postgres, found: &mut Vec<Defect>) {
     }
     if server.encoding == "SQL_ASCII" {
         found.push(Defect::warns(
-            "the database's encoding is SQL_ASCII: the server refuses to send text that is no UTF-8, which halts the pipeline",
-            vec![setting("move the data to a database with the encoding UTF8")],
+            "the database's encoding is SQL_ASCII: rows with text that is no UTF-8 become dead letters, or halt the pipeline where it \
+             keeps none",
+            vec![setting("configure [dead_letters], or move the data to a database with the encoding UTF8")],
         ));
     }
     if !follows(source) {

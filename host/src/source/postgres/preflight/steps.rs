@@ -97,7 +97,7 @@ pub(super) fn unpublished(facts: &Facts) -> impl Iterator<Item = &Relation> {
 
 /// Whether a table is published, be it by its partitions or by what it is a partition of; if that is not as it has
 /// to be, it is a defect of its own.
-pub(super) fn is_listed(facts: &Facts, relation: &Relation) -> bool {
+pub(in crate::source::postgres) fn is_listed(facts: &Facts, relation: &Relation) -> bool {
     let published = |relation: &Relation| facts.published(relation).is_some();
     published(relation)
         || facts.heaps(relation).into_iter().any(published)

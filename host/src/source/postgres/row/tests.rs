@@ -233,12 +233,10 @@ fn copy_and_stream_give_equal_rows_and_keys() {
     let Ok(Message::Update(update)) = Message::decode(&bytes) else { panic!("no update") };
     let streamed = layout.append_row(update.new, None, &mut ColumnSets::new(), &mut row).expect("a row");
     layout.append_key(update.new, None, &mut key).expect("a key");
-    CopyText::new()
-        .feed(b"x\"\\t\\\\y\t7\t{1,NULL}\n", |line| {
-            assert_eq!(layout.append_copied(&line, &mut copied)?, streamed);
-            layout.append_copied_key(&line, &mut copied_key)
-        })
-        .expect("a row");
+    let mut copy = CopyText::new();
+    let line = copy.row(b"x\"\\t\\\\y\t7\t{1,NULL}");
+    assert_eq!(layout.append_copied(&line, &mut copied).expect("a row"), streamed);
+    layout.append_copied_key(&line, &mut copied_key).expect("a key");
     let text = String::from_utf8(row).expect("UTF-8");
     assert_eq!(text, r#"{"b":"x\"\t\\y","a\"\n":7,"c":[1,null]}"#);
     assert_eq!(text.as_bytes(), copied);

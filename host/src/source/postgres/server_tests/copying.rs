@@ -8,6 +8,7 @@ use super::{PATIENCE, connector, control, facts, run, source, start};
 use crate::config::model::Postgres;
 use crate::fault::{Fault, FaultKind};
 use crate::source::postgres::connect::Connector;
+use crate::source::postgres::copy_data::CopyData;
 use crate::source::postgres::setup::export_snapshot;
 use crate::source::postgres::snapshot::copy::{Copied, Copying, start as start_copy};
 use crate::source::postgres::snapshot::plan::CopyPlan;
@@ -23,6 +24,10 @@ struct Received {
     failed: Vec<Fault>,
 }
 
+fn lines(data: &CopyData) -> impl Iterator<Item = String> {
+    data.lines().map(|line| std::str::from_utf8(line).expect("UTF-8").to_owned())
+}
+
 async fn receive(mut copying: Copying, plan: &CopyPlan) -> HashMap<String, Received> {
     let mut received: HashMap<String, Received> = HashMap::new();
     let all = async {
@@ -34,12 +39,10 @@ async fn receive(mut copying: Copying, plan: &CopyPlan) -> HashMap<String, Recei
             };
             let entry = received.entry(plan.tables[table].table.name.to_string()).or_default();
             match copied {
-                Copied::Rows { bytes, rows, .. } => {
-                    let text = std::str::from_utf8(&bytes).expect("UTF-8");
-                    assert!(text.ends_with('\n'), "rows are whole");
+                Copied::Rows { data, .. } => {
                     let before = entry.lines.len() as u64;
-                    entry.lines.extend(text.lines().map(str::to_owned));
-                    assert_eq!(entry.lines.len() as u64 - before, rows);
+                    entry.lines.extend(lines(&data));
+                    assert_eq!(entry.lines.len() as u64 - before, data.rows());
                 }
                 Copied::RangeDone { rows, .. } => {
                     entry.ranges_done += 1;
@@ -62,10 +65,9 @@ async fn at_once(connector: &Connector, snapshot: &str, query: &str) -> Vec<Stri
     let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ; SET TRANSACTION SNAPSHOT '{snapshot}'");
     session.run(&begin).await.expect("the snapshot is there");
     session.copy_out(&format!("COPY ({query}) TO STDOUT")).await.expect("a copy");
-    let mut rows = bytes::BytesMut::new();
-    assert!(session.copied(&mut rows, usize::MAX).await.expect("rows").ended);
-    let mut lines: Vec<String> =
-        std::str::from_utf8(&rows).expect("UTF-8").lines().map(str::to_owned).collect();
+    let arrived = session.copied(usize::MAX).await.expect("rows");
+    assert!(arrived.ended);
+    let mut lines: Vec<String> = lines(&arrived.data).collect();
     lines.sort_unstable();
     lines
 }
@@ -167,11 +169,11 @@ async fn a_killed_connection_costs_its_table_and_no_other() {
     assert_eq!(&*plan.tables[plan.ranges[0].table].table.name.name, "t", "the biggest heap is first");
     let exported = export_snapshot(&connector).await.expect("a snapshot");
     let mut copying = start_copy(&connector, Arc::clone(&plan), &exported.snapshot, 1, IN_FLIGHT_BYTES);
-    // Nobody takes anything beyond this. With two more pieces there is no room left: the copy stands in its first
+    // Nobody takes anything beyond this. With three more pieces there is no room left: the copy stands in its first
     // table, however fast the server is.
     let first = copying.copied.recv().await.expect("a first piece");
     assert!(matches!(first, Copied::Rows { .. }), "{first:?}");
-    wait_until(PATIENCE, || (copying.copied.len() == 2).then_some(())).expect("two more pieces");
+    wait_until(PATIENCE, || (copying.copied.len() == 3).then_some(())).expect("three more pieces");
     let copying_pid = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'COPY%'";
     let pid = run(&server, copying_pid).trim().to_owned();
     run(&server, &format!("SELECT pg_terminate_backend({pid})"));
@@ -207,10 +209,10 @@ async fn what_nobody_takes_is_not_read() {
     // Each row is longer than all of the room: there is never a second one beside it.
     let mut rows = 0;
     while let Some(copied) = copying.copied.recv().await {
-        if let Copied::Rows { rows: more, bytes, .. } = &copied {
-            assert!(bytes.len() > IN_FLIGHT_BYTES);
-            assert_eq!(*more, 1);
-            rows += more;
+        if let Copied::Rows { data, .. } = &copied {
+            assert!(data.bytes() > IN_FLIGHT_BYTES);
+            assert_eq!(data.rows(), 1);
+            rows += data.rows();
             // After the last one the ends of the ranges wait, which take no room.
             assert!(rows == 5 || copying.copied.is_empty(), "a piece waits although there is no room for it");
         }

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use bytes::{Bytes, BytesMut};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::plan::{CopyPlan, Range};
 use crate::fault::Fault;
 use crate::source::postgres::connect::Connector;
+use crate::source::postgres::copy_data::CopyData;
 use crate::source::postgres::quote::literal;
 use crate::source::postgres::session::Session;
 use crate::source::postgres::trouble::Failure;
 
-/// Bytes of rows in one piece, and what the last row adds to them.
+/// Bytes of one piece, unless it is a single longer row.
 const PIECE_BYTES: usize = 256 << 10;
 /// Unit in which bytes in flight are counted, for the semaphore counts in 32 bits.
 const UNIT_BYTES: usize = 1 << 10;
@@ -23,16 +23,14 @@ const PIECES_WAITING_MAX: usize = 64;
 /// What comes out of a copy.
 #[derive(Debug)]
 pub enum Copied {
-    /// Whole rows of a range, in COPY's text format, each ended by a line feed.
+    /// Whole rows of a range, in COPY's text format.
     Rows {
         /// Place of the table in [`CopyPlan::tables`].
         table: usize,
         /// Place of the range in [`CopyPlan::ranges`].
         range: usize,
-        /// The rows.
-        bytes: Bytes,
-        /// How many.
-        rows: u64,
+        /// The rows, as they came.
+        data: CopyData,
         /// Their share of the bytes in flight, given back when it is dropped.
         room: Room,
     },
@@ -69,6 +67,10 @@ pub struct Progress {
     bytes_done: AtomicU64,
     rows_expected: u64,
     ranges_expected: usize,
+    /// The range that each worker reads, from 1; 0 = none.
+    reading: Vec<AtomicUsize>,
+    /// Table of each range.
+    tables: Vec<usize>,
 }
 
 /// How far a copy was at one moment.
@@ -82,7 +84,7 @@ pub struct Reached {
     pub rows: u64,
     /// Of so many; an estimate.
     pub rows_expected: u64,
-    /// Bytes read, as text.
+    /// Bytes read.
     pub bytes: u64,
 }
 
@@ -96,6 +98,15 @@ impl Progress {
             rows_expected: self.rows_expected,
             bytes: self.bytes_done.load(Ordering::Relaxed),
         }
+    }
+
+    /// Places in the plan of the tables that are being read, ascending.
+    pub fn tables(&self) -> Vec<usize> {
+        let ranges = self.reading.iter().filter_map(|range| range.load(Ordering::Relaxed).checked_sub(1));
+        let mut tables: Vec<usize> = ranges.filter_map(|range| self.tables.get(range).copied()).collect();
+        tables.sort_unstable();
+        tables.dedup();
+        tables
     }
 }
 
@@ -120,9 +131,12 @@ pub fn start(
     in_flight_bytes: usize,
 ) -> Copying {
     let (sender, copied) = mpsc::channel(PIECES_WAITING_MAX);
+    let workers = workers.max(1).min(plan.ranges.len());
     let progress = Arc::new(Progress {
         rows_expected: plan.rows(),
         ranges_expected: plan.ranges.len(),
+        reading: (0..workers).map(|_| AtomicUsize::new(0)).collect(),
+        tables: plan.ranges.iter().map(|range| range.table).collect(),
         ..Progress::default()
     });
     let units = units(in_flight_bytes).max(units(PIECE_BYTES));
@@ -139,9 +153,9 @@ pub fn start(
         progress: Arc::clone(&progress),
         plan,
     });
-    for _ in 0..workers.max(1).min(shared.plan.ranges.len()) {
-        let worker = Worker { shared: Arc::clone(&shared), sender: sender.clone(), session: None };
-        tokio::spawn(worker.run());
+    for number in 0..workers {
+        let worker = Worker { number, shared: Arc::clone(&shared), sender: sender.clone(), session: None };
+        tokio::task::spawn_blocking(|| worker.work());
     }
     Copying { copied, progress }
 }
@@ -178,12 +192,14 @@ impl Shared {
 }
 
 /// A short piece in memory of its own length: a range's last piece must not hold a whole buffer.
-fn fitted(rows: BytesMut) -> Bytes {
-    if rows.len() < PIECE_BYTES / 2 { Bytes::copy_from_slice(&rows) } else { rows.freeze() }
+fn fitted(data: CopyData) -> CopyData {
+    if data.bytes() < PIECE_BYTES / 2 { data.fitted() } else { data }
 }
 
-/// One connection. A failed one is made anew for the next range: the snapshot may still be there.
+/// One connection, on a thread of its own, which may rest while rows gather in the socket. A failed one is made anew for
+/// the next range: the snapshot may still be there.
 struct Worker {
+    number: usize,
     shared: Arc<Shared>,
     sender: mpsc::Sender<Copied>,
     session: Option<Session>,
@@ -204,6 +220,22 @@ impl From<mpsc::error::SendError<Copied>> for Stopped {
 }
 
 impl Worker {
+    fn work(self) {
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => {
+                let unheard = self.sender.clone();
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = self.run() => {}
+                        () = unheard.closed() => {}
+                    }
+                });
+            }
+            // The other workers do its part; without any, the copy ends incomplete, and is made again.
+            Err(error) => tracing::warn!(%error, "cannot start a runtime for a connection that copies"),
+        }
+    }
+
     async fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         loop {
@@ -213,7 +245,10 @@ impl Worker {
             if given_up.is_none_or(|given_up| given_up.load(Ordering::Relaxed)) {
                 continue;
             }
-            match self.copy(&shared, index, range).await {
+            self.reads(index + 1);
+            let copied = self.copy(&shared, index, range).await;
+            self.reads(0);
+            match copied {
                 Ok(()) => {}
                 Err(Stopped::Unheard) => return,
                 Err(Stopped::Failed(fault)) => {
@@ -228,6 +263,13 @@ impl Worker {
         }
         if let Some(session) = self.session {
             session.close().await;
+        }
+    }
+
+    /// Says which range it reads, from 1; 0 = none.
+    fn reads(&self, range: usize) {
+        if let Some(reading) = self.shared.progress.reading.get(self.number) {
+            reading.store(range, Ordering::Relaxed);
         }
     }
 
@@ -252,18 +294,18 @@ impl Worker {
         let mut rows_of_range = 0;
         let mut ended = false;
         while !ended {
-            let mut rows = BytesMut::with_capacity(PIECE_BYTES + PIECE_BYTES / 8);
-            let arrived = session.copied(&mut rows, PIECE_BYTES).await.map_err(failed)?;
+            let arrived = session.copied(PIECE_BYTES).await.map_err(failed)?;
             ended = arrived.ended;
-            if arrived.rows == 0 {
+            let data = fitted(arrived.data);
+            if data.rows() == 0 {
                 continue;
             }
             // Taken for what is there already: a share taken before, and added to, could wait for itself.
-            let room = shared.room(rows.len()).await?;
-            rows_of_range += arrived.rows;
-            shared.progress.rows_done.fetch_add(arrived.rows, Ordering::Relaxed);
-            shared.progress.bytes_done.fetch_add(rows.len() as u64, Ordering::Relaxed);
-            let piece = Copied::Rows { table, range: index, bytes: fitted(rows), rows: arrived.rows, room };
+            let room = shared.room(data.bytes()).await?;
+            rows_of_range += data.rows();
+            shared.progress.rows_done.fetch_add(data.rows(), Ordering::Relaxed);
+            shared.progress.bytes_done.fetch_add(data.bytes() as u64, Ordering::Relaxed);
+            let piece = Copied::Rows { table, range: index, data, room };
             self.sender.send(piece).await?;
         }
         shared.progress.ranges_done.fetch_add(1, Ordering::Relaxed);

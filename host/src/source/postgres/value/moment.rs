@@ -67,7 +67,12 @@ fn is_timestamp(text: &[u8]) -> bool {
 #[inline]
 fn has_shape<const N: usize>(text: &[u8], shape: &[u8; N]) -> bool {
     let Some(text) = text.as_array::<N>() else { return false };
-    text.iter()
-        .zip(shape)
-        .all(|(byte, like)| if *like == b'0' { byte.is_ascii_digit() } else { byte == like })
+    // No early way out, so that the compiler makes vector instructions of it.
+    let mut unlike = 0;
+    for place in 0..N {
+        let (byte, like) = (text[place], shape[place]);
+        let digit = byte.wrapping_sub(b'0') <= 9;
+        unlike |= u8::from(if like == b'0' { !digit } else { byte != like });
+    }
+    unlike == 0
 }

@@ -317,8 +317,9 @@ fn the_corpus_is_read_without_a_panic() {
     let (types, mut values) = (Types::new(), 0);
     for file in std::fs::read_dir(&folder).expect("the corpus is checked in") {
         let bytes = std::fs::read(file.expect("an entry").path()).expect("a readable file");
-        let read: Result<(), ()> = CopyText::new().feed(&bytes, |row| {
-            for field in row.fields().flatten() {
+        let mut copy = CopyText::new();
+        for line in bytes.split(|byte| *byte == b'\n') {
+            for field in copy.row(line).fields().flatten() {
                 values += 1;
                 for oid in
                     [16, 20, 701, 1700, 790, 25, 17, 1082, 1114, 1184, 1007, 1022, 1231, 1009, 1001, 1185]
@@ -326,9 +327,7 @@ fn the_corpus_is_read_without_a_panic() {
                     let _ = json(&types.kind(oid), field);
                 }
             }
-            Ok(())
-        });
-        assert_eq!(read, Ok(()));
+        }
     }
     assert!(values >= 25, "{values} values in {}", folder.display());
 }

@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use serde::{Deserialize, Serialize};
+
 use super::column_type::{ColumnType, column_type};
 use super::fit::{Fit, fit};
 use super::{type_name, warehouse_name};
@@ -10,16 +12,18 @@ use crate::sink::starrocks::query;
 use crate::source::postgres::kind::Types;
 use crate::source::postgres::table::{Column, Table};
 
-/// A source column as it was when the table was last found to fit.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A source column as it was when the table was last found to fit. Its JSON stands in the positions table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Remembered {
     /// Its name.
     pub name: String,
     /// `pg_attribute.attnum`; 0 if it was not known.
     pub number: i16,
     /// `pg_type.oid`.
+    #[serde(rename = "type")]
     pub type_oid: u32,
     /// `atttypmod`.
+    #[serde(rename = "modifier")]
     pub type_modifier: i32,
 }
 
@@ -231,17 +235,8 @@ impl Comparison<'_> {
                 let hint = "create the StarRocks table with a key of columns that the source has".to_owned();
                 difference.incompatible.push(incompatible(what, hint));
             } else if was.is_some() {
-                let name = quoted(&there.name);
                 let what = format!("column {} of {} was dropped", there.name, self.table.name);
-                let hint = format!(
-                    "{}; or, to keep its values, {}",
-                    self.alter(&format!("DROP COLUMN {name}")),
-                    self.alter(&format!(
-                        "RENAME COLUMN {name} TO {}",
-                        quoted(&format!("{}_dropped", there.name))
-                    ))
-                );
-                difference.incompatible.push(incompatible(what, hint));
+                difference.incompatible.push(incompatible(what, self.drop_or_keep(&there.name)));
             } else if !there.nullable {
                 let what = format!("column {} is NOT NULL in StarRocks and nothing feeds it", there.name);
                 let hint = self.alter(&format!(
@@ -254,6 +249,16 @@ impl Comparison<'_> {
                 difference.unfed.push(there.name.clone());
             }
         }
+    }
+
+    /// What to do about a column that the source has no more.
+    pub fn drop_or_keep(&self, column: &str) -> String {
+        let name = quoted(column);
+        format!(
+            "{}; or, to keep its values, {}",
+            self.alter(&format!("DROP COLUMN {name}")),
+            self.alter(&format!("RENAME COLUMN {name} TO {}", quoted(&format!("{column}_dropped"))))
+        )
     }
 
     /// Whether a source column was matched with it by number or in another spelling.
@@ -270,7 +275,7 @@ impl Comparison<'_> {
     }
 
     /// Source columns with those of the same name, then what only StarRocks has.
-    fn side_by_side(&self) -> String {
+    pub fn side_by_side(&self) -> String {
         let mut lines = vec![(self.table.name.to_string(), format!("{}.{}", self.database, self.name))];
         let there = |there: &query::Column| {
             let key = if there.key { " key" } else { "" };

@@ -1,0 +1,72 @@
+//! What the stream's feed cannot go past before it was done.
+
+use super::Control;
+use crate::fault::{Fault, FaultKind};
+use crate::sink::starrocks::query::Query;
+use crate::source::postgres::prepare::add_columns;
+use crate::source::postgres::progress::Barrier;
+use crate::source::postgres::table::TableName;
+
+impl Control {
+    /// Does what the feed waits for, when everything before it is durable.
+    pub(super) fn pass_barrier(&mut self) -> Result<(), Fault> {
+        let Some(barrier) = self.progress.barrier() else { return Ok(()) };
+        if self.parts.ledger.open_spans() > 0 {
+            return Ok(());
+        }
+        if let Barrier::Halt { what, hint } = barrier {
+            return Err(Fault::halt(what, hint));
+        }
+        match self.parts.runtime.clone().block_on(self.do_what_is_asked(&barrier)) {
+            Ok(()) => {
+                self.progress.pass();
+                Ok(())
+            }
+            Err(fault) if fault.kind == FaultKind::Retry => {
+                tracing::warn!(pipeline = %self.parts.meter.name, "{}; trying again", fault.story());
+                Ok(())
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+
+    async fn do_what_is_asked(&mut self, barrier: &Barrier) -> Result<(), Fault> {
+        let mut query = Query::connect(&self.sink).await?;
+        let warehouse = |name: &TableName| {
+            let followed = self.prepared.followed.iter().find(|followed| followed.table.name == *name);
+            followed.map(|followed| (followed.warehouse_table.clone(), followed.destination))
+        };
+        match barrier {
+            // Told before.
+            Barrier::Halt { .. } => Ok(()),
+            Barrier::Reshape { table, add, columns, at } => {
+                let Some((name, _)) = warehouse(table) else { return Ok(()) };
+                // First: a column that was dropped and added anew would otherwise be told apart from the new one no more.
+                if let Some(positions) = &self.positions {
+                    positions.remember(&[(table.clone(), columns.clone())], *at).await?;
+                }
+                self.prepared.leadership.ask().await?;
+                add_columns(&mut query, &name, add).await
+            }
+            Barrier::Truncate(tables) => {
+                for table in tables {
+                    let Some((name, destination)) = warehouse(table) else { continue };
+                    let shared =
+                        self.prepared.followed.iter().filter(|other| other.destination == destination);
+                    if shared.count() > 1 {
+                        return Err(Fault::halt(
+                            format!("{table} was truncated, but other tables are loaded into {name}, too"),
+                            "delete its rows there by hand, and set truncate = \"ignore\" in [source.postgres]",
+                        ));
+                    }
+                    tracing::warn!(table = %name, "emptying it: the source table {table} was truncated");
+                    let statement = format!("TRUNCATE TABLE `{}`.`{name}`", self.sink.database);
+                    // Done twice it would empty what was loaded in between, by a successor even.
+                    self.prepared.leadership.ask().await?;
+                    query.execute(&statement).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
