@@ -272,11 +272,33 @@ fn a_duplicate_key_does_not_hide_other_mistakes() {
     let expected = [
         "13:1: `user` stands here twice",
         "14:1: unknown key `lode_timeout` in [sink.starrocks]; expected one of `fe`, `query`, `database`, `table`, \
-         `tables`, `create_tables`, `user`, `password`, `table_model`, `in_flight`, `load_timeout`, `redirect_hosts`, \
-         `ca`, `format`, `properties`, `columns`, `partial_update`, `partial_update_mode`, `compression`; did you \
+         `tables`, `create_tables`, `user`, `password`, `table_model`, `in_flight`, `load_timeout`, \
+         `prepared_timeout`, `redirect_hosts`, `ca`, `format`, `properties`, `columns`, `partial_update`, `partial_update_mode`, `compression`; did you \
          mean `load_timeout`?",
     ];
     check(&text, &expected);
+}
+
+#[test]
+fn exactly_once_is_promised_only_where_it_can_be_kept() {
+    let text = instead("name", "name = \"orders\"\ndelivery = \"exactly_once\"");
+    let plan = read(&text).expect("a Kafka pipeline");
+    assert_eq!(plan.pipelines[0].delivery, Delivery::ExactlyOnce);
+    let uncommitted = text.replace("brokers", "isolation = \"read_uncommitted\"\nbrokers");
+    check(
+        &uncommitted,
+        &["3:12: `delivery` is \"exactly_once\": a decision of another process that is not ended yet would be read past: \
+           `isolation` has to be \"read_committed\"; expected \"at_least_once\", or a Kafka source with it"],
+    );
+    let http = text
+        .replace("[source.kafka]", "[source.http]")
+        .replace("brokers = [\"localhost:9092\"]", "listen = \"127.0.0.1:8080\"")
+        .replace("topics = [\"orders\"]", "");
+    check(
+        &http,
+        &["3:12: `delivery` is \"exactly_once\": only Kafka can be read again from where it was: use \
+           `Idempotency-Key`; expected \"at_least_once\", or a Kafka source with it"],
+    );
 }
 
 #[test]
