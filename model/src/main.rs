@@ -1,17 +1,66 @@
-//! Explores a model from the command line.
+//! Explores the models and prints what was found: `tidemill-model [--depth N] [words of a name]`.
 
+use std::process::ExitCode;
 use std::time::Instant;
 
-use tidemill_model::exactly_once::state::Budget;
-use tidemill_model::exactly_once::{Bounds, ExactlyOnce, Rules};
-use tidemill_model::explore::{Limits, explore};
+use tidemill_model::exactly_once::trials::{CAUGHT, HARMLESS, Mix, Mutation};
+use tidemill_model::explore::{Limits, Model, Report, Verdict, explore};
 
-fn main() {
-    let numbers: Vec<u8> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
-    let [r0, r1, tables, crashes, kicks, lost, late, aborts, forgets] = numbers[..] else { return };
-    let faults = Budget { crashes, kicks, lost, late, aborts, forgets, ticks: 0 };
-    let bounds = Bounds { records: [r0, r1], tables, window: 2, faults, prepared_timeout: 0, margin: 0, tidy: false, done: false };
+fn main() -> ExitCode {
+    let mut limits = Limits::ALL;
+    let mut words = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        if argument == "--depth" {
+            let Some(depth) = arguments.next().and_then(|depth| depth.parse().ok()) else {
+                eprintln!("--depth needs a number of steps");
+                return ExitCode::from(2);
+            };
+            limits.depth = depth;
+        } else {
+            words.push(argument.to_lowercase());
+        }
+    }
+    let wanted = |name: &str| words.iter().all(|word| name.to_lowercase().contains(word));
+    let mut as_expected = true;
+    for mix in Mix::ALL {
+        let name = format!("§3 {mix:?}");
+        if wanted(&name) {
+            as_expected &= run(&name, &mix.protocol(), limits, true);
+        }
+    }
+    for (mutations, holds) in [(CAUGHT, false), (HARMLESS, true)] {
+        for mutation in mutations {
+            let name = named(mutation);
+            if wanted(&name) {
+                as_expected &= run(&name, &mutation.protocol(), limits, holds);
+            }
+        }
+    }
+    if as_expected { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn named(mutation: &Mutation) -> String {
+    format!("§3 without {} [{:?}]", mutation.name, mutation.mix)
+}
+
+/// Explores and prints; whether it came out as expected.
+fn run<M: Model>(name: &str, model: &M, limits: Limits, holds: bool) -> bool {
     let start = Instant::now();
-    let report = explore(&ExactlyOnce { bounds, rules: Rules::all() }, Limits::ALL);
-    println!("{} states, {} edges, depth {}, {:?}: {:#?}", report.states, report.edges, report.depth, start.elapsed(), report.verdict);
+    let Report { states, edges, depth, verdict } = explore(model, limits);
+    let (found, trace) = match &verdict {
+        Verdict::Holds => ("holds", &[][..]),
+        Verdict::HoldsWithinLimits => ("holds within the limits", &[][..]),
+        Verdict::Violated { what, trace } => (*what, &trace[..]),
+        Verdict::Stuck { trace } => ("the end cannot be reached", &trace[..]),
+    };
+    let expected = matches!(verdict, Verdict::Holds | Verdict::HoldsWithinLimits) == holds;
+    let mark = if expected { "" } else { "  <== NOT AS EXPECTED" };
+    println!("{name}: {found}; {states} states, {edges} steps, depth {depth}, {:.1?}{mark}", start.elapsed());
+    if !expected || std::env::var_os("TRACE").is_some() {
+        for step in trace {
+            println!("    {step}");
+        }
+    }
+    expected
 }

@@ -6,6 +6,7 @@ pub mod recovery;
 pub mod rules;
 pub mod servers;
 pub mod state;
+pub mod trials;
 
 pub use rules::{Rule, Rules};
 
