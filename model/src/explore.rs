@@ -120,7 +120,12 @@ struct Found<S> {
 
 impl<S> Default for Found<S> {
     fn default() -> Self {
-        Self { states: Vec::new(), parents: Vec::new(), slots: vec![0; 1 << 10], hasher: BuildHasherDefault::default() }
+        Self {
+            states: Vec::new(),
+            parents: Vec::new(),
+            slots: vec![0; 1 << 10],
+            hasher: BuildHasherDefault::default(),
+        }
     }
 }
 

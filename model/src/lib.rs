@@ -4,3 +4,4 @@
 
 pub mod exactly_once;
 pub mod explore;
+pub mod primary_key;

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tidemill_model::exactly_once::trials::{CAUGHT, HARMLESS, Mix, Mutation};
 use tidemill_model::explore::{Limits, Model, Report, Verdict, explore};
+use tidemill_model::primary_key::trials as primary_key;
 
 fn main() -> ExitCode {
     let mut limits = Limits::ALL;
@@ -34,6 +35,20 @@ fn main() -> ExitCode {
             let name = named(mutation);
             if wanted(&name) {
                 as_expected &= run(&name, &mutation.protocol(), limits, holds);
+            }
+        }
+    }
+    for mix in primary_key::Mix::ALL {
+        let name = format!("§2 {mix:?}");
+        if wanted(&name) {
+            as_expected &= run(&name, &mix.protocol(&[]), limits, true);
+        }
+    }
+    for (mutations, holds) in [(primary_key::CAUGHT, false), (primary_key::HARMLESS, true)] {
+        for mutation in mutations {
+            let name = format!("§2 without {} [{:?}]", mutation.name, mutation.mix);
+            if wanted(&name) {
+                as_expected &= run(&name, &mutation.mix.protocol(mutation.off), limits, holds);
             }
         }
     }

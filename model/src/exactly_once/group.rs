@@ -134,7 +134,7 @@ impl ExactlyOnce {
                 }
                 self.serve_leaving(state, m, told, out, |next| self.change(next, m, told));
             }
-            Phase::Load | Phase::Prepare => {
+            Phase::Load | Phase::Prepare | Phase::Decide => {
                 let keep = !self.rules.on(Rule::RevokeRollsBack) && !matches!(told, Told::Assigned(_));
                 if keep {
                     let mut next = state.clone();
@@ -149,14 +149,17 @@ impl ExactlyOnce {
                     self.enter(next, m, Phase::RollBack);
                 });
             }
-            Phase::Send(_) | Phase::End(_) | Phase::Init(_) | Phase::Settle => self.serve_deciding(state, m, told, out),
+            Phase::Send(_) | Phase::End(_) | Phase::Init(_) | Phase::Settle => {
+                self.serve_deciding(state, m, told, out)
+            }
         }
     }
 
     /// Under the lock nothing is served; without it a partition can go in the middle of a decision.
     fn serve_deciding(&self, state: &State, m: usize, told: Told, out: &mut Vec<(Step, State)>) {
         let phase = state.members[m].phase;
-        let claim = matches!(phase, Phase::Send(Write::Claim) | Phase::End(Write::Claim) | Phase::Init(Write::Claim));
+        let claim =
+            matches!(phase, Phase::Send(Write::Claim) | Phase::End(Write::Claim) | Phase::Init(Write::Claim));
         if claim {
             if phase == Phase::Send(Write::Claim) && self.plain(Write::Claim) {
                 self.serve_leaving(state, m, told, out, |next| self.change(next, m, told));
@@ -171,12 +174,23 @@ impl ExactlyOnce {
         }
     }
 
-    fn serve_leaving(&self, state: &State, m: usize, told: Told, out: &mut Vec<(Step, State)>, act: impl Fn(&mut State)) {
+    fn serve_leaving(
+        &self,
+        state: &State,
+        m: usize,
+        told: Told,
+        out: &mut Vec<(Step, State)>,
+        act: impl Fn(&mut State),
+    ) {
         for fate in [Fate::Vanishes, Fate::GoesOn] {
             let mut next = state.clone();
             if self.let_go(&mut next, m, fate) {
                 act(&mut next);
-                let step = if fate == Fate::GoesOn { Step::ServesWhileSending(m, told) } else { Step::Serves(m, told) };
+                let step = if fate == Fate::GoesOn {
+                    Step::ServesWhileSending(m, told)
+                } else {
+                    Step::Serves(m, told)
+                };
                 out.push((step, next));
             }
         }
@@ -219,7 +233,9 @@ fn bury(state: &mut State, m: usize) -> bool {
     let of_dead = |slot: &Option<Late>| slot.is_some_and(|late| usize::from(late.producer) == DEAD);
     let occupied = state.pending[DEAD].is_some() || state.late.iter().any(of_dead);
     let of_m = |slot: &Option<Late>| {
-        slot.is_some_and(|late| usize::from(late.producer) == m && matches!(late.call, Call::Send(..) | Call::End | Call::Init))
+        slot.is_some_and(|late| {
+            usize::from(late.producer) == m && matches!(late.call, Call::Send(..) | Call::End | Call::Init)
+        })
     };
     let leaves = state.pending[m].is_some() || state.late.iter().any(of_m);
     if occupied && leaves {

@@ -11,7 +11,13 @@ impl ExactlyOnce {
         let member = &state.members[m];
         let label = |table| Label { epoch: member.epoch, table };
         match member.phase {
-            Phase::Out | Phase::Read | Phase::Plan | Phase::Gather | Phase::Settle | Phase::Halted => None,
+            Phase::Out
+            | Phase::Read
+            | Phase::Plan
+            | Phase::Gather
+            | Phase::Decide
+            | Phase::Settle
+            | Phase::Halted => None,
             Phase::Recover(Plan::Commit(label)) => Some(Call::Commit(label)),
             Phase::Recover(Plan::RollBack(label)) => Some(Call::RollBack(label)),
             Phase::Recover(Plan::Wait | Plan::Claim | Plan::Gather | Plan::Reload(_) | Plan::Halt(_)) => None,
@@ -66,6 +72,7 @@ impl ExactlyOnce {
             Phase::Prepare => match reply {
                 Reply::Unknown if self.rules.on(Rule::SeenPrepared) => Phase::RollBack,
                 Reply::Refused | Reply::NotFound => Phase::RollBack,
+                Reply::Ok | Reply::Unknown if self.bounds.prepared_timeout > 0 => Phase::Decide,
                 Reply::Ok | Reply::Unknown => return self.decide(state, m),
             },
             Phase::Send(write) => match self.sent(state, m, write, reply) {
@@ -83,20 +90,30 @@ impl ExactlyOnce {
             },
             Phase::Commit(table) => self.committed(state, m, table, reply),
             Phase::RollBack => self.rolled_back(state, m, reply),
-            Phase::Out | Phase::Read | Phase::Plan | Phase::Gather | Phase::Settle | Phase::Halted => phase,
+            Phase::Out
+            | Phase::Read
+            | Phase::Plan
+            | Phase::Gather
+            | Phase::Decide
+            | Phase::Settle
+            | Phase::Halted => phase,
         };
         self.enter(state, m, next);
     }
 
     /// Enters a phase; what the phase does not need is forgotten, so that equal futures are equal states.
     pub(super) fn enter(&self, state: &mut State, m: usize, phase: Phase) {
-        if phase == Phase::Plan && state.members[m].phase != Phase::Read && self.bounds.prepared_timeout == 0 {
+        if phase == Phase::Plan && state.members[m].phase != Phase::Read && self.bounds.prepared_timeout == 0
+        {
             return self.follow_plan(state, m);
         }
         let member = &mut state.members[m];
         let out = phase == Phase::Gather && member.owns == 0;
         member.phase = if out { Phase::Out } else { phase };
-        if !matches!(member.phase, Phase::Plan | Phase::Recover(_) | Phase::Send(Write::Claim) | Phase::End(Write::Claim)) {
+        if !matches!(
+            member.phase,
+            Phase::Plan | Phase::Recover(_) | Phase::Send(Write::Claim) | Phase::End(Write::Claim)
+        ) {
             member.seen = Default::default();
             member.seen_at = 0;
             member.claimed = false;
@@ -127,7 +144,11 @@ impl ExactlyOnce {
             (Reply::Refused | Reply::NotFound, Write::Claim) => Phase::Read,
             (Reply::Refused | Reply::NotFound, Write::Decision) => {
                 let unchanged = state.in_group[m] && !state.told_to_change(m);
-                if unchanged && self.rules.on(Rule::RetryGeneration) { Phase::Prepare } else { Phase::RollBack }
+                if unchanged && self.rules.on(Rule::RetryGeneration) {
+                    Phase::Prepare
+                } else {
+                    Phase::RollBack
+                }
             }
             (Reply::Unknown, Write::Claim) if self.plain(write) => Phase::Read,
             (Reply::Unknown, _) => self.unclean(write),
@@ -166,7 +187,13 @@ impl ExactlyOnce {
             Reply::Unknown => return member.phase,
             Reply::Refused => return Phase::Halted,
             Reply::NotFound => {
-                let known = fate(LabelState::Unknown, member.prepared_at, member.decided_at, state.now, &self.terms());
+                let known = fate(
+                    LabelState::Unknown,
+                    member.prepared_at,
+                    member.decided_at,
+                    state.now,
+                    &self.terms(),
+                );
                 known == Fate::Done
             }
         };
@@ -182,7 +209,7 @@ impl ExactlyOnce {
         member.epoch.seq += 1;
         member.base = member.epoch.seq;
         member.undone = true;
-        Phase::Gather
+        after(member)
     }
 
     fn rolled_back(&self, state: &mut State, m: usize, reply: Reply) -> Phase {
@@ -198,7 +225,7 @@ impl ExactlyOnce {
                 member.at[partition] = member.at[partition].max(member.upto[partition]);
             }
         }
-        Phase::Gather
+        after(member)
     }
 
     /// Reads the committed offsets, if Kafka gives them out. The first act under a new stem.
@@ -286,6 +313,11 @@ impl ExactlyOnce {
         self.enter(state, m, next);
         true
     }
+}
+
+/// Where an epoch has ended: a partition that went in its midst ends the stem, in mutations.
+fn after(member: &Member) -> Phase {
+    if member.owns != 0 && member.named & !member.owns != 0 { Phase::Read } else { Phase::Gather }
 }
 
 /// What a member writes to Kafka.

@@ -19,6 +19,8 @@ use state::{Budget, Call, DEAD, MEMBERS, Mask, Member, PARTITIONS, PerPartition,
 /// How much happens at most.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
+    /// Processes: 1 or 2.
+    pub members: usize,
     /// Records of each partition; all partitions together at most 8.
     pub records: PerPartition<u8>,
     /// Tables; each record makes a row in each.
@@ -158,6 +160,10 @@ impl ExactlyOnce {
                 self.follow_plan(&mut next, m);
                 true
             }
+            Phase::Decide => {
+                self.decide(&mut next, m);
+                true
+            }
             Phase::Settle => self.settle(&mut next, m),
             Phase::Gather => {
                 self.gather(state, m, out);
@@ -290,7 +296,7 @@ impl Model for ExactlyOnce {
     }
 
     fn steps(&self, state: &State, out: &mut Vec<(Step, State)>) {
-        for m in 0..MEMBERS {
+        for m in 0..self.bounds.members.min(MEMBERS) {
             if state.members[m].alive {
                 self.calls(state, m, out);
                 self.local(state, m, out);
@@ -314,7 +320,9 @@ impl Model for ExactlyOnce {
                 let row = self.row(partition, record);
                 if record < state.committed[partition].offset {
                     if self.missing(state, partition, record) {
-                        return Some("a record is behind the committed offset, and its rows will never be visible");
+                        return Some(
+                            "a record is behind the committed offset, and its rows will never be visible",
+                        );
                     }
                 } else if state.visible.iter().any(|table| table & row != 0) {
                     return Some("rows are visible of a record that will be read again");

@@ -181,7 +181,13 @@ pub fn fate(state: LabelState, prepared_at: u8, decided_at: u8, now: u8, terms: 
 /// the partitions without knowing, and what it read may be the note of a living successor: then only
 /// what is safe for anybody may be done, which is to commit what was decided and to roll back what a
 /// claim names as `before`.
-pub fn plan(reads: &[Read], claimed: bool, state_of: impl Fn(Label) -> LabelState, now: u8, terms: &Terms) -> Plan {
+pub fn plan(
+    reads: &[Read],
+    claimed: bool,
+    state_of: impl Fn(Label) -> LabelState,
+    now: u8,
+    terms: &Terms,
+) -> Plan {
     let mut known = Vec::with_capacity(reads.len());
     for read in reads {
         match read {
@@ -221,8 +227,10 @@ pub fn plan(reads: &[Read], claimed: bool, state_of: impl Fn(Label) -> LabelStat
 /// The first label that is open, of the window that begins at `next`.
 fn first_open(next: Epoch, state_of: &impl Fn(Label) -> LabelState, terms: &Terms) -> Option<Label> {
     let labels = (0..terms.window).flat_map(|ahead| (0..terms.tables).map(move |table| (ahead, table)));
-    labels.map(|(ahead, table)| Label { epoch: next.plus(ahead), table }).find(|label| match state_of(*label) {
-        LabelState::Prepare | LabelState::Prepared => true,
-        LabelState::Unknown | LabelState::Committed | LabelState::Aborted => false,
+    labels.map(|(ahead, table)| Label { epoch: next.plus(ahead), table }).find(|label| {
+        match state_of(*label) {
+            LabelState::Prepare | LabelState::Prepared => true,
+            LabelState::Unknown | LabelState::Committed | LabelState::Aborted => false,
+        }
     })
 }

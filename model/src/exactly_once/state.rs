@@ -48,6 +48,8 @@ pub enum Phase {
     Load,
     /// Call: of all tables. The answer is followed by the check and the decision.
     Prepare,
+    /// All are prepared; about to check and to decide; a phase of its own only where time passes.
+    Decide,
     /// Call: `TxnOffsetCommit`.
     Send(Write),
     /// Call: `EndTxn`, commit.
@@ -287,7 +289,9 @@ impl State {
                 note(seen.note, &mut see);
                 see(seen.before);
             }
-            if let Phase::Recover(Plan::Commit(label) | Plan::RollBack(label) | Plan::Halt(label)) = member.phase {
+            if let Phase::Recover(Plan::Commit(label) | Plan::RollBack(label) | Plan::Halt(label)) =
+                member.phase
+            {
                 see(label.epoch);
             }
         }
@@ -380,7 +384,9 @@ impl State {
                 note(&mut seen.note);
                 epoch(&mut seen.before);
             }
-            if let Phase::Recover(Plan::Commit(label) | Plan::RollBack(label) | Plan::Halt(label)) = &mut member.phase {
+            if let Phase::Recover(Plan::Commit(label) | Plan::RollBack(label) | Plan::Halt(label)) =
+                &mut member.phase
+            {
                 epoch(&mut label.epoch);
             }
         }
