@@ -1,4 +1,5 @@
 //! Explores the models and prints what was found: `tidemill-model [--depth N] [words of a name]`.
+//! The word `deep` adds what takes minutes; `TRACE=1` prints the ways to what was found.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -24,7 +25,8 @@ fn main() -> ExitCode {
     }
     let wanted = |name: &str| words.iter().all(|word| name.to_lowercase().contains(word));
     let mut as_expected = true;
-    for mix in Mix::ALL {
+    let deep = words.iter().any(|word| word.starts_with("deep"));
+    for mix in Mix::ALL.into_iter().chain(Mix::DEEP.into_iter().filter(|_| deep)) {
         let name = format!("§3 {mix:?}");
         if wanted(&name) {
             as_expected &= run(&name, &mix.protocol(), limits, true);

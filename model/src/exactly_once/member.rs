@@ -23,12 +23,12 @@ impl ExactlyOnce {
             Phase::Recover(Plan::Wait | Plan::Claim | Plan::Gather | Plan::Reload(_) | Plan::Halt(_)) => None,
             Phase::Load => Some(Call::Load(member.epoch, self.rows(member))),
             Phase::Prepare => Some(Call::Prepare(member.epoch)),
-            Phase::Send(write) if self.plain(write) => Some(Call::Plain(pending(member, write))),
+            Phase::Send(write) if self.plain(write) => Some(Call::Plain(self.pending(member, write))),
             Phase::Send(write) => {
                 let at_sending = write == Write::Decision
                     && !(self.rules.on(Rule::ExplicitGeneration) && self.rules.on(Rule::CheckUnderLock));
                 let valid = if at_sending { state.in_group[m] } else { member.valid };
-                Some(Call::Send(pending(member, write), valid))
+                Some(Call::Send(self.pending(member, write), valid))
             }
             Phase::End(_) => Some(Call::End),
             Phase::Init(_) => Some(Call::Init),
@@ -54,6 +54,30 @@ impl ExactlyOnce {
             }
         }
         rows
+    }
+
+    /// What a member writes to Kafka.
+    fn pending(&self, member: &Member, write: Write) -> Pending {
+        let (named, all, note) = match write {
+            Write::Claim => (member.owns, member.at, Note::Claim { next: member.epoch }),
+            Write::Decision => {
+                let Member { epoch, prepared_at, decided_at, .. } = *member;
+                (member.named, member.upto, Note::Decision { epoch, prepared_at, decided_at })
+            }
+        };
+        let mut offsets = [0; PARTITIONS];
+        for partition in 0..PARTITIONS {
+            if named & (1 << partition) != 0 {
+                offsets[partition] = all[partition];
+            }
+        }
+        let mut before = [Default::default(); PARTITIONS];
+        for partition in (0..PARTITIONS)
+            .filter(|p| write == Write::Claim && named & (1 << p) != 0 && self.rules.on(Rule::NameBefore))
+        {
+            before[partition] = member.seen[partition].note.next().unwrap_or_default();
+        }
+        Pending { named, offsets, note, before }
     }
 
     /// Member `m` gets `reply` to its request.
@@ -240,10 +264,9 @@ impl ExactlyOnce {
         self.enter(state, m, Phase::Plan);
         let (committed, now) = (state.committed, state.now);
         let member = &mut state.members[m];
-        for partition in 0..PARTITIONS {
-            if owns & (1 << partition) != 0 {
-                member.seen[partition] = committed[partition];
-            }
+        for (partition, committed) in committed.into_iter().enumerate().filter(|(p, _)| owns & (1 << p) != 0)
+        {
+            member.seen[partition] = committed;
         }
         member.seen_at = if self.rules.on(Rule::ClockAfterStates) { 0 } else { now };
         if !self.rules.on(Rule::CommitBeforeClaim) {
@@ -318,28 +341,6 @@ impl ExactlyOnce {
 /// Where an epoch has ended: a partition that went in its midst ends the stem, in mutations.
 fn after(member: &Member) -> Phase {
     if member.owns != 0 && member.named & !member.owns != 0 { Phase::Read } else { Phase::Gather }
-}
-
-/// What a member writes to Kafka.
-fn pending(member: &Member, write: Write) -> Pending {
-    let (named, all, note) = match write {
-        Write::Claim => (member.owns, member.at, Note::Claim { next: member.epoch }),
-        Write::Decision => {
-            let Member { epoch, prepared_at, decided_at, .. } = *member;
-            (member.named, member.upto, Note::Decision { epoch, prepared_at, decided_at })
-        }
-    };
-    let mut offsets = [0; PARTITIONS];
-    for partition in 0..PARTITIONS {
-        if named & (1 << partition) != 0 {
-            offsets[partition] = all[partition];
-        }
-    }
-    let mut before = [Default::default(); PARTITIONS];
-    for partition in (0..PARTITIONS).filter(|p| write == Write::Claim && named & (1 << p) != 0) {
-        before[partition] = member.seen[partition].note.next().unwrap_or_default();
-    }
-    Pending { named, offsets, note, before }
 }
 
 impl State {

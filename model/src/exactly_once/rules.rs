@@ -16,6 +16,8 @@ pub enum Rule {
     RollBackNext,
     /// 1 (amended): ... after the claim over it was accepted. Off: before the claim is written.
     ClaimBeforeRollBack,
+    /// 1 (amended): the claim names what the predecessor may have open, for the case that its writer dies.
+    NameBefore,
     /// 1 (amended): ... all numbers that it may have used, not only the next.
     Window,
     /// 1 (amended): a stem ends with the assignment. Off: it lives as long as the process.

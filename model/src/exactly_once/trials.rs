@@ -24,6 +24,10 @@ pub enum Mix {
     Time,
     /// Processes die, answers are lost; nothing may stay open. Nobody is wrongly thought dead.
     Tidy,
+    /// Only from the command line: one process dies, one is thought dead, an answer is lost.
+    DeepLoss,
+    /// Only from the command line: two are thought dead, and a request arrives late.
+    DeepLate,
 }
 
 impl Mix {
@@ -39,6 +43,9 @@ impl Mix {
         Self::Time,
         Self::Tidy,
     ];
+
+    /// Those that take minutes.
+    pub const DEEP: [Self; 2] = [Self::DeepLoss, Self::DeepLate];
 
     /// The bounds of this mix.
     #[must_use]
@@ -61,6 +68,8 @@ impl Mix {
             Self::CrashAndFreeze => {
                 Bounds { records: [2, 1], tables: 2, faults: faults(1, 1, 0, 0, 0), ..base }
             }
+            Self::DeepLoss => Bounds { faults: faults(1, 1, 1, 0, 0), ..base },
+            Self::DeepLate => Bounds { faults: faults(0, 2, 0, 1, 0), ..base },
             Self::TwoFreezes => Bounds { records: [2, 1], tables: 2, faults: faults(0, 2, 0, 0, 0), ..base },
             Self::TwoCrashes => {
                 Bounds { records: [2, 0], tables: 2, done: true, faults: faults(2, 0, 1, 0, 0), ..base }
@@ -128,6 +137,7 @@ pub const CAUGHT: &[Mutation] = &[
     mutation("1: a forgotten label was committed, however old", &[Rule::OldHalts], Mix::Time),
     mutation("1: what the predecessor has open is left", &[Rule::RollBackNext], Mix::Tidy),
     mutation("1: only its next number is rolled back", &[Rule::Window], Mix::Tidy),
+    mutation("1: the claim does not name the predecessor", &[Rule::NameBefore], Mix::Tidy),
     mutation(
         "1: rolled back before the claim, as first written",
         &[Rule::ClaimBeforeRollBack],

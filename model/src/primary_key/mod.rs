@@ -109,9 +109,9 @@ pub enum Step {
 impl PrimaryKey {
     fn call(&self, member: &Member) -> Option<Call> {
         let mut rows = [0; PARTITIONS];
-        for partition in 0..PARTITIONS {
+        for (partition, row) in rows.iter_mut().enumerate() {
             if member.upto[partition] > member.at[partition] {
-                rows[partition] = member.upto[partition];
+                *row = member.upto[partition];
             }
         }
         let load =
@@ -259,9 +259,9 @@ impl PrimaryKey {
     fn read(&self, state: &mut State, m: usize) {
         let committed = state.committed;
         let member = &mut state.members[m];
-        for partition in 0..PARTITIONS {
+        for (partition, committed) in committed.into_iter().enumerate() {
             let owned = member.owns & (1 << partition) != 0;
-            member.seen[partition] = if owned { committed[partition] } else { Default::default() };
+            member.seen[partition] = if owned { committed } else { Default::default() };
             member.at[partition] = member.seen[partition].offset;
         }
         if self.rules.on(Rule::CancelBeforeClaim) {
