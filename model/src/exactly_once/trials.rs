@@ -190,5 +190,5 @@ pub const HARMLESS: &[Mutation] = &[
     mutation("4: decided later than half the time-out", &[Rule::HalfTimeout], Mix::Time),
     mutation("6: a partition given up during a decision", &[Rule::RevokeWaits], Mix::TwoFreezes),
     mutation("6: an undecided epoch kept at a revocation", &[Rule::RevokeRollsBack], Mix::TwoFreezes),
-    mutation("7: a refused generation ends the epoch", &[Rule::RetryGeneration], Mix::TwoFreezes),
+    mutation("7: a refused generation ends the epoch", &[Rule::RetryGeneration], Mix::TwoCrashes),
 ];
