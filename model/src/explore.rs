@@ -242,36 +242,50 @@ fn index(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
 }
 
-/// A fast, unkeyed hash: states are small, and nobody chooses them to collide.
+/// A fast, unkeyed hash: states are small, and nobody chooses them to collide. Fields are mostly single
+/// bytes, so eight are gathered before they are mixed.
 #[derive(Default)]
-struct Mix(u64);
+struct Mix {
+    mixed: u64,
+    gathered: u64,
+    bits: u32,
+}
+
+impl Mix {
+    fn mix(&mut self, word: u64) {
+        self.mixed = (self.mixed.rotate_left(5) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
 
 impl Hasher for Mix {
     fn finish(&self) -> u64 {
-        self.0
+        let mut last = Self { mixed: self.mixed, ..Self::default() };
+        last.mix(self.gathered);
+        last.mixed
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        for piece in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..piece.len()].copy_from_slice(piece);
-            self.write_u64(u64::from_le_bytes(word));
+        for byte in bytes {
+            self.write_u8(*byte);
         }
     }
 
     fn write_u8(&mut self, value: u8) {
-        self.write_u64(u64::from(value));
+        self.gathered |= u64::from(value) << self.bits;
+        self.bits += 8;
+        if self.bits == u64::BITS {
+            let word = std::mem::take(&mut self.gathered);
+            self.bits = 0;
+            self.mix(word);
+        }
     }
 
-    fn write_usize(&mut self, value: usize) {
-        self.write_u64(value as u64);
-    }
-
+    /// Discriminants of enums, which are small.
     fn write_isize(&mut self, value: isize) {
-        self.write_u64(value as u64);
+        self.write_u8(value as u8);
     }
 
     fn write_u64(&mut self, value: u64) {
-        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.mix(value);
     }
 }
