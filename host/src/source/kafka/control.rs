@@ -331,6 +331,7 @@ impl Control {
             list.elements().iter().map(|one| (one.topic().to_owned(), one.partition())).collect();
         let marker = &self.marker;
         let gone = |topic: &str| marker.has_read(topic).then(|| marker.offsets_gone(topic));
+        self.settle_own()?;
         let starts = start::find(&self.reader, &named, &mut self.rule, gone)?;
         self.claim(&starts)?;
         let mut assignment = TopicPartitionList::new();

@@ -131,7 +131,7 @@ impl Control {
 
     /// Gives up what the members before had begun and not decided. Only after our own claim stands: a member that was
     /// taken for dead may read the claim of its living successor, and what it would roll back then may be decided
-    /// by now (decision 0023). Nothing hangs on it, so it is not waited for.
+    /// by now (decision 0025). Nothing hangs on it, so it is not waited for.
     fn give_up_undecided(&self, before: Vec<Decision>) {
         let Some(deciding) = &self.deciding else { return };
         let (client, destination) =
@@ -147,6 +147,11 @@ impl Control {
                 }
             }
         });
+    }
+
+    /// Has the brokers end what a transaction of ours left open, or its offsets could not be read.
+    pub(super) fn settle_own(&mut self) -> Result<(), Fault> {
+        self.deciding.as_mut().map_or(Ok(()), |deciding| deciding.decider.settle())
     }
 
     /// Takes partitions over: finishes what was decided about them, and claims them with all others.
