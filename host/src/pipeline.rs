@@ -15,6 +15,7 @@ use crate::config::model::{self, Delivery, Pipeline, Process, Source, TableModel
 use crate::dead_letter::{DeadLetterBox, Rejects, Tolerance};
 use crate::delivery::carriers::Carriers;
 use crate::delivery::carry::Carrier;
+use crate::delivery::decision::Terms;
 use crate::delivery::epoch::Epochs;
 use crate::delivery::epoch_carrier::EpochCarrier;
 use crate::delivery::owner::Owner;
@@ -239,8 +240,11 @@ fn exactly_once(
             format!("let its plugins route to {EPOCH_TABLES_MAX} at most, or split it"),
         ));
     }
-    let tables = u32::try_from(destinations.len()).unwrap_or(u32::MAX);
-    let epochs = Epochs::new(tables, pipeline.sink.prepared_timeout);
+    let epochs = Epochs::new(Terms {
+        tables_max: u32::try_from(destinations.len()).unwrap_or(u32::MAX),
+        prepared_timeout: pipeline.sink.prepared_timeout,
+        database: pipeline.sink.database.clone(),
+    });
     Ok(Some(kafka::Exactly { epochs, carrier: carrier.clone(), destination: Arc::clone(first) }))
 }
 

@@ -287,8 +287,10 @@ fn exactly_once_is_promised_only_where_it_can_be_kept() {
     let uncommitted = text.replace("brokers", "isolation = \"read_uncommitted\"\nbrokers");
     check(
         &uncommitted,
-        &["3:12: `delivery` is \"exactly_once\": a decision of another process that is not ended yet would be read past: \
-           `isolation` has to be \"read_committed\"; expected \"at_least_once\", or a Kafka source with it"],
+        &[
+            "3:12: `delivery` is \"exactly_once\": a decision of another process that is not ended yet would be read past: \
+           `isolation` has to be \"read_committed\"; expected \"at_least_once\", or a Kafka source with it",
+        ],
     );
     let http = text
         .replace("[source.kafka]", "[source.http]")

@@ -545,7 +545,7 @@ fn bad_syntax(piece: &Piece) -> Vec<BadRow> {
 }
 
 /// Rows that are missing from a load that was committed must not be acknowledged.
-pub(super) fn missing_rows(label: &str, sent: u64, receipt: &Receipt) -> Option<Fault> {
+fn missing_rows(label: &str, sent: u64, receipt: &Receipt) -> Option<Fault> {
     let loaded = receipt.loaded_rows.filter(|loaded| *loaded < sent)?;
     Some(Fault::halt(
         format!("StarRocks committed load {label} with {loaded} rows, {sent} were sent"),

@@ -9,6 +9,7 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::sink::starrocks::state::LabelState;
 
@@ -45,33 +46,41 @@ pub struct Decision {
     /// How long StarRocks keeps a prepared transaction, in seconds.
     #[serde(rename = "ttl")]
     pub prepared_timeout_s: u64,
+    /// Database that the labels are of.
+    #[serde(rename = "db")]
+    pub database: String,
+}
+
+/// What all decisions of a pipeline have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
+    /// Most tables that an epoch can have.
+    pub tables_max: u32,
+    /// How long StarRocks keeps what is prepared.
+    pub prepared_timeout: Duration,
+    /// Database that is loaded.
+    pub database: String,
 }
 
 impl Decision {
     /// Nothing to commit: the first of a stem, or the end of what stood there.
-    pub fn empty(stem: &str, seq: u64, tables_max: u32) -> Decision {
+    pub fn empty(stem: &str, seq: u64, terms: &Terms) -> Decision {
         Decision {
             version: VERSION,
             stem: stem.to_owned(),
             seq,
             tables: 0,
-            tables_max,
+            tables_max: terms.tables_max,
             from: 0,
             prepared_at_s: 0,
-            prepared_timeout_s: 0,
+            prepared_timeout_s: terms.prepared_timeout.as_secs(),
+            database: terms.database.clone(),
         }
     }
 
     /// The epoch `seq` with loads into `tables` tables.
-    pub fn of_epoch(
-        stem: &str,
-        seq: u64,
-        (tables, tables_max): (u32, u32),
-        prepared_at_s: u64,
-        prepared_timeout: Duration,
-    ) -> Decision {
-        let prepared_timeout_s = prepared_timeout.as_secs();
-        Decision { tables, prepared_at_s, prepared_timeout_s, ..Decision::empty(stem, seq, tables_max) }
+    pub fn of_epoch(stem: &str, seq: u64, tables: u32, prepared_at_s: u64, terms: &Terms) -> Decision {
+        Decision { tables, prepared_at_s, ..Decision::empty(stem, seq, terms) }
     }
 
     /// The same for a partition in which the epoch begins at `from`.
@@ -86,8 +95,19 @@ impl Decision {
 
     /// Reads the text beside an offset; none if there is no decision in it (an at_least_once claim, or somebody
     /// else's text).
-    pub fn read(metadata: &str) -> Option<Decision> {
-        serde_json::from_str(metadata).ok().filter(|found: &Decision| found.version == VERSION)
+    ///
+    /// # Errors
+    /// If it is a decision in a form that this version does not know: what it says must not be passed over.
+    pub fn read(metadata: &str) -> Result<Option<Decision>, UnknownForm> {
+        let Ok(Value::Object(fields)) = serde_json::from_str(metadata) else { return Ok(None) };
+        let version = fields.get("v").and_then(Value::as_u64);
+        match version.filter(|_| fields.contains_key("stem")) {
+            Some(version) if version == u64::from(VERSION) => {
+                serde_json::from_str(metadata).map(Some).map_err(|_| UnknownForm(metadata.to_owned()))
+            }
+            Some(version) if version > u64::from(VERSION) => Err(UnknownForm(metadata.to_owned())),
+            Some(_) | None => Ok(None),
+        }
     }
 
     /// Whether both are of the same epoch: they may differ in where a partition begins.
@@ -107,6 +127,10 @@ impl Decision {
         sequences.flat_map(move |seq| (0..tables).map(move |table| label(&self.stem, seq, table)))
     }
 }
+
+/// A decision that this version cannot read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownForm(pub String);
 
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -155,14 +179,18 @@ mod tests {
     use super::*;
 
     const DAY: Duration = Duration::from_secs(86_400);
+
+    fn terms() -> Terms {
+        Terms { tables_max: 5, prepared_timeout: DAY, database: "shop".into() }
+    }
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[test]
     fn a_decision_is_read_as_it_was_written() {
-        let decision = Decision::of_epoch("orders-00ff-3", 7, (2, 5), 1_700_000_000, DAY).beginning_at(42);
+        let decision = Decision::of_epoch("orders-00ff-3", 7, 2, 1_700_000_000, &terms()).beginning_at(42);
         let text = decision.to_metadata();
-        assert_eq!(Decision::read(&text), Some(decision.clone()), "{text}");
-        assert!(text.len() < 200, "{text}");
+        assert_eq!(Decision::read(&text), Ok(Some(decision.clone())), "{text}");
+        assert!(text.len() < 220, "{text}");
         assert!(decision.labels().eq(["orders-00ff-3-7-0".to_owned(), "orders-00ff-3-7-1".to_owned()]));
         let undecided: Vec<String> = decision.undecided_labels().collect();
         assert_eq!(undecided.len(), 4 * 5);
@@ -173,10 +201,15 @@ mod tests {
     #[test]
     fn what_others_write_beside_an_offset_is_no_decision() {
         for text in ["", "{}", r#"{"v":1,"stem":"orders-00ff","from":0}"#, "consumer-1", "[2]"] {
-            assert_eq!(Decision::read(text), None, "{text}");
+            assert_eq!(Decision::read(text), Ok(None), "{text}");
         }
-        let newer = Decision::empty("s", 1, 1).to_metadata().replace("\"v\":2", "\"v\":3");
-        assert_eq!(Decision::read(&newer), None, "a form of a later version is not guessed at");
+        let newer = Decision::empty("s", 1, &terms()).to_metadata().replace("\"v\":2", "\"v\":3");
+        assert!(
+            Decision::read(&newer).is_err(),
+            "a form of a later version is neither guessed at nor passed over"
+        );
+        let cut = Decision::empty("s", 1, &terms()).to_metadata().replace("\"db\":\"shop\",", "");
+        assert!(Decision::read(&cut).is_err(), "{cut}");
     }
 
     #[test]

@@ -12,11 +12,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::decision::{Decision, SEQUENCES_UNDECIDED_MAX};
+use super::decision::{Decision, SEQUENCES_UNDECIDED_MAX, Terms};
 use crate::position::Stay;
 
 /// Spans of an epoch, by stay and place, and how many tickets of each the epoch holds.
@@ -26,10 +25,8 @@ pub type Tickets = BTreeMap<(Stay, u64), u32>;
 #[derive(Debug, Clone)]
 pub struct Epochs {
     state: Arc<watch::Sender<State>>,
-    /// How long StarRocks keeps what is prepared.
-    pub prepared_timeout: Duration,
-    /// Tables that an epoch can have at most.
-    pub tables_max: u32,
+    /// What all its decisions have in common.
+    pub terms: Arc<Terms>,
 }
 
 #[derive(Debug, Default)]
@@ -94,12 +91,14 @@ pub enum Verdict {
     Decided,
     /// It never will: roll back.
     Abandoned,
+    /// Nobody here will learn whether it does: whoever comes next does what is to be done.
+    Left,
 }
 
 impl Epochs {
     /// Nothing may begin yet.
-    pub fn new(tables_max: u32, prepared_timeout: Duration) -> Epochs {
-        Epochs { state: Arc::new(watch::Sender::new(State::default())), prepared_timeout, tables_max }
+    pub fn new(terms: Terms) -> Epochs {
+        Epochs { state: Arc::new(watch::Sender::new(State::default())), terms: Arc::new(terms) }
     }
 
     // Control's side.
@@ -109,18 +108,27 @@ impl Epochs {
         self.state.send_modify(|state| state.stem = Some(Stem { text: stem, decided: 0, begun: 0 }));
     }
 
+    /// Whether epochs may begin.
+    pub fn is_open(&self) -> bool {
+        self.state.borrow().stem.is_some()
+    }
+
     /// No further epoch begins; one that runs goes on.
     pub fn close(&self) {
         self.state.send_modify(|state| state.stem = None);
     }
 
-    /// Nothing begins any more, and what is not decided is given up.
+    /// Nothing begins any more.
     pub fn end(&self) {
         self.state.send_modify(|state| {
             state.ended = true;
             state.stem = None;
         });
-        self.abandon();
+    }
+
+    /// Whether the pipeline has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.state.borrow().ended
     }
 
     /// Whether an epoch is between its begin and its end: what stands in Kafka must not be overwritten.
@@ -131,10 +139,19 @@ impl Epochs {
     /// The running epoch is given up, if it is not decided.
     pub fn abandon(&self) {
         self.state.send_modify(|state| {
-            if state.running == Running::Undecided {
+            if state.running == Running::Undecided && state.verdict.is_none() {
                 state.running = Running::Abandoned;
                 state.offer = None;
                 state.verdict = Some(Verdict::Abandoned);
+            }
+        });
+    }
+
+    /// The offered epoch is left as it is: it may be decided, and nobody here will learn.
+    pub fn leave_undecided(&self) {
+        self.state.send_modify(|state| {
+            if state.offer.take().is_some() {
+                state.verdict = Some(Verdict::Left);
             }
         });
     }
@@ -156,11 +173,15 @@ impl Epochs {
         });
     }
 
-    /// What may be written over a decision whose loads are all committed; none without a stem.
+    /// What may be written over a decision whose loads are all committed; none without a stem, or while an epoch
+    /// runs.
     pub fn standing(&self) -> Option<Decision> {
         let state = self.state.borrow();
+        if state.running != Running::None {
+            return None;
+        }
         let stem = state.stem.as_ref()?;
-        Some(Decision::empty(&stem.text, stem.begun, self.tables_max))
+        Some(Decision::empty(&stem.text, stem.begun, &self.terms))
     }
 
     /// Whether nothing can begin before [`Epochs::standing`] is written: a successor looks for so many sequences
@@ -236,12 +257,16 @@ impl Epochs {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    const DAY: Duration = Duration::from_secs(86_400);
+    fn terms() -> Terms {
+        Terms { tables_max: 2, prepared_timeout: Duration::from_secs(86_400), database: "shop".into() }
+    }
 
     fn offer_of(turn: &Turn) -> Offer {
-        let decision = Decision::of_epoch(&turn.stem, turn.seq, (1, 2), 5, DAY);
+        let decision = Decision::of_epoch(&turn.stem, turn.seq, 1, 5, &terms());
         Offer { decision, tickets: Tickets::new() }
     }
 
@@ -256,7 +281,7 @@ mod tests {
     #[test]
     fn an_epoch_runs_from_its_begin_until_it_leaves_and_is_decided_once() {
         block_on(async {
-            let epochs = Epochs::new(2, DAY);
+            let epochs = Epochs::new(terms());
             epochs.open("s".into());
             let turn = epochs.enter().await.expect("a turn");
             assert_eq!((turn.stem.as_str(), turn.seq), ("s", 1));
@@ -276,14 +301,14 @@ mod tests {
             assert!(epochs.is_running(), "its loads are not committed yet");
             epochs.leave();
             assert!(!epochs.is_running());
-            assert_eq!(epochs.standing(), Some(Decision::empty("s", 1, 2)));
+            assert_eq!(epochs.standing(), Some(Decision::empty("s", 1, &terms())));
         });
     }
 
     #[test]
     fn an_epoch_that_was_given_up_is_never_offered() {
         block_on(async {
-            let epochs = Epochs::new(2, DAY);
+            let epochs = Epochs::new(terms());
             epochs.open("s".into());
             let turn = epochs.enter().await.expect("a turn");
             epochs.abandon();
@@ -298,7 +323,7 @@ mod tests {
     #[test]
     fn a_stem_begins_no_more_than_a_successor_would_look_for() {
         block_on(async {
-            let epochs = Epochs::new(2, DAY);
+            let epochs = Epochs::new(terms());
             epochs.open("s".into());
             for _ in 0..SEQUENCES_UNDECIDED_MAX {
                 assert!(!epochs.is_exhausted());
@@ -313,9 +338,27 @@ mod tests {
     }
 
     #[test]
+    fn an_epoch_of_which_nobody_knows_is_left_as_it_is() {
+        block_on(async {
+            let epochs = Epochs::new(terms());
+            epochs.open("s".into());
+            let turn = epochs.enter().await.expect("a turn");
+            let (theirs, offer) = (epochs.clone(), offer_of(&turn));
+            let waiting = tokio::spawn(async move { theirs.offer(offer).await });
+            while epochs.offered().is_none() {
+                tokio::task::yield_now().await;
+            }
+            epochs.end();
+            assert!(epochs.offered().is_some(), "the end alone gives nothing up");
+            epochs.leave_undecided();
+            assert_eq!(waiting.await.expect("no panic"), Verdict::Left);
+        });
+    }
+
+    #[test]
     fn nothing_begins_after_the_end() {
         block_on(async {
-            let epochs = Epochs::new(2, DAY);
+            let epochs = Epochs::new(terms());
             let theirs = epochs.clone();
             let waiting = tokio::spawn(async move { theirs.enter().await });
             tokio::task::yield_now().await;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::task::JoinSet;
 
-use super::carry::{Carrier, close, count, drop_rows, load_of, missing_rows};
+use super::carry::{Carrier, close, count, drop_rows, load_of};
 use super::decision::{Decision, label};
 use super::epoch::{Epochs, Offer, Tickets, Turn, Verdict};
 use super::isolation::{ISOLATING_LOADS_MAX, Parts};
@@ -16,6 +16,7 @@ use crate::batch::{Batch, Piece};
 use crate::fault::{Fault, FaultKind};
 use crate::meter::Waiting;
 use crate::retry::{Backoff, Pace};
+use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::error_log::Keys;
 use crate::sink::starrocks::two_phase::{self, FirstPhase};
 use crate::sink::{Destination, Load, Receipt, Rejection};
@@ -78,7 +79,7 @@ impl EpochCarrier {
         let rows = |batch: Batch| TableRows { destination: batch.destination, pieces: batch.pieces };
         let mut tables: Vec<TableRows> = batches.into_iter().map(rows).collect();
         let mut troubles = Troubles::new(&self.owner);
-        while let Some(turn) = self.enter(&mut tables).await {
+        while let Some(turn) = self.enter(&mut tables, &troubles).await {
             let prepared_at_s = now_s();
             let began = Instant::now();
             let hitch = match self.first_phases(&turn, &tables).await {
@@ -87,15 +88,19 @@ impl EpochCarrier {
                     let offer = self.offer_of(&turn, &tables, prepared_at_s);
                     let decision = offer.decision.clone();
                     match self.epochs.offer(offer).await {
-                        Verdict::Decided => {
-                            self.commit(&decision, tables, prepared, began).await;
-                            return self.epochs.leave();
-                        }
+                        Verdict::Decided => return self.commit(&decision, tables, prepared, began).await,
                         Verdict::Abandoned => Hitch::Abandoned,
+                        Verdict::Left => {
+                            self.epochs.leave();
+                            break;
+                        }
                     }
                 }
                 Err(hitch) => hitch,
             };
+            // Nothing hangs on when they go: their labels are never used again.
+            let (client, loads) = (self.carrier.client().clone(), labels_of(&turn, &tables));
+            self.carrier.runtime().spawn(async move { roll_back_all(&client, loads).await });
             // From here on control may give partitions up.
             self.epochs.leave();
             self.owner.meter.epochs_rolled_back.inc();
@@ -108,11 +113,16 @@ impl EpochCarrier {
     }
 
     /// Waits until the epoch may begin; none if it never may, or has no rows left.
-    async fn enter(&self, tables: &mut Vec<TableRows>) -> Option<Turn> {
+    async fn enter(&self, tables: &mut Vec<TableRows>, troubles: &Troubles) -> Option<Turn> {
         loop {
             self.drop_given_up(tables);
-            if tables.is_empty() {
+            if tables.is_empty() || self.epochs.has_ended() {
                 return None;
+            }
+            if troubles.is_resting() {
+                // Short, so that partitions that are given up do not wait for what this waits for.
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
             }
             if let Ok(turn) = tokio::time::timeout(LOOK_EVERY, self.epochs.enter()).await {
                 return turn;
@@ -136,7 +146,7 @@ impl EpochCarrier {
         for (place, table) in (0..).zip(tables) {
             let label = label(&turn.stem, turn.seq, place);
             let mut load = load_of(&table.destination, label, None, &table.pieces);
-            let (client, timeout) = (self.carrier.client().clone(), self.epochs.prepared_timeout);
+            let (client, timeout) = (self.carrier.client().clone(), self.epochs.terms.prepared_timeout);
             loads.spawn(async move {
                 let phase = two_phase::prepare(&client, &mut load, timeout).await;
                 (place as usize, load, phase)
@@ -173,9 +183,8 @@ impl EpochCarrier {
             let ticket = piece.ticket();
             *tickets.entry((ticket.stay().clone(), ticket.place())).or_default() += 1;
         }
-        let counts = (u32::try_from(tables.len()).unwrap_or(u32::MAX), self.epochs.tables_max);
-        let timeout = self.epochs.prepared_timeout;
-        let decision = Decision::of_epoch(&turn.stem, turn.seq, counts, prepared_at_s, timeout);
+        let count = u32::try_from(tables.len()).unwrap_or(u32::MAX);
+        let decision = Decision::of_epoch(&turn.stem, turn.seq, count, prepared_at_s, &self.epochs.terms);
         Offer { decision, tickets }
     }
 
@@ -188,38 +197,37 @@ impl EpochCarrier {
         began: Instant,
     ) {
         let mut troubles = Troubles::new(&self.owner);
-        let mut lost = false;
-        for PreparedLoad { load, .. } in &prepared {
-            loop {
-                let client = self.carrier.client();
-                match two_phase::commit(client, &load.destination, decision, &load.label).await {
-                    Ok(()) => break,
-                    Err(fault) if fault.kind == FaultKind::Retry => {
-                        troubles.wait(Pace::PASSING, &fault).await
-                    }
-                    Err(fault) => {
-                        self.owner.alarm.raise(fault);
-                        lost = true;
-                        break;
+        let loads: Vec<_> =
+            prepared.iter().map(|one| (Arc::clone(&one.load.destination), one.load.label.clone())).collect();
+        let lost = loop {
+            match two_phase::commit_all(self.carrier.client(), &loads, decision).await {
+                Ok(()) => break false,
+                Err(fault) if fault.kind == FaultKind::Retry => {
+                    troubles.rest(Pace::PASSING, &fault);
+                    while troubles.is_resting() {
+                        tokio::time::sleep(LOOK_EVERY).await;
                     }
                 }
+                Err(fault) => {
+                    self.owner.alarm.raise(fault);
+                    break true;
+                }
             }
+        };
+        if lost {
+            // What stands in Kafka must not be written over: the epoch never ends.
+            tables.into_iter().flat_map(|table| table.pieces).for_each(Piece::forget);
+            return;
         }
-        if !lost {
-            self.owner.meter.epochs_decided.inc();
-        }
+        self.owner.meter.epochs_decided.inc();
         for (table, PreparedLoad { load, receipt }) in tables.into_iter().zip(prepared) {
-            if lost {
-                table.pieces.into_iter().for_each(Piece::forget);
-                continue;
-            }
             count(&table.pieces, &load, &receipt, began.elapsed());
             table.pieces.into_iter().for_each(close);
         }
+        self.epochs.leave();
     }
 
-    /// Rolls back what was begun, and does what has to be done before the epoch is tried again. False if it
-    /// never will be.
+    /// Does what has to be done before the epoch is tried again. False if it never will be.
     async fn get_over(
         &self,
         hitch: Hitch,
@@ -227,22 +235,14 @@ impl EpochCarrier {
         tables: &mut [TableRows],
         troubles: &mut Troubles,
     ) -> bool {
-        if matches!(hitch, Hitch::Abandoned) {
-            // Nothing hangs on when these go, and partitions do not wait for it.
-            let loads = labels_of(turn, tables);
-            let client = self.carrier.client().clone();
-            self.carrier.runtime().spawn(async move { roll_back_all(&client, loads).await });
-            return true;
-        }
-        roll_back_all(self.carrier.client(), labels_of(turn, tables)).await;
         match hitch {
             Hitch::Abandoned => true,
             Hitch::Passing(fault) => {
-                troubles.wait(Pace::PASSING, &fault).await;
+                troubles.rest(Pace::PASSING, &fault);
                 true
             }
             Hitch::Overloaded(fault) => {
-                troubles.wait(Pace::OVERLOADED, &fault).await;
+                troubles.rest(Pace::OVERLOADED, &fault);
                 true
             }
             Hitch::Halt(fault) => {
@@ -267,7 +267,8 @@ impl EpochCarrier {
     ) -> bool {
         let destination = Arc::clone(&table.destination);
         let mut parts = Parts::whole(std::mem::take(&mut table.pieces));
-        let (mut halted, mut probes) = (Vec::new(), 0);
+        let (mut halted, mut probes, mut aside) = (Vec::new(), 0, false);
+        let message = rejection.message.clone();
         let mut told = Some(rejection);
         while let Some(part) = parts.next() {
             let rejection = match told.take() {
@@ -287,12 +288,17 @@ impl EpochCarrier {
             let carrier = &self.carrier;
             let found =
                 carrier.set_bad_rows_aside(part, (rejection, keys), &mut parts, &mut halted, tired).await;
+            aside |= found;
             // Found by their reasons at once: the epoch is tried without them.
             if !halted.is_empty() || (found && probes == 0) {
                 break;
             }
         }
         table.pieces.extend(parts.into_pieces());
+        if !aside {
+            let what = format!("StarRocks refused rows as a whole and takes them in parts: {message}");
+            troubles.rest(Pace::PASSING, &Fault::retry(what));
+        }
         halted.is_empty()
     }
 
@@ -305,17 +311,28 @@ impl EpochCarrier {
         troubles: &mut Troubles,
     ) -> Option<Rejection> {
         let client = self.carrier.client();
-        for number in 0.. {
+        let is_wanted = || {
+            let gone = |piece: &Piece| {
+                piece.ticket().has_ended() || self.owner.giving_up.concerns(piece.ticket().stay())
+            };
+            !self.epochs.has_ended() && !pieces.iter().any(gone)
+        };
+        let mut number = 0;
+        while is_wanted() {
+            if troubles.is_resting() {
+                tokio::time::sleep(LOOK_EVERY).await;
+                continue;
+            }
             let mut load = load_of(destination, label(stem, probe, number), None, pieces);
+            number += 1;
             let phase = two_phase::prepare(client, &mut load, PROBE_TIMEOUT).await;
             two_phase::roll_back(client, destination, &load.label).await;
             match phase {
-                FirstPhase::Prepared(_) => return None,
                 FirstPhase::BadRows(rejection) => return Some(rejection),
-                // The epoch itself meets it again.
-                FirstPhase::Halt(_) => return None,
-                FirstPhase::Overloaded(fault) => troubles.wait(Pace::OVERLOADED, &fault).await,
-                FirstPhase::Unknown(fault) => troubles.wait(Pace::PASSING, &fault).await,
+                // If it halts, the epoch itself meets that again.
+                FirstPhase::Prepared(_) | FirstPhase::Halt(_) => return None,
+                FirstPhase::Overloaded(fault) => troubles.rest(Pace::OVERLOADED, &fault),
+                FirstPhase::Unknown(fault) => troubles.rest(Pace::PASSING, &fault),
             }
         }
         None
@@ -324,15 +341,28 @@ impl EpochCarrier {
 
 fn what_came(table: usize, load: Load, phase: FirstPhase) -> Result<PreparedLoad, Hitch> {
     match phase {
-        FirstPhase::Prepared(receipt) => match missing_rows(&load.label, load.rows, &receipt) {
-            None => Ok(PreparedLoad { load, receipt }),
-            Some(fault) => Err(Hitch::Halt(fault)),
+        FirstPhase::Prepared(receipt) => match receipt.loaded_rows {
+            Some(rows) if rows == load.rows => Ok(PreparedLoad { load, receipt }),
+            Some(rows) => Err(Hitch::Halt(other_rows(&load, rows))),
+            None => {
+                let what = format!("StarRocks does not say how many rows it prepared as {}", load.label);
+                Err(Hitch::Passing(Fault::retry(what)))
+            }
         },
         FirstPhase::BadRows(rejection) => Err(Hitch::BadRows { table, rejection }),
         FirstPhase::Halt(fault) => Err(Hitch::Halt(fault)),
         FirstPhase::Overloaded(fault) => Err(Hitch::Overloaded(fault)),
         FirstPhase::Unknown(fault) => Err(Hitch::Passing(fault)),
     }
+}
+
+/// StarRocks counts other rows than were sent: what is decided must be what was sent.
+fn other_rows(load: &Load, rows: u64) -> Fault {
+    Fault::halt(
+        format!("StarRocks prepared {rows} rows as {}, {} were sent", load.label, load.rows),
+        "nothing of it was committed. More rows: a value holds several JSON documents, or a proxy sent the body twice; fewer: \
+         something leaves rows out. Mend that, and start again",
+    )
 }
 
 /// Of two hitches the one that says more about what to do.
@@ -357,10 +387,7 @@ fn labels_of(turn: &Turn, tables: &[TableRows]) -> Vec<(Arc<Destination>, String
         .collect()
 }
 
-async fn roll_back_all(
-    client: &crate::sink::starrocks::client::Client,
-    loads: Vec<(Arc<Destination>, String)>,
-) {
+async fn roll_back_all(client: &Client, loads: Vec<(Arc<Destination>, String)>) {
     let mut rolling = JoinSet::new();
     for (destination, label) in loads {
         let client = client.clone();
@@ -374,14 +401,16 @@ struct Troubles {
     owner: Arc<Owner>,
     backoff: Option<(Pace, Backoff)>,
     waiting: Option<Waiting>,
+    until: Option<Instant>,
 }
 
 impl Troubles {
     fn new(owner: &Arc<Owner>) -> Troubles {
-        Troubles { owner: Arc::clone(owner), backoff: None, waiting: None }
+        Troubles { owner: Arc::clone(owner), backoff: None, waiting: None, until: None }
     }
 
-    async fn wait(&mut self, pace: Pace, fault: &Fault) {
+    /// Tells of a fault, and rests for a while.
+    fn rest(&mut self, pace: Pace, fault: &Fault) {
         self.owner.meter.load_retries.inc();
         if self.waiting.is_none() {
             let story = fault.story();
@@ -392,12 +421,16 @@ impl Troubles {
             self.backoff = Some((pace, Backoff::new(pace)));
         }
         if let Some((_, backoff)) = &mut self.backoff {
-            backoff.wait().await;
+            self.until = Some(Instant::now() + backoff.next_pause(rand::random()));
         }
     }
 
+    fn is_resting(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() < until)
+    }
+
     fn over(&mut self) {
-        (self.backoff, self.waiting) = (None, None);
+        (self.backoff, self.waiting, self.until) = (None, None, None);
     }
 }
 

@@ -1,15 +1,20 @@
 //! A load in two phases, driven to what can be known of it: prepared, committed or given up (delivery.md §3).
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::task::JoinSet;
 
 use super::client::Client;
 use super::prepared::{Unprepared, prepare as pack};
 use super::state::LabelState;
 use crate::delivery::decision::{Decision, Recovery, recover};
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 use crate::retry::{Backoff, Pace};
 use crate::sink::{Destination, Load, Outcome, Receipt, Rejection};
 
+/// How often a commit is asked for before somebody hears that it is not made.
+const COMMITS_PER_TRY: u32 = 3;
 /// How often a load that nobody will commit is asked to be rolled back. It does no harm where it stands: its
 /// label is never used again, and StarRocks gives it up by itself.
 const ROLLBACK_TRIES: u32 = 5;
@@ -56,17 +61,44 @@ fn not_taken(outcome: Outcome) -> FirstPhase {
         Outcome::Durable(receipt) => FirstPhase::Prepared(receipt),
         Outcome::BadRows(rejection) => FirstPhase::BadRows(rejection),
         Outcome::Overloaded(fault) => FirstPhase::Overloaded(fault),
-        Outcome::Refused(fault) if fault.kind == crate::fault::FaultKind::Halt => FirstPhase::Halt(fault),
+        Outcome::Refused(fault) if fault.kind == FaultKind::Halt => FirstPhase::Halt(fault),
         Outcome::Refused(fault) | Outcome::Unsure(fault) => FirstPhase::Unknown(fault),
     }
 }
 
-/// Commits a decided load, and returns when it is committed.
+/// Commits all loads of a decision, at once, and returns when they are committed. Safe to do again, whoever did it
+/// before.
 ///
 /// # Errors
-/// Retry, if nobody can be asked; halt, if its rows are lost: the decision stands, and the records behind it are
-/// not read again.
-pub async fn commit(
+/// When all have been tried: halt, if rows of one are lost; retry, if one is not committed yet.
+pub async fn commit_all(
+    client: &Client,
+    loads: &[(Arc<Destination>, String)],
+    decision: &Decision,
+) -> Result<(), Fault> {
+    let mut committing = JoinSet::new();
+    for (destination, label) in loads {
+        let (client, destination) = (client.clone(), Arc::clone(destination));
+        let (decision, label) = (decision.clone(), label.clone());
+        committing.spawn(async move { commit(&client, &destination, &decision, &label).await });
+    }
+    let mut worst: Result<(), Fault> = Ok(());
+    while let Some(committed) = committing.join_next().await {
+        let committed = committed.unwrap_or_else(|panic| {
+            Err(Fault::halt("committing a load panicked", "start again, and report this defect")
+                .caused_by(panic))
+        });
+        match (&worst, &committed) {
+            (Err(known), _) if known.kind == FaultKind::Halt => {}
+            (_, Err(_)) => worst = committed,
+            (_, Ok(())) => {}
+        }
+    }
+    worst
+}
+
+/// Commits a decided load, and returns when it is committed.
+async fn commit(
     client: &Client,
     destination: &Destination,
     decision: &Decision,
@@ -74,9 +106,10 @@ pub async fn commit(
 ) -> Result<(), Fault> {
     let prepared_timeout = Duration::from_secs(decision.prepared_timeout_s);
     let mut backoff = Backoff::new(Pace::POLLING);
-    let mut asked = false;
-    loop {
+    let mut told = String::new();
+    for asked in 0..=COMMITS_PER_TRY {
         let state = client.label_state(&destination.cluster.database, label).await?;
+        // Read after the state, or a load that was given up in between would be too young.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let age = now.saturating_sub(Duration::from_secs(decision.prepared_at_s));
         match recover(state, age, prepared_timeout) {
@@ -84,25 +117,26 @@ pub async fn commit(
             Recovery::Lost => return Err(lost(decision, label, state)),
             Recovery::Commit => {}
         }
-        if asked {
+        if asked > 0 {
             backoff.wait().await;
         }
-        asked = true;
-        client.commit(destination, label).await?;
+        told = client.commit(destination, label).await?;
     }
+    Err(Fault::retry(format!("StarRocks does not commit decided load {label}: {told}")))
 }
 
 fn lost(decision: &Decision, label: &str, state: LabelState) -> Fault {
     Fault::halt(
         format!(
-            "load {label} of decided epoch {decision} is {state:?} at StarRocks: its rows, from offset {} on, are not \
-             in the table",
+            "load {label} of decided epoch {decision} is {state:?} at StarRocks: its rows, of records from offset {} \
+             on, are not in the table",
             decision.from
         ),
         format!(
-            "somebody rolled it back, or nobody ran for longer than StarRocks keeps prepared loads ({} s): look for the \
-             label, then set the group's offsets back to where the epoch began to load it again, or leave them to go \
-             on without it",
+            "somebody rolled it back, or no process ran for longer than StarRocks keeps prepared loads ({} s). Its other \
+             tables are committed. Set the group's offsets with kafka-consumer-groups.sh: to where the epoch began, which \
+             loads it again into all its tables, or to where they stand, which goes on without it; either takes the \
+             decision away",
             decision.prepared_timeout_s
         ),
     )

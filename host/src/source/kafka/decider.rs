@@ -14,7 +14,7 @@ use rdkafka::producer::{BaseProducer, DefaultProducerContext, Producer as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::consumer::{Reader, secure};
-use super::membership::Membership;
+use super::membership::{Membership, NotSent};
 use crate::config::model::Kafka;
 use crate::delivery::decision::Decision;
 use crate::fault::Fault;
@@ -23,6 +23,9 @@ use crate::fault::Fault;
 const TRANSACTION_TIMEOUT_MS: u32 = 10_000;
 /// How long one step may take. The control thread waits for it, and the group meanwhile for us.
 const STEP_PATIENCE: Duration = Duration::from_secs(10);
+/// Settings of `properties` that are of any client.
+const CONNECTION_PROPERTIES: [&str; 7] =
+    ["ssl.", "sasl.", "socket.", "broker.", "reconnect.", "metadata.", "enable.ssl."];
 /// A metadata text that is as long as any of ours: the claim is padded to it, and shows at once whether the brokers
 /// take such texts for all partitions together (`offset.metadata.max.bytes`, 4096 by default).
 pub(super) const METADATA_BYTES: usize = 320;
@@ -53,6 +56,11 @@ impl Decider {
     /// A decider whose transactions are those of this life of the process.
     pub(super) fn new(kafka: &Kafka, label_stem: &str) -> Decider {
         let mut config = ClientConfig::new();
+        // What concerns connections concerns this one, too; the rest is a consumer's.
+        let shared = |key: &str| CONNECTION_PROPERTIES.iter().any(|prefix| key.starts_with(prefix));
+        for (key, value) in kafka.properties.iter().filter(|(key, _)| shared(key)) {
+            config.set(key, value);
+        }
         secure(&mut config, &kafka.security);
         config.set("bootstrap.servers", kafka.brokers.join(","));
         config.set("client.id", "tidemill-decisions");
@@ -120,33 +128,41 @@ impl Decider {
             self.producer = None;
             return Written::No(Fault::retry("cannot begin a transaction").caused_by(error));
         }
+        // After whatever does not go well the next producer begins, and has the brokers end this transaction: a try
+        // that is still on its way must not join the next one.
         if let Err(refused) = membership.send_offsets(producer, &offsets, STEP_PATIENCE) {
-            // Whatever happens now: without an end that is sent the brokers abort it, and none was sent.
-            let aborted = refused.may_abort && producer.abort_transaction(STEP_PATIENCE).is_ok();
-            if !aborted {
-                self.producer = None;
-            }
-            return Written::No(Fault::retry(format!(
-                "the group did not take the decision: {}",
-                refused.text
-            )));
+            self.producer = None;
+            // No end was sent, so the brokers can only abort it.
+            return Written::No(not_taken(&refused));
         }
         match producer.commit_transaction(STEP_PATIENCE) {
             Ok(()) => Written::Yes,
-            Err(error) => self.not_committed(error),
+            Err(error) => {
+                self.producer = None;
+                Written::Unknown(Fault::retry("the answer to a decision did not come").caused_by(error))
+            }
         }
     }
+}
 
-    fn not_committed(&mut self, error: KafkaError) -> Written {
-        let may_abort = matches!(&error, KafkaError::Transaction(error) if error.txn_requires_abort());
-        let aborted = may_abort
-            && self.producer.as_ref().is_some_and(|open| open.abort_transaction(STEP_PATIENCE).is_ok());
-        if aborted {
-            return Written::No(Fault::retry("the brokers aborted the decision").caused_by(error));
+/// The group's answer to offsets in a transaction.
+fn not_taken(refused: &NotSent) -> Fault {
+    let what = format!("the group did not take the decision: {}", refused.text);
+    match refused.code {
+        RDKafkaErrorCode::GroupAuthorizationFailed | RDKafkaErrorCode::TopicAuthorizationFailed => {
+            Fault::halt(what, "grant the user READ on the group and on the topics")
         }
-        // The next producer with this id settles it.
-        self.producer = None;
-        Written::Unknown(Fault::retry("the answer to a decision did not come").caused_by(error))
+        RDKafkaErrorCode::OffsetMetadataTooLarge => Fault::halt(
+            what,
+            format!(
+                "exactly_once keeps up to {METADATA_BYTES} bytes beside an offset: raise the brokers' offset.metadata.max.bytes"
+            ),
+        ),
+        RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize => Fault::halt(
+            what,
+            "one process has too many partitions for one commit: run more processes, or raise the brokers' message.max.bytes",
+        ),
+        _passing => Fault::retry(what),
     }
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 use rdkafka::bindings as native;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::Consumer as _;
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
 use rdkafka::topic_partition_list::TopicPartitionList;
 
@@ -28,8 +29,8 @@ pub(super) struct Membership(NonNull<native::rd_kafka_consumer_group_metadata_t>
 pub(super) struct NotSent {
     /// librdkafka's text.
     pub(super) text: String,
-    /// The transaction can be aborted, and begun again.
-    pub(super) may_abort: bool,
+    /// Its code.
+    pub(super) code: RDKafkaErrorCode,
 }
 
 impl Membership {
@@ -72,9 +73,9 @@ impl Membership {
                 return Ok(());
             }
             let text = CStr::from_ptr(native::rd_kafka_error_string(error)).to_string_lossy().into_owned();
-            let fatal = native::rd_kafka_error_is_fatal(error) != 0;
+            let code = RDKafkaErrorCode::from(native::rd_kafka_error_code(error));
             native::rd_kafka_error_destroy(error);
-            Err(NotSent { text, may_abort: !fatal })
+            Err(NotSent { text, code })
         }
     }
 }

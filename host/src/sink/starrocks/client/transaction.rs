@@ -1,8 +1,8 @@
 //! The steps of a load in two phases (reference/starrocks-load-protocol.md §4): one attempt each.
 //!
-//! A step that was not answered may have been taken. None is ever repeated under the same label: a body that is
-//! sent again inside one transaction is appended twice (delivery.md §3 rule 2). Only commit and rollback are, which
-//! change nothing the second time.
+//! A step that was not answered may have been taken. A body is never sent twice under one label: inside one
+//! transaction it would be appended twice (delivery.md §3 rule 2). Steps without a body may be asked of the next FE
+//! when one does not answer; they change nothing the second time.
 
 use std::time::Duration;
 
@@ -49,15 +49,16 @@ impl Client {
     }
 
     /// Asks for the second phase. What came of it is the state of the label: the answer may be a time-out of a
-    /// commit that was made.
+    /// commit that was made. Returns its words.
     ///
     /// # Errors
     /// Retry, if nobody answers.
-    pub async fn commit(&self, destination: &Destination, label: &str) -> Result<(), Fault> {
+    pub async fn commit(&self, destination: &Destination, label: &str) -> Result<String, Fault> {
         let extra = [("timeout", PUBLISH_PATIENCE)];
         let answer = self.ask(destination, label, "commit", &extra, PUBLISH_PATIENCE + LOAD_GRACE).await?;
-        tracing::debug!(label, "commit: {}", told(&answer));
-        Ok(())
+        let told = told(&answer);
+        tracing::debug!(label, "commit: {told}");
+        Ok(told)
     }
 
     /// Asks for a transaction that is not committed to be given up. What came of it is the state of the label.
@@ -119,7 +120,7 @@ impl Client {
 fn taken(answer: &Answer) -> Option<Receipt> {
     let fields = Fields::parse(&answer.body)?;
     let done = fields.text("status").is_some_and(|status| status.eq_ignore_ascii_case("ok"));
-    let rows = fields.number("numberloadedrows").and_then(|rows| u64::try_from(rows).ok());
+    let rows = fields.number("numbertotalrows").and_then(|rows| u64::try_from(rows).ok());
     done.then(|| Receipt {
         txn: fields.number("txnid").filter(|id| *id > 0),
         loaded_rows: rows,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer as _;
 
-use super::{ASK_AGAIN_AFTER, Control, POLL_WAIT};
+use super::{ASK_AGAIN_AFTER, Control, Note, POLL_WAIT};
 use crate::fault::Fault;
 use crate::position::Stay;
 
@@ -40,6 +40,7 @@ impl Control {
         while Instant::now() < deadline {
             self.poll(self.poll_wait())?;
             self.check_halts()?;
+            self.hear_of_a_loss()?;
             self.advance_revocation()?;
             self.release()?;
             let reading = self.lanes.iter().any(|lane| lane.thread.is_some());
@@ -68,6 +69,15 @@ impl Control {
         ))
     }
 
+    /// An exactly_once pipeline that was put out of its group while it drains can decide nothing any more.
+    fn hear_of_a_loss(&mut self) -> Result<(), Fault> {
+        let is_next = matches!(self.rebalances.front(), Some(Note::Revoked(_)));
+        if is_next && self.deciding.is_some() && self.revoking.is_none() && self.reader.assignment_lost() {
+            return self.next_rebalance();
+        }
+        Ok(())
+    }
+
     /// After a halt nothing more is sent; what is on its way may still land, and what has landed is
     /// committed, so that the next start does not load it again.
     fn wind_up(&mut self, patience: Duration) {
@@ -76,7 +86,7 @@ impl Control {
         self.parts.stage.remove(self.parts.pipeline);
         let stays: Vec<Stay> = self.held.values().map(|held| held.stay.clone()).collect();
         self.parts.giving_up.give_up(&stays);
-        if let Some(deciding) = &self.deciding {
+        if let Some(deciding) = &mut self.deciding {
             deciding.end();
         }
         while Instant::now() < deadline && self.parts.ledger.open_spans() > 0 {
@@ -119,7 +129,7 @@ impl Control {
 
     /// Lanes, queues and messages go before the consumer: its destruction waits for them.
     fn close(mut self) {
-        if let Some(deciding) = &self.deciding {
+        if let Some(deciding) = &mut self.deciding {
             deciding.end();
         }
         self.parts.stage.remove(self.parts.pipeline);

@@ -9,7 +9,7 @@ use rdkafka::consumer::Consumer as _;
 
 use super::{Control, place_of};
 use crate::delivery::carry::Carrier;
-use crate::delivery::decision::{Decision, may_decide};
+use crate::delivery::decision::{Decision, UnknownForm, may_decide};
 use crate::delivery::epoch::{Epochs, Offer};
 use crate::fault::{Fault, FaultKind};
 use crate::position::Stay;
@@ -77,14 +77,30 @@ impl Deciding {
         self.parts.epochs.close();
     }
 
-    /// What is not decided is given up.
+    /// What is not decided is given up, unless nobody knows whether it was.
     pub(super) fn abandon(&self) {
-        self.parts.epochs.abandon();
+        if self.unknown.is_none() {
+            self.parts.epochs.abandon();
+        }
     }
 
-    /// Nothing begins any more.
-    pub(super) fn end(&self) {
+    /// Whether an epoch may have been decided.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.unknown.is_some()
+    }
+
+    /// All partitions are another's now: whoever has them finds out what was decided.
+    pub(super) fn leave_undecided(&mut self) {
+        if self.unknown.take().is_some() {
+            self.parts.epochs.leave_undecided();
+        }
+    }
+
+    /// Nothing begins any more. What is not decided is given up, and what may be is left to the next start.
+    pub(super) fn end(&mut self) {
         self.parts.epochs.end();
+        self.leave_undecided();
+        self.parts.epochs.abandon();
     }
 
     /// Partitions that are another's now: what is left has to be claimed anew.
@@ -93,11 +109,13 @@ impl Deciding {
             self.committed.remove(&place_of(stay));
         }
         self.unclaimed = !self.committed.is_empty();
+        // Nobody is left for whom something could be said.
+        self.done |= self.committed.is_empty();
     }
 
     /// The pipeline drains: what a rebalance closed is opened again, since the rebalance is not waited for any more.
     pub(super) fn drains(&mut self) {
-        self.unclaimed |= self.parts.epochs.standing().is_none() && !self.committed.is_empty();
+        self.unclaimed |= !self.parts.epochs.is_open() && !self.committed.is_empty();
         self.draining = true;
     }
 
@@ -116,17 +134,19 @@ impl Control {
     fn recover(&self, before: &[Decision]) -> Result<(), Fault> {
         let Some(deciding) = &self.deciding else { return Ok(()) };
         let Exactly { carrier, destination, .. } = &deciding.parts;
+        let mut worst = Ok(());
         for decision in before.iter().filter(|decision| decision.tables > 0) {
-            tracing::info!(pipeline = %self.parts.meter.name, %decision, "finishing what was decided before");
-            let finish = async {
-                for label in decision.labels() {
-                    two_phase::commit(carrier.client(), destination, decision, &label).await?;
-                }
-                Ok(())
-            };
-            self.parts.runtime.block_on(finish)?;
+            let name = &self.parts.meter.name;
+            tracing::info!(pipeline = %name, %decision, "finishing what was decided before");
+            let loads: Vec<_> = decision.labels().map(|label| (Arc::clone(destination), label)).collect();
+            let finish = two_phase::commit_all(carrier.client(), &loads, decision);
+            // All of them, also when one is lost: the mend takes the decisions away.
+            match self.parts.runtime.block_on(finish) {
+                Err(fault) if worst.is_ok() || fault.kind == FaultKind::Halt => worst = Err(fault),
+                Ok(()) | Err(_) => {}
+            }
         }
-        Ok(())
+        worst
     }
 
     /// Gives up what the members before had begun and not decided. Only after our own claim stands: a member that was
@@ -157,24 +177,46 @@ impl Control {
     /// Takes partitions over: finishes what was decided about them, and claims them with all others.
     pub(super) fn take_over(&mut self, starts: &Starts) -> Result<(), Fault> {
         let mut before: Vec<Decision> = Vec::new();
-        for start in starts.values() {
-            let Some(decision) = start.committed.as_deref().and_then(Decision::read) else { continue };
+        for (place, start) in starts {
+            let Some(decision) = decision_beside(place, start.committed.as_deref())? else { continue };
+            self.check_database(place, &decision)?;
             if !before.iter().any(|known| known.is_same_epoch(&decision)) {
                 before.push(decision);
             }
         }
         self.recover(&before)?;
         self.claim_all(starts)?;
+        // What is our own was rolled back, or is the claim itself, of a try whose answer was lost.
+        let own = format!("{}-", self.parts.label_stem);
+        before.retain(|decision| !decision.stem.starts_with(&own));
         self.give_up_undecided(before);
         Ok(())
+    }
+
+    /// Labels are a database's: another one does not know them.
+    fn check_database(&self, (topic, partition): &(String, i32), decision: &Decision) -> Result<(), Fault> {
+        let Some(deciding) = &self.deciding else { return Ok(()) };
+        let ours = &deciding.parts.epochs.terms.database;
+        if decision.tables == 0 || decision.database == *ours {
+            return Ok(());
+        }
+        Err(Fault::halt(
+            format!(
+                "{decision}, decided at {topic}[{partition}], is of database `{}`, and the file names `{ours}`",
+                decision.database
+            ),
+            "let the pipeline drain with the file as it was, and change the database then",
+        ))
     }
 
     /// Claims all partitions, those of `starts` included, under a stem of their own: what begins under it is found
     /// by whoever comes next. Blocks until the group has answered.
     fn claim_all(&mut self, starts: &Starts) -> Result<(), Fault> {
         let Some(deciding) = &mut self.deciding else { return Ok(()) };
-        let stem = format!("{}-{}", self.parts.label_stem, deciding.stems + 1);
-        let claim = Decision::empty(&stem, 0, deciding.parts.epochs.tables_max);
+        // A stem is claimed once: the answer to a try may be lost.
+        deciding.stems += 1;
+        let stem = format!("{}-{}", self.parts.label_stem, deciding.stems);
+        let claim = Decision::empty(&stem, 0, &deciding.parts.epochs.terms);
         let added = starts.iter().map(|(place, found)| (place.clone(), found.offset));
         let all: BTreeMap<_, _> = deciding.committed.clone().into_iter().chain(added).collect();
         let standing =
@@ -183,7 +225,6 @@ impl Control {
         let reader = Arc::clone(&self.reader);
         match deciding.decider.write(&reader, &standings, || !reader.assignment_lost()) {
             Written::Yes => {
-                deciding.stems += 1;
                 deciding.committed = all;
                 (deciding.done, deciding.unclaimed) = (true, false);
                 deciding.written_at = Instant::now();
@@ -243,7 +284,10 @@ impl Control {
         let age = now.saturating_sub(Duration::from_secs(offer.decision.prepared_at_s));
         let known: BTreeSet<Stay> = self.parts.ledger.stays().into_iter().collect();
         let gone = offer.tickets.keys().any(|(stay, _)| !known.contains(stay));
-        if gone || !may_decide(age, deciding.parts.epochs.prepared_timeout) || self.reader.assignment_lost() {
+        if gone
+            || !may_decide(age, deciding.parts.epochs.terms.prepared_timeout)
+            || self.reader.assignment_lost()
+        {
             deciding.parts.epochs.abandon();
             return Ok(());
         }
@@ -271,7 +315,7 @@ impl Control {
 
     fn hear_decided(&mut self, standings: Standings) {
         let Some(deciding) = &mut self.deciding else { return };
-        for (place, (offset, _)) in standings {
+        for (place, (offset, _)) in standings.into_iter().filter(|(place, _)| self.held.contains_key(place)) {
             deciding.committed.insert(place, offset);
         }
         deciding.done = false;
@@ -291,11 +335,12 @@ impl Control {
             return self.hear_of_no_decision(fault);
         }
         let Some(((topic, partition), (_, decided))) = standings.iter().next() else { return Ok(()) };
-        let committed = match committed_offsets(&self.reader, topic) {
+        let committed = match committed_offsets(&self.reader, topic, &[*partition]) {
             Ok(committed) => committed,
             Err(fault) => return self.hear_of_no_decision(fault),
         };
-        let stands = committed.get(partition).cloned().flatten().and_then(|(_, text)| Decision::read(&text));
+        let text = committed.get(partition).cloned().flatten().map(|(_, text)| text);
+        let stands = decision_beside(&(topic.clone(), *partition), text.as_deref())?;
         match stands {
             Some(stands) if stands.is_same_epoch(decided) => self.hear_decided(standings),
             Some(stands) if stands.stem == decided.stem => {
@@ -304,13 +349,8 @@ impl Control {
                 deciding.parts.epochs.abandon();
             }
             Some(_) | None => {
-                return Err(Fault::halt(
-                    format!(
-                        "another process has taken {topic}[{partition}] over while nobody knew whether {decided} was decided"
-                    ),
-                    "nothing is lost or doubled: it has finished what was decided, and StarRocks gives up what was not; \
-                     start this one again",
-                ));
+                let what = format!("another process has taken {topic}[{partition}] over");
+                return self.hear_of_no_decision(Fault::retry(what));
             }
         }
         Ok(())
@@ -328,7 +368,9 @@ impl Control {
         let mut moved = false;
         for (place, held) in &self.held {
             let Some(watermark) = self.parts.ledger.watermark(&held.stay) else { continue };
-            let offset = watermark.upto + 1;
+            // Never back: a decided epoch counts before its rows are settled.
+            let known = deciding.committed.get(place).copied().unwrap_or(0);
+            let offset = known.max(watermark.upto + 1);
             moved |= deciding.committed.get(place).is_none_or(|known| *known < offset);
             standings.insert(place.clone(), (offset, standing.beginning_at(offset)));
         }
@@ -353,10 +395,14 @@ impl Control {
         }
     }
 
-    /// The last words of a drained pipeline: all is done. True when nothing is left to say.
+    /// The last words of a drained pipeline: all is done. True when nothing is left to say, or nobody would hear it:
+    /// whoever comes next then finds the last epoch's loads committed.
     pub(super) fn say_all_is_done(&mut self) -> Result<bool, Fault> {
-        let is_busy = self.deciding.as_ref().is_some_and(Deciding::is_busy);
-        if is_busy {
+        if !self.is_member() {
+            return Ok(!self.is_deciding());
+        }
+        let Some(deciding) = &mut self.deciding else { return Ok(true) };
+        if deciding.is_busy() || !deciding.may_try() {
             return Ok(false);
         }
         self.write_standing(|deciding, _, moved| !deciding.done || moved)?;
@@ -369,10 +415,24 @@ impl Control {
     }
 }
 
+/// What was decided about a partition, as it stands beside its offset.
+fn decision_beside(
+    (topic, partition): &(String, i32),
+    text: Option<&str>,
+) -> Result<Option<Decision>, Fault> {
+    Decision::read(text.unwrap_or_default()).map_err(|UnknownForm(text)| {
+        Fault::halt(
+            format!("beside the offset of {topic}[{partition}] stands a decision that this version cannot read: {}", text.trim_end()),
+            "a newer tidemill has written it: let that one drain the pipeline first",
+        )
+    })
+}
+
 /// An at_least_once pipeline does not commit what an exactly_once one has decided: the loads would be lost.
 pub(super) fn refuse_undone(starts: &Starts) -> Result<(), Fault> {
-    for ((topic, partition), start) in starts {
-        let Some(decision) = start.committed.as_deref().and_then(Decision::read) else { continue };
+    for (place, start) in starts {
+        let (topic, partition) = place;
+        let Some(decision) = decision_beside(place, start.committed.as_deref())? else { continue };
         if decision.tables > 0 {
             return Err(Fault::halt(
                 format!(
