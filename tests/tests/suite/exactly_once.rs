@@ -52,16 +52,18 @@ fn ten_kills_in_the_midst_of_epochs_lose_and_double_nothing() {
         let stand = stand("once_kills", 4);
         let mut random = rand::rng();
         let pipeline = pipeline(&stand, "max_rows = 500\nlinger = \"200ms\"");
-        stand.warehouse.fault(FaultKind::SlowLoad { delay_ms: 40 });
+        // Each step of an epoch takes a while, so that kills come between them.
+        stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 30 });
         let mut sent = 0;
         let offsets = stand.offsets();
         for kill in 1..=KILLS {
             stand.produce(sent..sent + EACH);
             sent += EACH;
+            let before = offsets.sum();
             let mut tidemill = stand.run(&pipeline);
             // What the one before left open in Kafka is waited for first.
-            stand.until_released(60, offsets.sum() + 1);
-            let life = Duration::from_millis(random.random_range(0..800));
+            stand.until_released(60, before + 1);
+            let life = Duration::from_millis(random.random_range(0..900));
             let _ = wait_until(life, || (offsets.sum() >= sent).then_some(()));
             assert!(offsets.sum() < sent, "kill {kill} of {KILLS} hits a process that is loading");
             tidemill.kill();
@@ -122,7 +124,7 @@ fn members_that_come_go_and_freeze_lose_and_double_nothing() {
         const ROUNDS: u64 = 8;
         const EACH: u64 = 10_000;
         let stand = stand("once_members", 6);
-        stand.warehouse.fault(FaultKind::SlowLoad { delay_ms: 60 });
+        stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 20 });
         let pipeline = pipeline(&stand, "max_rows = 1_000\nlinger = \"100ms\"");
         let mut members: Vec<_> = (0..2).map(|_| stand.run(&pipeline)).collect();
         for round in 0..ROUNDS {
@@ -155,7 +157,7 @@ fn a_broker_that_dies_while_epochs_are_decided_loses_and_doubles_nothing() {
         let mut broker = kafka::own_broker(&[]);
         let options = Options { compaction: Some(Duration::from_secs(1)), ..Options::default() };
         let stand = Stand::on(kafka::Kafka::of(&broker), "once_broker", 3, Model::Duplicate, options);
-        stand.warehouse.fault(FaultKind::SlowLoad { delay_ms: 30 });
+        stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 20 });
         let mut tidemill = stand.run(&pipeline(&stand, "max_rows = 100\nlinger = \"50ms\""));
         for round in 0..4 {
             stand.produce(round * EACH..(round + 1) * EACH);
@@ -190,7 +192,7 @@ fn the_tables_of_an_epoch_are_loaded_once_each_whenever_the_process_is_killed() 
             r#"{ field = "kind", tables = { click = "clicks", view = "views" } }"#,
         );
         pipeline.sink_more = "tables = [\"clicks\", \"views\"]".to_owned();
-        stand.warehouse.fault(FaultKind::SlowLoad { delay_ms: 40 });
+        stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 20 });
         for kill in 1..6 {
             let mut tidemill = stand.run(&pipeline);
             stand.until_released(60, kill * RECORDS / 10);
