@@ -64,7 +64,7 @@ pub struct Piece {
 }
 
 impl Piece {
-    /// A piece of all rows of `segment`, each of which ends with a line feed.
+    /// A piece of all rows of `segment`, each of which ends with a line feed. The permit grows to what it holds.
     pub fn new(
         segment: Bytes,
         index: RowIndex,
@@ -76,7 +76,7 @@ impl Piece {
         assert!(index.ends.len() == index.deltas.len(), "a row index has one entry a row");
         assert!(index.keys.is_empty() || index.keys.len() == index.ends.len(), "all rows have keys, or none");
         let rows = 0..index.ends.len();
-        Self {
+        let mut piece = Self {
             segment,
             index: Arc::new(index),
             rows,
@@ -86,7 +86,9 @@ impl Piece {
             owner,
             absorbed: 0,
             arrived: None,
-        }
+        };
+        piece.permit.resize(piece.charge());
+        piece
     }
 
     /// The same of records that arrived at that time.
@@ -127,6 +129,12 @@ impl Piece {
     /// Bytes of the rows.
     pub fn bytes(&self) -> u64 {
         (self.start_of(self.rows.end) - self.start_of(self.rows.start)) as u64
+    }
+
+    /// What the budget is charged: the rows, and what is kept about each.
+    fn charge(&self) -> u64 {
+        let about_each = 2 * size_of::<u32>() + if self.index.keys.is_empty() { 0 } else { size_of::<u64>() };
+        self.bytes() + (self.len() * about_each) as u64
     }
 
     /// The rows' bytes, without a copy.
@@ -190,8 +198,8 @@ impl Piece {
             arrived: self.arrived,
         };
         self.rows.end = at;
-        rest.permit.resize(rest.bytes());
-        self.permit.resize(self.bytes());
+        rest.permit.resize(rest.charge());
+        self.permit.resize(self.charge());
         Some(rest)
     }
 
@@ -227,8 +235,7 @@ impl Piece {
                 index.keys.extend(self.key(place));
             }
         }
-        let Piece { plugin, ticket, mut permit, owner, absorbed, arrived, .. } = self;
-        permit.resize(body.len() as u64);
+        let Piece { plugin, ticket, permit, owner, absorbed, arrived, .. } = self;
         Piece { absorbed, arrived, ..Piece::new(body.into(), index, plugin, ticket, permit, owner) }
     }
 
