@@ -8,8 +8,9 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::blame::by_log;
+use super::course::Course;
 use super::fold::{Folded, Group, Hidden, fold, uncovered};
-use super::isolation::{ISOLATING_LOADS_MAX, Part, Parts};
+use super::isolation::{Part, Parts};
 use super::owner::Owner;
 use crate::batch::stage::{Done, Outlet, PipelineId};
 use crate::batch::{Batch, Piece};
@@ -131,48 +132,6 @@ fn one_fence_each(group: Group) -> Vec<Group> {
     apart.into_values().map(|pieces| Group { columns: columns.clone(), pieces }).collect()
 }
 
-/// How far a batch has come.
-#[derive(Default)]
-struct Course {
-    /// Rows that hide behind others of the batch.
-    hidden: Vec<Hidden>,
-    /// Rows that are durable and may hide others.
-    landed: Vec<Piece>,
-    /// Pipelines that want no more of it.
-    halted: Vec<PipelineId>,
-    /// Loads that were refused for their rows.
-    refusals: u32,
-}
-
-impl Course {
-    /// Whether it cost as many loads as it may.
-    fn is_tired(&self) -> bool {
-        self.refusals >= ISOLATING_LOADS_MAX
-    }
-
-    /// Whether nobody wants the rows of `piece` from here any more.
-    fn is_gone(&self, piece: &Piece) -> bool {
-        piece.ticket().has_ended() || self.halted.contains(&piece.owner().pipeline)
-    }
-
-    /// The rows are durable.
-    fn landed(&mut self, pieces: Vec<Piece>) {
-        if self.hidden.is_empty() {
-            pieces.into_iter().for_each(close);
-        } else {
-            self.landed.extend(pieces);
-        }
-    }
-
-    /// Drops hidden rows of stays that nobody waits for.
-    fn drop_hidden(&mut self, gone: impl Fn(&Piece) -> bool) {
-        let (dropped, kept): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.hidden).into_iter().partition(|hidden| gone(hidden.piece()));
-        self.hidden = kept;
-        drop_rows(&mut dropped.into_iter().map(Hidden::into_piece).collect(), |_| true);
-    }
-}
-
 /// The pipelines that have rows in `pieces`, in the order of their first row.
 fn owners_of(pieces: &[Piece]) -> Vec<Arc<Owner>> {
     let mut owners: Vec<Arc<Owner>> = Vec::new();
@@ -189,11 +148,16 @@ impl Shared {
     async fn carry(&self, batch: Batch) {
         let Batch { destination, mut pieces, .. } = batch;
         let mut course = Course::default();
+        let mut tired = false;
         while !pieces.is_empty() {
-            let tired = course.is_tired();
             // A stay may have ended before its rows were sent: its next owner reads them again. They go before
             // rows are folded, so that none of the others hides behind them.
             drop_rows(&mut pieces, |piece| course.is_gone(piece));
+            if tired {
+                pieces = give_up_on(pieces, &mut course.halted).await;
+                continue;
+            }
+            tired = course.is_tired();
             let Folded { groups, hidden } = self.folded(&destination, pieces).await;
             let rows = groups.iter().flat_map(|group| &group.pieces).map(Piece::len).sum();
             course.hidden = hidden;
@@ -206,14 +170,9 @@ impl Shared {
                 stopped = self.carry_group(&destination, group, &mut course).await.is_err();
             }
             if stopped {
-                course.landed.into_iter().for_each(close);
-                course.hidden.into_iter().for_each(|hidden| hidden.into_piece().forget());
-                return;
+                return course.stop();
             }
             pieces = self.left_over(&destination, &mut course, rows).await;
-            if tired {
-                pieces = give_up_on(pieces, &mut course.halted).await;
-            }
         }
     }
 
@@ -527,7 +486,7 @@ fn count(pieces: &[Piece], load: &Load, receipt: &Receipt, took: Duration) {
 }
 
 /// The rows of a piece are durable: closes its span.
-fn close(piece: Piece) {
+pub(super) fn close(piece: Piece) {
     let buffers = piece.owner().buffers.clone();
     // The last piece of a segment gives its memory back.
     if let Ok(memory) = piece.settle().try_into_mut() {
@@ -547,7 +506,7 @@ fn halt(fault: &Fault, pieces: impl Iterator<Item = Piece>) -> Halted {
 }
 
 /// Drops the rows of which `gone` says that they are another process's to load, or read again.
-fn drop_rows(pieces: &mut Vec<Piece>, gone: impl Fn(&Piece) -> bool) {
+pub(super) fn drop_rows(pieces: &mut Vec<Piece>, gone: impl Fn(&Piece) -> bool) {
     let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(pieces).into_iter().partition(gone);
     *pieces = kept;
     for piece in dropped {
