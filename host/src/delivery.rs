@@ -12,7 +12,6 @@ use crate::position::Stay;
 mod blame;
 pub mod carriers;
 pub mod carry;
-mod course;
 mod fold;
 mod isolation;
 pub mod marker;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use self::course::Course;
 use super::blame::by_log;
-use super::course::Course;
 use super::fold::{Folded, Group, Hidden, fold, uncovered};
 use super::isolation::{Part, Parts};
 use super::owner::Owner;
@@ -24,6 +24,8 @@ use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces
 use crate::sink::starrocks::error_log::Keys;
 use crate::sink::starrocks::label::Labels;
 use crate::sink::{Destination, Fence, Load, Receipt, Rejection};
+
+mod course;
 
 /// The carrier of a cluster: starts a task a batch. Cheap to clone.
 #[derive(Clone)]
@@ -486,7 +488,7 @@ fn count(pieces: &[Piece], load: &Load, receipt: &Receipt, took: Duration) {
 }
 
 /// The rows of a piece are durable: closes its span.
-pub(super) fn close(piece: Piece) {
+fn close(piece: Piece) {
     let buffers = piece.owner().buffers.clone();
     // The last piece of a segment gives its memory back.
     if let Ok(memory) = piece.settle().try_into_mut() {
@@ -506,7 +508,7 @@ fn halt(fault: &Fault, pieces: impl Iterator<Item = Piece>) -> Halted {
 }
 
 /// Drops the rows of which `gone` says that they are another process's to load, or read again.
-pub(super) fn drop_rows(pieces: &mut Vec<Piece>, gone: impl Fn(&Piece) -> bool) {
+fn drop_rows(pieces: &mut Vec<Piece>, gone: impl Fn(&Piece) -> bool) {
     let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(pieces).into_iter().partition(gone);
     *pieces = kept;
     for piece in dropped {

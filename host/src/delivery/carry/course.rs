@@ -1,10 +1,10 @@
 //! How far a batch has come that may take several loads, one after the other.
 
-use super::carry::{close, drop_rows};
-use super::fold::Hidden;
-use super::isolation::ISOLATING_LOADS_MAX;
+use super::{close, drop_rows};
 use crate::batch::Piece;
 use crate::batch::stage::PipelineId;
+use crate::delivery::fold::Hidden;
+use crate::delivery::isolation::ISOLATING_LOADS_MAX;
 
 /// What is known of a batch between its loads.
 #[derive(Default)]
