@@ -57,14 +57,14 @@ pub struct Piece {
     ticket: Ticket,
     permit: Permit,
     owner: Arc<Owner>,
-    /// Records whose rows were replaced by later ones of the same batch: they count with this piece.
+    /// Records whose rows were replaced by later ones of the same batch: what a piece without rows counts as.
     absorbed: u64,
     /// When its first record arrived, if somebody waits for it.
     arrived: Option<Instant>,
 }
 
 impl Piece {
-    /// A piece of all rows of `segment`, each of which ends with a line feed.
+    /// A piece of all rows of `segment`, each of which ends with a line feed. The permit grows to what it holds.
     pub fn new(
         segment: Bytes,
         index: RowIndex,
@@ -76,7 +76,7 @@ impl Piece {
         assert!(index.ends.len() == index.deltas.len(), "a row index has one entry a row");
         assert!(index.keys.is_empty() || index.keys.len() == index.ends.len(), "all rows have keys, or none");
         let rows = 0..index.ends.len();
-        Self {
+        let mut piece = Self {
             segment,
             index: Arc::new(index),
             rows,
@@ -86,7 +86,9 @@ impl Piece {
             owner,
             absorbed: 0,
             arrived: None,
-        }
+        };
+        piece.permit.resize(piece.charge());
+        piece
     }
 
     /// The same of records that arrived at that time.
@@ -129,6 +131,12 @@ impl Piece {
         (self.start_of(self.rows.end) - self.start_of(self.rows.start)) as u64
     }
 
+    /// What the budget is charged: the rows, and what is kept about each.
+    fn charge(&self) -> u64 {
+        let about_each = 2 * size_of::<u32>() + if self.index.keys.is_empty() { 0 } else { size_of::<u64>() };
+        self.bytes() + (self.len() * about_each) as u64
+    }
+
     /// The rows' bytes, without a copy.
     pub fn body(&self) -> Bytes {
         self.segment.slice(self.start_of(self.rows.start)..self.start_of(self.rows.end))
@@ -146,9 +154,13 @@ impl Piece {
         rows.filter(|delta| **delta & FIRST_ROW != 0).count() as u64 + self.absorbed
     }
 
-    /// Counts records whose rows were replaced by later ones.
-    pub fn absorb(&mut self, records: u64) {
-        self.absorbed += records;
+    /// What is left of the piece when its rows need no load, because later ones took their places: the duty to
+    /// settle its ticket, and `absorbed` records to count.
+    #[must_use]
+    pub fn emptied(mut self, absorbed: u64) -> Piece {
+        self.rows.end = self.rows.start;
+        self.permit.resize(self.charge());
+        Piece { absorbed, ..self }
     }
 
     /// Each row with the position of its record.
@@ -190,13 +202,12 @@ impl Piece {
             arrived: self.arrived,
         };
         self.rows.end = at;
-        rest.permit.resize(rest.bytes());
-        self.permit.resize(self.bytes());
+        rest.permit.resize(rest.charge());
+        self.permit.resize(self.charge());
         Some(rest)
     }
 
-    /// The piece without the rows `bad` (places within this piece, ascending); none if nothing is left, and
-    /// no record either whose rows were replaced by others.
+    /// The piece without the rows `bad` (places within this piece, ascending); none if nothing is left.
     /// Copies the rows that stay.
     pub fn without(self, bad: &[usize]) -> Option<Piece> {
         let rest = self.rewritten(|place, _, row, body| {
@@ -206,7 +217,7 @@ impl Piece {
             }
             stays
         });
-        if rest.is_empty() && rest.absorbed == 0 {
+        if rest.is_empty() {
             let _ = rest.ticket.settle();
             return None;
         }
@@ -227,8 +238,7 @@ impl Piece {
                 index.keys.extend(self.key(place));
             }
         }
-        let Piece { plugin, ticket, mut permit, owner, absorbed, arrived, .. } = self;
-        permit.resize(body.len() as u64);
+        let Piece { plugin, ticket, permit, owner, absorbed, arrived, .. } = self;
         Piece { absorbed, arrived, ..Piece::new(body.into(), index, plugin, ticket, permit, owner) }
     }
 

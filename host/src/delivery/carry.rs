@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use self::course::Course;
 use super::blame::by_log;
-use super::fold::{Group, fold};
-use super::isolation::{ISOLATING_LOADS_MAX, Part, Parts};
+use super::fold::{Folded, Group, Hidden, fold, uncovered};
+use super::isolation::{Part, Parts};
 use super::owner::Owner;
 use crate::batch::stage::{Done, Outlet, PipelineId};
 use crate::batch::{Batch, Piece};
@@ -23,6 +24,8 @@ use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces
 use crate::sink::starrocks::error_log::Keys;
 use crate::sink::starrocks::label::Labels;
 use crate::sink::{Destination, Fence, Load, Receipt, Rejection};
+
+mod course;
 
 /// The carrier of a cluster: starts a task a batch. Cheap to clone.
 #[derive(Clone)]
@@ -135,17 +138,17 @@ impl Observer for Watching {
 
 /// A label can be announced by one pipeline only: rows of several that are fenced are loaded apart.
 fn one_fence_each(group: Group) -> Vec<Group> {
-    let Group { columns, folded, pieces } = group;
+    let Group { columns, pieces } = group;
     let fenced = |piece: &Piece| piece.owner().fence.as_ref().map(|_| piece.owner().pipeline);
     let fences: BTreeSet<PipelineId> = pieces.iter().filter_map(fenced).collect();
     if fences.len() < 2 {
-        return vec![Group { columns, folded, pieces }];
+        return vec![Group { columns, pieces }];
     }
     let mut apart: BTreeMap<Option<PipelineId>, Vec<Piece>> = BTreeMap::new();
     for piece in pieces {
         apart.entry(fenced(&piece)).or_default().push(piece);
     }
-    apart.into_values().map(|pieces| Group { columns: columns.clone(), folded, pieces }).collect()
+    apart.into_values().map(|pieces| Group { columns: columns.clone(), pieces }).collect()
 }
 
 /// The pipelines that have rows in `pieces`, in the order of their first row.
@@ -163,30 +166,39 @@ impl Shared {
     /// Loads the batch: for a table that upserts, first folded to what its keys come to.
     async fn carry(&self, batch: Batch) {
         let Batch { destination, mut pieces, .. } = batch;
-        // A stay may have ended before its rows were sent: its next owner reads them again. They go before
-        // rows are folded, so that none of the others hides behind them.
-        drop_rows(&mut pieces, |piece| piece.ticket().has_ended());
-        let groups = self.folded(&destination, pieces).await;
-        let (mut halted, mut stopped) = (Vec::new(), false);
-        // Of a folded batch nothing is safe before all of it is: a row that was replaced is only as durable as
-        // the one that replaced it.
-        let mut landed = Vec::new();
-        for group in groups.into_iter().flat_map(one_fence_each) {
-            if stopped {
-                group.pieces.into_iter().for_each(Piece::forget);
+        let mut course = Course::default();
+        let mut tired = false;
+        while !pieces.is_empty() {
+            // A stay may have ended before its rows were sent: its next owner reads them again. They go before
+            // rows are folded, so that none of the others hides behind them.
+            drop_rows(&mut pieces, |piece| course.is_gone(piece));
+            if tired {
+                pieces = give_up_on(pieces, &mut course.halted).await;
                 continue;
             }
-            stopped = self.carry_group(&destination, group, &mut landed, &mut halted).await.is_err();
-        }
-        for piece in landed {
-            if stopped || halted.contains(&piece.owner().pipeline) { piece.forget() } else { close(piece) }
+            tired = course.is_tired();
+            let Folded { groups, hidden } = self.folded(&destination, pieces).await;
+            let rows = groups.iter().flat_map(|group| &group.pieces).map(Piece::len).sum();
+            course.hidden = hidden;
+            let mut stopped = false;
+            for group in groups.into_iter().flat_map(one_fence_each) {
+                if stopped {
+                    group.pieces.into_iter().for_each(Piece::forget);
+                    continue;
+                }
+                stopped = self.carry_group(&destination, group, &mut course).await.is_err();
+            }
+            if stopped {
+                return course.stop();
+            }
+            pieces = self.left_over(&destination, &mut course, rows).await;
         }
     }
 
     /// What the rows come to: without a key, what they are.
-    async fn folded(&self, destination: &Arc<Destination>, pieces: Vec<Piece>) -> Vec<Group> {
+    async fn folded(&self, destination: &Arc<Destination>, pieces: Vec<Piece>) -> Folded {
         if destination.key.is_empty() {
-            return vec![Group { columns: None, folded: false, pieces }];
+            return Folded::not(pieces);
         }
         let key = Arc::clone(destination);
         // Looking for half a million keys is nothing for a thread of the runtime.
@@ -194,62 +206,77 @@ impl Shared {
         folded.unwrap_or_else(|panic| {
             // The pieces went with it: their spans are poisoned, and their pipelines halt.
             tracing::error!(%panic, "folding a batch panicked");
-            Vec::new()
+            Folded::default()
         })
     }
 
+    /// Closes what is durable of a batch that was folded to `rows` rows. Returns what is not: rows that hid behind
+    /// some that were refused or dropped.
+    async fn left_over(
+        &self,
+        destination: &Arc<Destination>,
+        course: &mut Course,
+        rows: usize,
+    ) -> Vec<Piece> {
+        let (landed, hidden) = (std::mem::take(&mut course.landed), std::mem::take(&mut course.hidden));
+        let (landed, safe, bare) = if landed.iter().map(Piece::len).sum::<usize>() == rows {
+            (landed, hidden, Vec::new())
+        } else {
+            let key = Arc::clone(destination);
+            let sorted = self.runtime.spawn_blocking(move || {
+                let (safe, bare) = uncovered(hidden, &landed, &key.key);
+                (landed, safe, bare)
+            });
+            sorted.await.unwrap_or_else(|panic| {
+                // As above.
+                tracing::error!(%panic, "looking for rows that a batch still has to load panicked");
+                Default::default()
+            })
+        };
+        landed.into_iter().for_each(close);
+        for piece in safe.into_iter().map(Hidden::into_piece) {
+            let meter = Arc::clone(&piece.owner().meter);
+            meter.leave(&meter.records_loaded, piece.records());
+            close(piece);
+        }
+        bare
+    }
+
     /// Loads rows of one set of columns: as a whole, and in parts if StarRocks refuses some of them. Pieces of a
-    /// folded batch are left in `landed`. An error says that all pipelines with rows of the batch were halted.
+    /// folded batch are left in `course.landed`. An error says that all pipelines with rows of the batch were halted.
     async fn carry_group(
         &self,
         destination: &Arc<Destination>,
         group: Group,
-        landed: &mut Vec<Piece>,
-        halted: &mut Vec<PipelineId>,
+        course: &mut Course,
     ) -> Result<(), Halted> {
-        let Group { columns, folded, pieces } = group;
+        let Group { columns, pieces } = group;
         let mut parts = Parts::whole(pieces);
-        let mut loads = 0;
         while let Some(mut part) = parts.next() {
-            if part.rows() == 0 {
-                // Spans whose rows were all replaced by others.
-                for piece in part.pieces {
-                    let meter = Arc::clone(&piece.owner().meter);
-                    meter.leave(&meter.records_loaded, piece.records());
-                    landed.push(piece);
-                }
-                continue;
-            }
-            drop_rows(&mut part.pieces, |piece| {
-                piece.ticket().has_ended() || halted.contains(&piece.owner().pipeline)
-            });
+            drop_rows(&mut part.pieces, |piece| course.is_gone(piece));
             let began = Instant::now();
             let tried = self.attempt(destination, columns.clone(), &part.pieces).await;
             let Some((load, delivered)) = tried else { continue };
             match delivered {
                 Delivered::Durable(receipt) => {
                     count(&part.pieces, &load, &receipt, began.elapsed());
-                    if folded {
-                        landed.append(&mut part.pieces);
-                    } else {
-                        part.pieces.into_iter().for_each(close);
-                    }
+                    course.landed(part.pieces);
                     parts.loaded();
                 }
                 Delivered::Halt(fault) => {
                     return Err(halt(&fault, part.pieces.into_iter().chain(parts.into_pieces())));
                 }
                 Delivered::Released => {
-                    drop_rows(&mut part.pieces, |piece| {
-                        piece.owner().giving_up.concerns(piece.ticket().stay())
-                    });
+                    let given_up = |piece: &Piece| piece.owner().giving_up.concerns(piece.ticket().stay());
+                    drop_rows(&mut part.pieces, given_up);
+                    course.drop_hidden(given_up);
                     parts.refused(part.pieces, true);
                 }
                 Delivered::BadRows(rejection) => {
-                    loads += 1;
+                    course.refusals += 1;
                     tracing::debug!(label = %load.label, rows = load.rows, "refused for its rows: {}", rejection.message);
-                    let tired = loads >= ISOLATING_LOADS_MAX;
-                    let keys = Keys::of(destination);
+                    let (tired, keys) = (course.is_tired(), Keys::of(destination));
+                    let halted = &mut course.halted;
                     self.set_bad_rows_aside(part, (rejection, keys), &mut parts, halted, tired).await;
                 }
             }
@@ -378,27 +405,45 @@ impl Shared {
             }
         }
         let found = bad.iter().any(|(_, rows)| !rows.is_empty());
-        let mut rest = Vec::with_capacity(bad.len());
-        let mut rejected: BTreeMap<PipelineId, (Arc<Owner>, Vec<Rejected>)> = BTreeMap::new();
-        for (piece, rows) in bad {
-            if rows.is_empty() {
-                rest.push(piece);
-                continue;
-            }
-            let owner = Arc::clone(piece.owner());
-            let (kept, aside) = take_out(piece, &rows);
-            rest.extend(kept);
-            rejected.entry(owner.pipeline).or_insert_with(|| (owner, Vec::new())).1.push(aside);
-        }
-        for (owner, rejected) in rejected.into_values() {
-            if let Err(fault) = reject(&owner, rejected).await {
-                halted.push(owner.pipeline);
-                owner.alarm.raise(fault);
-            }
-        }
+        let rest = set_aside(bad, halted).await;
         parts.refused(rest, found);
         found
     }
+}
+
+/// Takes bad rows out of their pieces and hands them to their pipelines, of which those that want none are halted.
+/// Returns the other rows.
+async fn set_aside(bad: Vec<(Piece, Vec<BadRow>)>, halted: &mut Vec<PipelineId>) -> Vec<Piece> {
+    let mut rest = Vec::with_capacity(bad.len());
+    let mut rejected: BTreeMap<PipelineId, (Arc<Owner>, Vec<Rejected>)> = BTreeMap::new();
+    for (piece, rows) in bad {
+        if rows.is_empty() {
+            rest.push(piece);
+            continue;
+        }
+        let owner = Arc::clone(piece.owner());
+        let (kept, aside) = take_out(piece, &rows);
+        rest.extend(kept);
+        rejected.entry(owner.pipeline).or_insert_with(|| (owner, Vec::new())).1.push(aside);
+    }
+    for (owner, rejected) in rejected.into_values() {
+        if let Err(fault) = reject(&owner, rejected).await {
+            halted.push(owner.pipeline);
+            owner.alarm.raise(fault);
+        }
+    }
+    rest
+}
+
+/// Sets all rows aside: they hid behind one after another that was refused, until no more loads were worth it.
+async fn give_up_on(pieces: Vec<Piece>, halted: &mut Vec<PipelineId>) -> Vec<Piece> {
+    let why = "later rows of its key were refused, and their batch cost as many loads as it may";
+    let bad_row = |row| BadRow { row, code: "refused", why: why.to_owned() };
+    let bad = pieces.into_iter().map(|piece| {
+        let rows = (0..piece.len()).map(bad_row).collect();
+        (piece, rows)
+    });
+    set_aside(bad.collect(), halted).await
 }
 
 /// Hands rejects to their pipeline.

@@ -470,7 +470,7 @@ mod tests {
             }
         }
         assert!(calls > 1, "it does not wait for all of them");
-        assert_eq!(sizes, [6, 300, 0]);
+        assert_eq!(sizes, [5, 300, 0]);
     }
 
     #[tokio::test]
