@@ -207,7 +207,13 @@ impl Looking<'_> {
         let left_out: BTreeSet<TableName> = match self.tables {
             Tables::All => return Ok(facts),
             Tables::These(_) => others.collect(),
-            Tables::Fit(_) => newcomers::unfit(&facts, self.source, &others.collect()),
+            Tables::Fit(_) => {
+                let others: BTreeSet<TableName> = others.collect();
+                let known = self.known().await?;
+                let back = others.iter().filter(|name| known.has_left(&name.to_string())).cloned();
+                let unfit = newcomers::unfit(&facts, self.source, &others);
+                unfit.into_iter().chain(back).collect()
+            }
         };
         Ok(facts.without(&left_out))
     }
@@ -245,6 +251,9 @@ impl Looking<'_> {
         }
         let mut query = Query::connect(sink).await?;
         let known = self.known().await?;
+        // First: what else is wrong with such a table is told by comparing it with another one.
+        let needed = tables.iter().filter(|table| self.tables.need(&table.name));
+        roster::check_same(&known, needed.map(|table| (&table.name, table.oid)))?;
         let mut names: Vec<String> = Vec::new();
         let (mut followed, mut refusals) = (Vec::new(), Vec::new());
         for table in tables {
