@@ -72,11 +72,13 @@ impl Control {
         tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
         while self.lanes.iter().any(Option::is_some) && !self.is_late(deadline) {
             self.check_halts()?;
+            self.let_go();
             std::thread::sleep(TURN);
         }
         self.parts.stage.drain(self.parts.pipeline)?;
         while self.parts.ledger.open_spans() > 0 {
             self.check_halts()?;
+            self.let_go();
             if self.is_late(deadline) {
                 return Err(Cut::Fault(Fault::halt(
                     format!("the drain was not done within {:?}", self.parts.shutdown_timeout),
@@ -88,6 +90,19 @@ impl Control {
         }
         tracing::info!(pipeline = %name, "drained");
         Ok(())
+    }
+
+    /// Ends a connection that is broken, or that the server waits for. One that shuts down lets nobody in until we have
+    /// confirmed what we cannot load without the lock, which has gone with its connection; it is back when the server is.
+    fn let_go(&mut self) {
+        let Some(fault) = self.progress.take_broken() else { return };
+        if let Some(pump) = self.streaming.as_mut().and_then(|streaming| streaming.pump.take()) {
+            tracing::warn!(
+                pipeline = %self.parts.meter.name,
+                "{}; the connection is ended, what was read is still being loaded", fault.story()
+            );
+            pump.abort();
+        }
     }
 
     /// Whether a shutdown takes too long; it begins when this is first asked after the request.
