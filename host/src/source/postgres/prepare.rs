@@ -44,11 +44,19 @@ pub(crate) struct Prepared {
     pub(super) leadership: Arc<Leadership>,
     /// The source was looked at while another process may have read it.
     pub(super) may_be_outdated: bool,
+    /// The tables that were looked for.
+    pub(super) tables: Tables,
     /// What was told of tables that are set aside.
     pub(super) told: Told,
 }
 
 impl Prepared {
+    /// Whether positions tell of a table that was not looked for.
+    pub(super) fn has_missed(&self, known: &Known) -> bool {
+        let followed = self.followed.iter().map(|followed| followed.table.name.to_string());
+        self.tables.miss(&followed.collect(), known)
+    }
+
     /// What guards the source's rows.
     pub(crate) fn fence(&self) -> Arc<dyn Fence> {
         Arc::clone(&self.leadership) as Arc<dyn Fence>
@@ -85,6 +93,16 @@ impl Tables {
             Tables::All => true,
             Tables::Fit(names) | Tables::These(names) => names.contains(&table.to_string()),
         }
+    }
+
+    /// Whether positions tell of a table that was not looked for, where `followed` is what was found: one that was looked
+    /// for and not found is not there any more.
+    fn miss(&self, followed: &BTreeSet<String>, known: &Known) -> bool {
+        let looked_for = |table: &str| match self {
+            Tables::All => false,
+            Tables::Fit(names) | Tables::These(names) => names.contains(table),
+        };
+        known.followed().into_iter().any(|table| !followed.contains(table) && !looked_for(table))
     }
 
     /// Whether this is the first round of a process.
@@ -130,9 +148,10 @@ pub(crate) async fn prepare(
     };
     let Some(followed) = followed else { return Ok(None) };
     let may_be_outdated = round.leadership.is_none() && !round.tables.is_start();
-    let leadership = round.leadership.unwrap_or_else(|| Arc::new(Leadership::new(&connector)));
-    let (source, told) = (source.clone(), round.told);
-    Ok(Some(Prepared { source, connector, facts, types, followed, leadership, may_be_outdated, told }))
+    let leadership = round.leadership.clone().unwrap_or_else(|| Arc::new(Leadership::new(&connector)));
+    let Round { tables, told, .. } = round;
+    let source = source.clone();
+    Ok(Some(Prepared { source, connector, facts, types, followed, leadership, may_be_outdated, tables, told }))
 }
 
 /// Tries until it works; none if the pipeline is asked to stop meanwhile.
@@ -382,4 +401,30 @@ pub(super) async fn add_columns(query: &mut Query, table: &str, columns: &[Added
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::postgres::lsn::Lsn;
+    use crate::source::postgres::position::Trace;
+
+    #[test]
+    fn a_table_that_was_looked_for_and_not_found_is_not_looked_for_again() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>();
+        let left = Trace { oid: Some(3), has_left: true, at: Lsn(1) };
+        let known = Known {
+            copied: ["a", "b", "left"].map(|table| (table.to_owned(), Lsn(1))).into(),
+            traces: [("left".to_owned(), left)].into(),
+            ..Known::default()
+        };
+        for (tables, followed, misses) in [
+            (Tables::All, ["a"].as_slice(), true),
+            (Tables::All, &["a", "b", "c"], false),
+            (Tables::Fit(names(&["a", "b"])), &["a"], false),
+            (Tables::These(names(&["a"])), &["a"], true),
+        ] {
+            assert_eq!(tables.miss(&names(followed), &known), misses, "{tables:?} found {followed:?}");
+        }
+    }
 }

@@ -68,8 +68,9 @@ impl Control {
         let positions = Positions::open(&self.sink, name, &source.slot, &system, &self.carrier, fence);
         let positions = Arc::new(positions.await?);
         let before = positions.read().await?;
-        if leadership.is_newest(before.claim.as_ref()).await {
-            // It led in the round before.
+        let has_led = leadership.is_newest(before.claim.as_ref()).await;
+        if has_led {
+            // In the round before.
             leadership.admit();
         } else if !leadership.take_over(&positions, before.claim.as_ref(), &self.parts.label_stem).await? {
             return Err(Fault::retry("a load of the process before is still open"));
@@ -77,7 +78,8 @@ impl Control {
         leadership.keep_alive(&self.parts.runtime);
         // What the process before had under way is decided now, its last position included.
         let known = positions.read().await?;
-        if self.prepared.may_be_outdated {
+        // Whoever led until now may have begun to follow tables after they were looked at here.
+        if self.prepared.may_be_outdated || !has_led && self.prepared.has_missed(&known) {
             let own = self.followed().filter(|table| !known.has_left(table));
             return Ok(Begun::Outdated(own.chain(known.followed().into_iter().cloned()).collect()));
         }
