@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -152,8 +152,8 @@ pub(super) struct Positions {
     destination: Arc<Destination>,
     /// Names the labels: numbers of the claim.
     carrier: Carrier,
-    /// Guards and announces them.
-    fence: Arc<Leadership>,
+    /// Guards and announces them. It holds these positions itself, to claim labels.
+    fence: Weak<Leadership>,
     witness: Arc<Witness>,
     pipeline: String,
     slot: String,
@@ -300,7 +300,7 @@ impl Positions {
         slot: &str,
         system: &str,
         carrier: &Carrier,
-        fence: Arc<Leadership>,
+        fence: &Arc<Leadership>,
     ) -> Result<Positions, Fault> {
         let mut own = sink.clone();
         own.properties = BTreeMap::from([("merge_condition".to_owned(), "lsn".to_owned())]);
@@ -335,7 +335,7 @@ impl Positions {
             sink: own,
             destination: Arc::new(destination),
             carrier: carrier.clone(),
-            fence,
+            fence: Arc::downgrade(fence),
             witness: Arc::new(Witness::new()),
             pipeline: pipeline.to_owned(),
             slot: slot.to_owned(),
@@ -476,12 +476,15 @@ impl Positions {
     }
 
     async fn write_positions(&self, rows: &[Row<'_>]) -> Result<(), Fault> {
+        let Some(fence) = self.fence.upgrade() else {
+            return Err(Fault::retry("cannot write a position: the slot was given up"));
+        };
         let (label, number) = self.carrier.next_label(&self.pipeline);
         // A successor ends it if it is still open: it would take the position past what that one has loaded.
-        self.fence.announce(number).await?;
-        let fences: Vec<Arc<dyn Fence>> = vec![Arc::clone(&self.fence) as Arc<dyn Fence>];
+        fence.announce(number).await?;
+        let fences: Vec<Arc<dyn Fence>> = vec![Arc::clone(&fence) as Arc<dyn Fence>];
         let written = self.write(rows, label, fences).await;
-        self.fence.settled(number);
+        fence.settled(number);
         written
     }
 

@@ -134,6 +134,22 @@ pub(crate) async fn prepare(
     stop: &Stop,
     round: Round,
 ) -> Result<Option<Prepared>, Fault> {
+    let leadership = round.leadership.clone();
+    let prepared = look_around(source, pipeline, meter, stop, round).await;
+    if let (Ok(None) | Err(_), Some(leadership)) = (&prepared, leadership) {
+        // A process that stands by may have the slot: this one may live on for its other pipelines.
+        leadership.retire().await;
+    }
+    prepared
+}
+
+async fn look_around(
+    source: &Postgres,
+    pipeline: &Pipeline,
+    meter: &Arc<PipelineMeter>,
+    stop: &Stop,
+    round: Round,
+) -> Result<Option<Prepared>, Fault> {
     let connector = Arc::new(Connector::new(source, &pipeline.name)?);
     let looking = Looking { source, pipeline, connector: &connector, tables: &round.tables };
     let facts = patiently(meter, stop, async || looking.look().await).await?;
@@ -148,7 +164,7 @@ pub(crate) async fn prepare(
     };
     let Some(followed) = followed else { return Ok(None) };
     let may_be_outdated = round.leadership.is_none() && !round.tables.is_start();
-    let leadership = round.leadership.clone().unwrap_or_else(|| Arc::new(Leadership::new(&connector)));
+    let leadership = round.leadership.unwrap_or_else(|| Arc::new(Leadership::new(&connector)));
     let Round { tables, told, .. } = round;
     let source = source.clone();
     Ok(Some(Prepared { source, connector, facts, types, followed, leadership, may_be_outdated, tables, told }))

@@ -1,6 +1,7 @@
 //! How a round ends: it drains before another one or when the pipeline is asked to stop, keeps what has landed after a
 //! halt, and drops everything when another process leads.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::leading::standing_by;
@@ -20,16 +21,15 @@ impl Control {
         self.progress.end();
         let mut deadline = None;
         match ended.and_then(|after| self.drain(&mut deadline).map(|()| after)) {
-            Ok(after) => {
+            Ok(After::Stop) => {
                 self.finish();
-                Ok(match after {
-                    After::Stop => Ended::Stopped,
-                    After::Tables(tables) => Ended::Again(Round {
-                        tables,
-                        leadership: Some(self.prepared.leadership),
-                        told: self.prepared.told,
-                    }),
-                })
+                self.retire();
+                Ok(Ended::Stopped)
+            }
+            Ok(After::Tables(tables)) => {
+                self.finish();
+                let leadership = Some(self.prepared.leadership);
+                Ok(Ended::Again(Round { tables, leadership, told: self.prepared.told }))
             }
             // A drain copies nothing that could be outdated.
             Err(Cut::Superseded | Cut::Outdated) => self.stand_by(),
@@ -41,6 +41,7 @@ impl Control {
                 let halted = now + self.parts.shutdown_timeout.min(HALT_PATIENCE);
                 self.until_quiet(deadline.map_or(halted, |deadline: Instant| deadline.min(halted)));
                 self.finish();
+                self.retire();
                 Err(fault)
             }
         }
@@ -51,6 +52,17 @@ impl Control {
         self.last_position();
         self.parts.stage.remove(self.parts.pipeline);
         self.join_lanes();
+    }
+
+    /// Lets a process that stands by have the slot: this one may live on for its other pipelines.
+    fn retire(&self) {
+        let leadership = Arc::clone(&self.prepared.leadership);
+        let retiring = self.parts.runtime.spawn(async move { leadership.retire().await });
+        // It waits for a question that is being asked, or for labels that are being claimed; the lock goes first.
+        let patience = async { tokio::time::timeout(FAREWELL_PATIENCE, retiring).await };
+        if self.parts.runtime.block_on(patience).is_err() {
+            tracing::debug!("giving the lock of the slot up takes longer");
+        }
     }
 
     fn join_lanes(&mut self) {

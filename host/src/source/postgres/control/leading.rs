@@ -64,8 +64,9 @@ impl Control {
         let Identified { system_identifier, timeline, .. } = identified;
         tracing::debug!(system_identifier, timeline, "postgres identified itself");
         let system = system_identifier.to_string();
-        let (name, fence) = (&self.parts.meter.name, Arc::clone(&leadership));
-        let positions = Positions::open(&self.sink, name, &source.slot, &system, &self.carrier, fence);
+        let name = &self.parts.meter.name;
+        let positions =
+            Positions::open(&self.sink, name, &source.slot, &system, &self.carrier, &leadership);
         let positions = Arc::new(positions.await?);
         let before = positions.read().await?;
         let has_led = leadership.is_newest(before.claim.as_ref()).await;
