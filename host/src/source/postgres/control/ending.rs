@@ -22,12 +22,12 @@ impl Control {
         let mut deadline = None;
         match ended.and_then(|after| self.drain(&mut deadline).map(|()| after)) {
             Ok(After::Stop) => {
-                self.finish();
+                self.finish(false);
                 self.retire();
                 Ok(Ended::Stopped)
             }
             Ok(After::Tables(tables)) => {
-                self.finish();
+                self.finish(true);
                 let leadership = Some(self.prepared.leadership);
                 Ok(Ended::Again(Round { tables, leadership, told: self.prepared.told }))
             }
@@ -40,7 +40,7 @@ impl Control {
                 let now = Instant::now();
                 let halted = now + self.parts.shutdown_timeout.min(HALT_PATIENCE);
                 self.until_quiet(deadline.map_or(halted, |deadline: Instant| deadline.min(halted)));
-                self.finish();
+                self.finish(false);
                 self.retire();
                 Err(fault)
             }
@@ -48,8 +48,8 @@ impl Control {
     }
 
     /// Keeps what is durable, and gives lanes and stage up.
-    fn finish(&mut self) {
-        self.last_position();
+    fn finish(&mut self, goes_on: bool) {
+        self.last_position(goes_on);
         self.parts.stage.remove(self.parts.pipeline);
         self.join_lanes();
     }
@@ -172,23 +172,35 @@ impl Control {
         }
     }
 
-    /// Writes and confirms what is durable, so that the next start does not load it again.
-    fn last_position(&mut self) {
+    /// Writes and confirms what is durable, so that the next start does not load it again. `goes_on`: there is another round.
+    fn last_position(&mut self, goes_on: bool) {
         let (Some(mut streaming), Some(positions)) = (self.streaming.take(), self.positions.clone()) else {
             return;
         };
         let lsn = self.progress.reach(&self.parts.ledger).unwrap_or_default().max(streaming.durable);
         let writing = streaming.writing.take();
-        let written = self.parts.runtime.block_on(async {
-            let writing = async {
-                if let Some((_, task)) = writing {
-                    // Its outcome is that of the one behind it.
-                    let _ = task.await;
-                }
-                positions.reached(lsn).await
-            };
-            tokio::time::timeout(FAREWELL_PATIENCE, writing).await
+        // A task: given up half-way, its label would stay undecided, and be claimed, for as long as this process lives.
+        let mut writing = self.parts.runtime.spawn(async move {
+            if let Some((_, task)) = writing {
+                // Its outcome is that of the one behind it.
+                let _ = task.await;
+            }
+            positions.reached(lsn).await
         });
+        let written = loop {
+            let patience = async { tokio::time::timeout(FAREWELL_PATIENCE, &mut writing).await };
+            match self.parts.runtime.block_on(patience) {
+                Ok(written) => break written,
+                // The next round would read from the position before: one that is visible later would be past what is
+                // loaded again by then.
+                Err(_elapsed) if goes_on && !self.parts.stop.is_requested() => {}
+                // Nothing is lost: the next start loads a little again.
+                Err(_elapsed) => {
+                    tracing::warn!(pipeline = %self.parts.meter.name, "the last position could not be written in time");
+                    return;
+                }
+            }
+        };
         match written {
             Ok(Ok(())) => {
                 self.meter.positions_written.inc();
@@ -197,9 +209,8 @@ impl Control {
                 tracing::warn!(pipeline = %self.parts.meter.name, "{}", fault.story());
                 return;
             }
-            // Nothing is lost: the next start loads a little again.
-            Err(_elapsed) => {
-                tracing::warn!(pipeline = %self.parts.meter.name, "the last position could not be written in time");
+            Err(panic) => {
+                tracing::error!(pipeline = %self.parts.meter.name, %panic, "writing the last position panicked");
                 return;
             }
         }
