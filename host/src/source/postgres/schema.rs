@@ -230,6 +230,11 @@ impl Schema {
         Ok(Change::Followed { layout, destination: followed.destination, add, remember })
     }
 
+    /// Whether the source could not be asked, where it was asked last: it let nobody in, or the line broke.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.control.as_ref().is_none_or(Control::is_closed)
+    }
+
     async fn control(&mut self) -> Result<&Control, Fault> {
         match self.control.take().filter(|control| !control.is_closed()) {
             Some(control) => Ok(self.control.insert(control)),
