@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -585,7 +585,9 @@ mod tests {
         let known = Known {
             copied: ["a", "b"].map(|table| (table.to_owned(), Lsn(1))).into(),
             columns: ["b", "c", "d"].map(|table| (table.to_owned(), Vec::new())).into(),
-            traces: [("b", true), ("c", false), ("d", true)].map(|(table, left)| (table.to_owned(), trace(left))).into(),
+            traces: [("b", true), ("c", false), ("d", true)]
+                .map(|(table, left)| (table.to_owned(), trace(left)))
+                .into(),
             ..Known::default()
         };
         assert_eq!(known.followed().into_iter().collect::<Vec<_>>(), ["a", "c"]);

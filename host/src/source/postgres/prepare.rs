@@ -167,7 +167,17 @@ async fn look_around(
     let leadership = round.leadership.unwrap_or_else(|| Arc::new(Leadership::new(&connector)));
     let Round { tables, told, .. } = round;
     let source = source.clone();
-    Ok(Some(Prepared { source, connector, facts, types, followed, leadership, may_be_outdated, tables, told }))
+    Ok(Some(Prepared {
+        source,
+        connector,
+        facts,
+        types,
+        followed,
+        leadership,
+        may_be_outdated,
+        tables,
+        told,
+    }))
 }
 
 /// Tries until it works; none if the pipeline is asked to stop meanwhile.
@@ -427,7 +437,8 @@ mod tests {
 
     #[test]
     fn a_table_that_was_looked_for_and_not_found_is_not_looked_for_again() {
-        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>();
+        let names =
+            |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>();
         let left = Trace { oid: Some(3), has_left: true, at: Lsn(1) };
         let known = Known {
             copied: ["a", "b", "left"].map(|table| (table.to_owned(), Lsn(1))).into(),

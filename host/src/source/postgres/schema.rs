@@ -52,11 +52,7 @@ pub(super) struct Followed {
 impl Followed {
     /// What is to be remembered of it.
     pub(super) fn note(&self) -> Note {
-        Note {
-            table: self.table.name.clone(),
-            oid: self.table.oid,
-            columns: self.remembered.clone(),
-        }
+        Note { table: self.table.name.clone(), oid: self.table.oid, columns: self.remembered.clone() }
     }
 
     /// Whether `table` has the columns that were followed last, and that the catalogue had when it was asked last.

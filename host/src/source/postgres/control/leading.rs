@@ -65,8 +65,7 @@ impl Control {
         tracing::debug!(system_identifier, timeline, "postgres identified itself");
         let system = system_identifier.to_string();
         let name = &self.parts.meter.name;
-        let positions =
-            Positions::open(&self.sink, name, &source.slot, &system, &self.carrier, &leadership);
+        let positions = Positions::open(&self.sink, name, &source.slot, &system, &self.carrier, &leadership);
         let positions = Arc::new(positions.await?);
         let before = positions.read().await?;
         let has_led = leadership.is_newest(before.claim.as_ref()).await;
