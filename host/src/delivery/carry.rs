@@ -12,8 +12,8 @@ use super::fold::{Group, fold};
 use super::isolation::{ISOLATING_LOADS_MAX, Part, Parts};
 use super::owner::Owner;
 use crate::batch::stage::{Done, Outlet, PipelineId};
-use crate::batch::{Batch, Piece};
-use crate::dead_letter::{Bundle, DeadLetter, Rejected, Rejects, Stage};
+use crate::batch::{Batch, PARTIAL_ROW, Piece};
+use crate::dead_letter::{Bundle, Content, DeadLetter, Holds, Rejected, Rejects, Stage};
 use crate::fault::Fault;
 use crate::meter::Waiting;
 use crate::position::{Partition, Stay};
@@ -232,8 +232,7 @@ impl Shared {
                     loads += 1;
                     tracing::debug!(label = %load.label, rows = load.rows, "refused for its rows: {}", rejection.message);
                     let tired = loads >= ISOLATING_LOADS_MAX;
-                    let keys = Keys::of(destination);
-                    self.set_bad_rows_aside(part, (rejection, keys), &mut parts, halted, tired).await;
+                    self.set_bad_rows_aside(part, (rejection, destination), &mut parts, halted, tired).await;
                 }
             }
         }
@@ -347,13 +346,13 @@ impl Shared {
     async fn set_bad_rows_aside(
         &self,
         part: Part,
-        (rejection, keys): (Rejection, Keys),
+        (rejection, destination): (Rejection, &Destination),
         parts: &mut Parts,
         halted: &mut Vec<PipelineId>,
         tired: bool,
     ) {
         let alone = part.rows() == 1;
-        let (mut bad, rejection) = self.suspects(part.pieces, rejection, keys).await;
+        let (mut bad, rejection) = self.suspects(part.pieces, rejection, Keys::of(destination)).await;
         if bad.iter().all(|(_, rows)| rows.is_empty()) && (alone || tired) {
             for (piece, rows) in &mut bad {
                 let why = refusal(&rejection);
@@ -369,7 +368,7 @@ impl Shared {
                 continue;
             }
             let owner = Arc::clone(piece.owner());
-            let (kept, aside) = take_out(piece, &rows);
+            let (kept, aside) = take_out(piece, &rows, &destination.table);
             rest.extend(kept);
             rejected.entry(owner.pipeline).or_insert_with(|| (owner, Vec::new())).1.push(aside);
         }
@@ -484,15 +483,15 @@ pub(super) struct BadRow {
 }
 
 /// The piece without its bad rows, and what was taken out.
-fn take_out(piece: Piece, rows: &[BadRow]) -> (Option<Piece>, Rejected) {
-    let letters = rows.iter().map(|bad| letter(&piece, bad)).collect();
+fn take_out(piece: Piece, rows: &[BadRow], table: &str) -> (Option<Piece>, Rejected) {
+    let letters = rows.iter().map(|bad| letter(&piece, bad, table)).collect();
     let (ticket, records) = (piece.ticket().hold(), piece.records());
     let rest = piece.without(&rows.iter().map(|bad| bad.row).collect::<Vec<_>>());
     let records = records - rest.as_ref().map_or(0, Piece::records);
     (rest, Rejected { letters, ticket, records })
 }
 
-fn letter(piece: &Piece, bad: &BadRow) -> DeadLetter {
+fn letter(piece: &Piece, bad: &BadRow, table: &str) -> DeadLetter {
     let (offset, bytes) = piece.iter().nth(bad.row).unwrap_or((0, &[]));
     let number = piece.ticket().stay().partition.number;
     DeadLetter {
@@ -506,6 +505,13 @@ fn letter(piece: &Piece, bad: &BadRow) -> DeadLetter {
         key: None,
         value: Some(bytes.strip_suffix(b"\n").unwrap_or(bytes).to_vec()),
         headers: Vec::new(),
+        content: Content {
+            holds: Holds::Row,
+            table: Some(table.into()),
+            // A row that deletes says so itself, in `__op`.
+            delete: false,
+            partial: bad.row < piece.len() && piece.flags(bad.row) & PARTIAL_ROW != 0,
+        },
     }
 }
 
