@@ -98,11 +98,9 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let usual = match arguments.command {
         Command::Demo(_) => "off",
-        Command::Check(_)
-        | Command::Resync(_)
-        | Command::Dlq(_)
-        | Command::Plugin(_)
-        | Command::Docs(_) => "warn",
+        Command::Check(_) | Command::Resync(_) | Command::Dlq(_) | Command::Plugin(_) | Command::Docs(_) => {
+            "warn"
+        }
         Command::Run(_) | Command::Sandbox(_) => "info",
     };
     let level = arguments.log_level.as_deref().unwrap_or(usual);

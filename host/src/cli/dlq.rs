@@ -76,7 +76,8 @@ impl Choice {
 
 /// Microseconds since 1970 UTC of a point in time, or of one so long ago.
 fn point_in_time(text: &str) -> Result<i64, String> {
-    let wanted = "it is neither a time, such as 2026-01-31T12:00:00Z, nor a time ago, such as 90s, 15m, 2h or 7d";
+    let wanted =
+        "it is neither a time, such as 2026-01-31T12:00:00Z, nor a time ago, such as 90s, 15m, 2h or 7d";
     let time = match humantime::parse_rfc3339_weak(text) {
         Ok(time) => Some(time),
         Err(_) => {

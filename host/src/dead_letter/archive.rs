@@ -81,7 +81,9 @@ impl Archive {
 }
 
 /// Marks letters as replayed.
-pub enum Marks {
+pub struct Marks(Notes);
+
+enum Notes {
     /// Lines of a file beside the letters.
     Directory(directory::MarksFile),
     /// Records of the letters' topic.
@@ -94,14 +96,14 @@ impl Marks {
     /// # Errors
     /// Halt, if it cannot be written, or if another replay of the same letters is at work.
     pub fn open(pipeline: &Pipeline, meter: &Arc<PipelineMeter>) -> Result<Marks, Fault> {
-        Ok(match settings_of(pipeline)? {
+        Ok(Marks(match settings_of(pipeline)? {
             DeadLetters::Directory(path) => {
-                Marks::Directory(directory::MarksFile::open(path, &pipeline.name)?)
+                Notes::Directory(directory::MarksFile::open(path, &pipeline.name)?)
             }
             DeadLetters::Kafka { topic, brokers } => {
-                Marks::Topic(Topic::open(topic, brokers, kafka_of(pipeline), meter)?)
+                Notes::Topic(Topic::open(topic, brokers, kafka_of(pipeline), meter)?)
             }
-        })
+        }))
     }
 
     /// Marks the letters at these places. They are marked for good when this returns.
@@ -112,9 +114,9 @@ impl Marks {
         if places.is_empty() {
             return Ok(());
         }
-        match self {
-            Marks::Directory(file) => file.mark(places),
-            Marks::Topic(topic) => topic.mark(places),
+        match &mut self.0 {
+            Notes::Directory(file) => file.mark(places),
+            Notes::Topic(topic) => topic.mark(places),
         }
     }
 }

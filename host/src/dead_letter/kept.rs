@@ -232,12 +232,7 @@ mod tests {
             key: Some(vec![0xff, 0x00]),
             value: Some(b"{\"a\":1}".to_vec()),
             headers: vec![(b"trace".to_vec(), vec![0xfe])],
-            content: Content {
-                holds: Holds::Row,
-                table: Some("sales".into()),
-                delete: false,
-                partial: true,
-            },
+            content: Content { holds: Holds::Row, table: Some("sales".into()), delete: false, partial: true },
         }
     }
 

@@ -109,7 +109,11 @@ impl Topic {
                 let headers = OwnedHeaders::new()
                     .insert(Header { key: MARK_HEADER, value: Some(&place) })
                     .insert(Header { key: "tidemill.pipeline", value: Some(&self.meter.name) });
-                BaseRecord::to(&self.topic).partition(*partition).key(key.as_bytes()).payload(&b""[..]).headers(headers)
+                BaseRecord::to(&self.topic)
+                    .partition(*partition)
+                    .key(key.as_bytes())
+                    .payload(&b""[..])
+                    .headers(headers)
             })
         })
     }

@@ -20,7 +20,7 @@ const EXAMPLE_CHARS: usize = 100;
 const GROUPS_MAX: usize = 10_000;
 
 #[derive(Debug, Args)]
-pub(super) struct List {
+pub(in crate::cli) struct List {
     /// The pipeline's file
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
@@ -80,8 +80,11 @@ struct Groups {
 impl Groups {
     fn count(&mut self, kept: Kept) {
         let letter = kept.letter;
-        let reason =
-            Reason { stage: letter.stage, plugin: letter.plugin.as_deref().map(str::to_owned), code: letter.code };
+        let reason = Reason {
+            stage: letter.stage,
+            plugin: letter.plugin.as_deref().map(str::to_owned),
+            code: letter.code,
+        };
         if self.by_reason.len() >= GROUPS_MAX && !self.by_reason.contains_key(&reason) {
             self.others += 1;
             return;
@@ -252,7 +255,9 @@ mod tests {
             "2        1         transform  orders  parse   1970-01-01T00:00:01Z  1970-01-01T00:00:03Z  parse at 3000000"
         );
         assert!(lines[3].starts_with("1        0         transform  orders  amount"), "{}", lines[3]);
-        assert!(as_table("shop", &groups(), 1, true).ends_with("and 1 more groups: --limit shows more of them\n"));
+        assert!(
+            as_table("shop", &groups(), 1, true).ends_with("and 1 more groups: --limit shows more of them\n")
+        );
     }
 
     #[test]

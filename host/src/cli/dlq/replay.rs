@@ -18,7 +18,7 @@ use crate::pipeline;
 use crate::source::replay::{Order, Report, SharedReport};
 
 #[derive(Debug, Args)]
-pub(super) struct Replay {
+pub(in crate::cli) struct Replay {
     /// The pipeline's file; the pipeline itself may run or not
     #[arg(value_name = "FILE")]
     file: PathBuf,
@@ -101,7 +101,8 @@ fn replay(
     let (runtime, shared) = super::super::run::start(plan)?;
     let stop = Stop::default();
     super::super::run::watch_signals(&runtime, &stop)?;
-    let (marks, report) = (Marks::open(pipeline, &shared.meter.pipeline(&pipeline.name))?, SharedReport::default());
+    let (marks, report) =
+        (Marks::open(pipeline, &shared.meter.pipeline(&pipeline.name))?, SharedReport::default());
     let ended = pipeline::replay(pipeline, &shared, &stop, order(marks, report.clone()));
     let report = report.read();
     tell(pipeline, letters, &report);

@@ -12,7 +12,7 @@ use crate::dead_letter::kept::{Filter, Kept, time_text};
 use crate::fault::Fault;
 
 #[derive(Debug, Args)]
-pub(super) struct Show {
+pub(in crate::cli) struct Show {
     /// The pipeline's file
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,

@@ -129,7 +129,7 @@ impl Files {
 
 /// The file of marks, open and locked for as long as the replay lasts.
 #[derive(Debug)]
-pub struct MarksFile {
+pub(super) struct MarksFile {
     file: File,
     path: PathBuf,
 }
@@ -145,8 +145,7 @@ impl MarksFile {
             .caused_by(error)
         };
         let mut options = OpenOptions::new();
-        let mut file =
-            options.append(true).create(true).mode(0o600).open(&path).map_err(unwritable)?;
+        let mut file = options.append(true).create(true).mode(0o600).open(&path).map_err(unwritable)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

@@ -68,10 +68,8 @@ impl Records {
     }
 
     pub(super) fn each(&self, visit: &mut Visit<'_>) -> Result<(), Fault> {
-        let reader: Reader = self
-            .settings
-            .create_with_context(Quiet)
-            .map_err(|error| self.unreadable(&error.to_string()))?;
+        let reader: Reader =
+            self.settings.create_with_context(Quiet).map_err(|error| self.unreadable(&error.to_string()))?;
         // Marks stand behind their letters: they are read first.
         let mut marks = HashSet::new();
         self.read(&reader, &mut |message| {
@@ -270,14 +268,15 @@ mod tests {
         assert_eq!(kept.pipeline, "shop");
         assert_eq!(
             letter.headers,
-            [
-                (b"trace".to_vec(), b"t".to_vec()),
-                (b"tidemill.pipeline".to_vec(), b"upstream".to_vec()),
-            ]
+            [(b"trace".to_vec(), b"t".to_vec()), (b"tidemill.pipeline".to_vec(), b"upstream".to_vec()),]
         );
-        assert_eq!((letter.stage, letter.plugin, letter.offset, letter.timestamp_us), (Stage::Load, None, 42, 7));
+        assert_eq!(
+            (letter.stage, letter.plugin, letter.offset, letter.timestamp_us),
+            (Stage::Load, None, 42, 7)
+        );
         assert_eq!((letter.partition.to_string().as_str(), letter.key), ("orders[3]", None));
-        let content = Content { holds: Holds::Row, table: Some("sales".into()), delete: false, partial: true };
+        let content =
+            Content { holds: Holds::Row, table: Some("sales".into()), delete: false, partial: true };
         assert_eq!(letter.content, content);
     }
 
