@@ -36,7 +36,8 @@ A pipeline of your own:
   tidemill check orders.toml            what is wrong with the file, all at once
   tidemill check --online orders.toml   also broker, topics, StarRocks and its tables
   tidemill run --dry-run orders.toml    rows of the first 10 records; commits nothing
-  tidemill run orders.toml              until SIGTERM or Ctrl-C; a second one ends it at once";
+  tidemill run orders.toml              until SIGTERM or Ctrl-C; a second one ends it at once
+  tidemill dlq list orders.toml         what was set aside as dead letters, and why";
 
 /// Heading of the options that every command takes.
 const GLOBAL: &str = "Logs (every command)";

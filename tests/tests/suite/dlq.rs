@@ -7,7 +7,7 @@ use tidemill_tests::{
     kafka::Record,
     limit::within,
     machine,
-    pipeline::{Http, Pipeline, Source, transform},
+    pipeline::{Http, Pipeline, Postgres, Source, transform},
     process::tidemill_output,
     stand::{Model, Stand},
     warehouse::row,
@@ -264,4 +264,55 @@ fn a_pipeline_without_dead_letters_and_a_broken_letter_are_named() {
         let time = dlq("list", &stand.write(&pipeline), &["--since", "yesterday"]);
         assert_eq!(time.status.code(), Some(2));
     });
+}
+
+#[test]
+fn letters_of_a_postgres_pipeline_need_no_server() {
+    within(120, || {
+        let stand = Stand::new("dlq_postgres", 1, Model::Primary);
+        stand.warehouse.execute(&format!("INSERT INTO shop.{} VALUES (3, 30, 'there')", stand.table));
+        let directory = stand.folder.path().join("letters");
+        std::fs::create_dir(&directory).expect("a folder");
+        let letter = |value: Value, more: Value| {
+            let mut letter = serde_json::json!({
+                "pipeline": stand.name, "stage": "transform", "plugin": "gone", "code": "trap", "message": "no",
+                "source": "public.orders", "partition": 0, "offset": 5, "timestamp_us": 0, "holds": "record",
+                "table": stand.table, "key": null, "value": value,
+            });
+            letter.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+            letter.to_string() + "\n"
+        };
+        let none = serde_json::json!({});
+        let content = letter(row(1).into(), none.clone())
+            + &letter(row(2).into(), serde_json::json!({ "partial": true }))
+            + &letter(r#"{"id":3}"#.into(), serde_json::json!({ "delete": true }))
+            + &letter(Value::Null, none);
+        std::fs::write(directory.join(format!("{}-00000001-0000.ndjson", stand.name)), content)
+            .expect("a file");
+        let mut pipeline = stand.pipeline();
+        // Nobody listens there.
+        pipeline.source = Source::Postgres(Postgres {
+            host: "127.0.0.1".to_owned(),
+            port: 1,
+            database: "shop".to_owned(),
+            user: "tidemill".to_owned(),
+            tables: vec!["public.*".to_owned()],
+            ..Postgres::default()
+        });
+        pipeline.table = String::new();
+        pipeline.dead_letters = format!("directory = {directory:?}");
+        let file = stand.write(&pipeline);
+        let output = dlq("replay", &file, &["--force"]);
+        let said = text_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("2 of 4 letters replayed and marked, 2 stay"), "{said}");
+        assert!(said.contains("only the columns that changed"), "{said}");
+        assert!(said.contains("could not make a row"), "{said}");
+        assert_eq!(sorted_ids(&stand), [1]);
+        assert_eq!(lines("show", &file, &[]).len(), 2);
+    });
+}
+
+fn text_of(output: &Output) -> String {
+    text(&output.stdout) + &text(&output.stderr)
 }

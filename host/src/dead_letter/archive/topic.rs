@@ -62,6 +62,8 @@ impl Records {
         settings.set("enable.partition.eof", "true");
         settings.set("isolation.level", "read_committed");
         settings.set("auto.offset.reset", "error");
+        // The end of a partition is told with the answer to a fetch, which the broker otherwise holds back for 500 ms.
+        settings.set("fetch.wait.max.ms", "20");
         settings.set("receive.message.max.bytes", "200000000");
         settings.set("queued.max.messages.kbytes", "16384");
         Ok(Records { topic: topic.to_owned(), settings })
