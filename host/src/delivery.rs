@@ -19,6 +19,7 @@ mod fold;
 mod isolation;
 pub mod marker;
 pub mod owner;
+mod refused;
 
 /// Asks a pipeline to drain and end. Cheap to clone; asked once, for good.
 #[derive(Debug, Clone, Default)]

@@ -32,9 +32,11 @@ use crate::source::{Feed, Gathering, Parts, kafka};
 
 mod destinations;
 mod origin;
+mod replay;
 
 pub(crate) use destinations::Destinations;
 use origin::Origin;
+pub(crate) use replay::replay;
 
 /// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
 const SHARE_CHUNK_BYTES: u64 = 6 << 20;
@@ -369,6 +371,12 @@ impl Lanes {
             stall_after: shared.process.stall_after,
             label_stem,
         }
+    }
+
+    /// The same lanes without the plugins, for rows that have been through them.
+    fn past_plugins(&self) -> Lanes {
+        let destinations = Arc::clone(&self.destinations);
+        Lanes { parts: self.parts.clone(), plugins: Vec::new(), destinations }
     }
 
     fn spawn<F: Feed + Send + 'static>(

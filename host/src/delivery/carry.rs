@@ -12,12 +12,12 @@ use super::blame::by_log;
 use super::fold::{Folded, Group, Hidden, fold, uncovered};
 use super::isolation::{Part, Parts};
 use super::owner::Owner;
+use super::refused::{BadRow, bad_syntax, give_up_on, refusal, set_aside};
 use crate::batch::stage::{Done, Outlet, PipelineId};
 use crate::batch::{Batch, Piece};
-use crate::dead_letter::{Bundle, DeadLetter, Rejected, Rejects, Stage};
 use crate::fault::Fault;
 use crate::meter::Waiting;
-use crate::position::{Partition, Stay};
+use crate::position::Stay;
 use crate::retry::{Backoff, Pace};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces, Witness, deliver};
@@ -75,7 +75,7 @@ impl Carrier {
     pub(super) async fn set_bad_rows_aside(
         &self,
         part: Part,
-        refused: (Rejection, Keys),
+        refused: (Rejection, &Destination),
         parts: &mut Parts,
         halted: &mut Vec<PipelineId>,
         tired: bool,
@@ -173,7 +173,7 @@ impl Shared {
             // rows are folded, so that none of the others hides behind them.
             drop_rows(&mut pieces, |piece| course.is_gone(piece));
             if tired {
-                pieces = give_up_on(pieces, &mut course.halted).await;
+                pieces = give_up_on(pieces, &destination.table, &mut course.halted).await;
                 continue;
             }
             tired = course.is_tired();
@@ -275,9 +275,9 @@ impl Shared {
                 Delivered::BadRows(rejection) => {
                     course.refusals += 1;
                     tracing::debug!(label = %load.label, rows = load.rows, "refused for its rows: {}", rejection.message);
-                    let (tired, keys) = (course.is_tired(), Keys::of(destination));
+                    let (tired, refused) = (course.is_tired(), (rejection, &**destination));
                     let halted = &mut course.halted;
-                    self.set_bad_rows_aside(part, (rejection, keys), &mut parts, halted, tired).await;
+                    self.set_bad_rows_aside(part, refused, &mut parts, halted, tired).await;
                 }
             }
         }
@@ -391,13 +391,13 @@ impl Shared {
     async fn set_bad_rows_aside(
         &self,
         part: Part,
-        (rejection, keys): (Rejection, Keys),
+        (rejection, destination): (Rejection, &Destination),
         parts: &mut Parts,
         halted: &mut Vec<PipelineId>,
         tired: bool,
     ) -> bool {
         let alone = part.rows() == 1;
-        let (mut bad, rejection) = self.suspects(part.pieces, rejection, keys).await;
+        let (mut bad, rejection) = self.suspects(part.pieces, rejection, Keys::of(destination)).await;
         if bad.iter().all(|(_, rows)| rows.is_empty()) && (alone || tired) {
             for (piece, rows) in &mut bad {
                 let why = refusal(&rejection);
@@ -405,53 +405,9 @@ impl Shared {
             }
         }
         let found = bad.iter().any(|(_, rows)| !rows.is_empty());
-        let rest = set_aside(bad, halted).await;
+        let rest = set_aside(bad, &destination.table, halted).await;
         parts.refused(rest, found);
         found
-    }
-}
-
-/// Takes bad rows out of their pieces and hands them to their pipelines, of which those that want none are halted.
-/// Returns the other rows.
-async fn set_aside(bad: Vec<(Piece, Vec<BadRow>)>, halted: &mut Vec<PipelineId>) -> Vec<Piece> {
-    let mut rest = Vec::with_capacity(bad.len());
-    let mut rejected: BTreeMap<PipelineId, (Arc<Owner>, Vec<Rejected>)> = BTreeMap::new();
-    for (piece, rows) in bad {
-        if rows.is_empty() {
-            rest.push(piece);
-            continue;
-        }
-        let owner = Arc::clone(piece.owner());
-        let (kept, aside) = take_out(piece, &rows);
-        rest.extend(kept);
-        rejected.entry(owner.pipeline).or_insert_with(|| (owner, Vec::new())).1.push(aside);
-    }
-    for (owner, rejected) in rejected.into_values() {
-        if let Err(fault) = reject(&owner, rejected).await {
-            halted.push(owner.pipeline);
-            owner.alarm.raise(fault);
-        }
-    }
-    rest
-}
-
-/// Sets all rows aside: they hid behind one after another that was refused, until no more loads were worth it.
-async fn give_up_on(pieces: Vec<Piece>, halted: &mut Vec<PipelineId>) -> Vec<Piece> {
-    let why = "later rows of its key were refused, and their batch cost as many loads as it may";
-    let bad_row = |row| BadRow { row, code: "refused", why: why.to_owned() };
-    let bad = pieces.into_iter().map(|piece| {
-        let rows = (0..piece.len()).map(bad_row).collect();
-        (piece, rows)
-    });
-    set_aside(bad.collect(), halted).await
-}
-
-/// Hands rejects to their pipeline.
-async fn reject(owner: &Owner, rejected: Vec<Rejected>) -> Result<(), Fault> {
-    let rejected = owner.rejects.sort(rejected, &owner.meter)?;
-    match &owner.rejects {
-        Rejects::Keep(letters, _) => letters.post_async(Bundle::new(rejected, &owner.share)).await,
-        Rejects::Halt | Rejects::Answer => Ok(()),
     }
 }
 
@@ -536,59 +492,6 @@ pub(super) fn drop_rows(pieces: &mut Vec<Piece>, gone: impl Fn(&Piece) -> bool) 
     }
 }
 
-/// A row that cannot be loaded.
-pub(super) struct BadRow {
-    /// Its place in its piece.
-    pub(super) row: usize,
-    /// The dead letter's code.
-    pub(super) code: &'static str,
-    /// Why, for the dead letter.
-    pub(super) why: String,
-}
-
-/// The piece without its bad rows, and what was taken out.
-fn take_out(piece: Piece, rows: &[BadRow]) -> (Option<Piece>, Rejected) {
-    let letters = rows.iter().map(|bad| letter(&piece, bad)).collect();
-    let (ticket, records) = (piece.ticket().hold(), piece.records());
-    let rest = piece.without(&rows.iter().map(|bad| bad.row).collect::<Vec<_>>());
-    let records = records - rest.as_ref().map_or(0, Piece::records);
-    (rest, Rejected { letters, ticket, records })
-}
-
-fn letter(piece: &Piece, bad: &BadRow) -> DeadLetter {
-    let (offset, bytes) = piece.iter().nth(bad.row).unwrap_or((0, &[]));
-    let number = piece.ticket().stay().partition.number;
-    DeadLetter {
-        stage: Stage::Load,
-        plugin: piece.plugin.clone(),
-        code: bad.code.to_owned(),
-        message: bad.why.clone(),
-        partition: Partition { source: Arc::clone(piece.source()), number },
-        offset,
-        timestamp_us: 0,
-        key: None,
-        value: Some(bytes.strip_suffix(b"\n").unwrap_or(bytes).to_vec()),
-        headers: Vec::new(),
-    }
-}
-
-/// The rows that are no JSON objects, with serde_json's reason.
-fn bad_syntax(piece: &Piece) -> Vec<BadRow> {
-    let rows = piece.iter().enumerate();
-    let bad = rows.filter_map(|(row, (_, bytes))| {
-        // The line feed behind a row is not the row's, or its end would be told to be on a second line.
-        let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-        let parsed: Result<serde::de::IgnoredAny, _> = serde_json::from_slice(bytes);
-        let why = match parsed {
-            Err(error) => format!("not JSON: {error}"),
-            Ok(_) if bytes.trim_ascii_start().first() != Some(&b'{') => "not a JSON object".to_owned(),
-            Ok(_) => return None,
-        };
-        Some(BadRow { row, code: "syntax", why })
-    });
-    bad.collect()
-}
-
 /// Rows that are missing from a load that was committed must not be acknowledged.
 fn missing_rows(label: &str, sent: u64, receipt: &Receipt) -> Option<Fault> {
     let loaded = receipt.loaded_rows.filter(|loaded| *loaded < sent)?;
@@ -597,16 +500,6 @@ fn missing_rows(label: &str, sent: u64, receipt: &Receipt) -> Option<Fault> {
         "the others are not in the table, and no offset was moved past them: look at the load by its label, \
          mend what left rows out, and restart; the rows that were loaded come again",
     ))
-}
-
-/// StarRocks' own reason for a row that it refused alone.
-fn refusal(rejection: &Rejection) -> String {
-    let mut why = rejection.message.clone();
-    if let Some(log) = &rejection.error_log {
-        why.push_str("; its error log says: ");
-        why.push_str(log.trim());
-    }
-    why
 }
 
 #[cfg(test)]

@@ -17,7 +17,6 @@ use crate::fault::{Fault, FaultKind};
 use crate::meter::Waiting;
 use crate::retry::{Backoff, Pace};
 use crate::sink::starrocks::client::Client;
-use crate::sink::starrocks::error_log::Keys;
 use crate::sink::starrocks::two_phase::{self, FirstPhase};
 use crate::sink::{Destination, Load, Receipt, Rejection};
 
@@ -284,10 +283,11 @@ impl EpochCarrier {
                 table.pieces.extend(part.pieces);
                 continue;
             };
-            let (tired, keys) = (probes >= u64::from(ISOLATING_LOADS_MAX), Keys::of(&destination));
+            let tired = probes >= u64::from(ISOLATING_LOADS_MAX);
             let carrier = &self.carrier;
-            let found =
-                carrier.set_bad_rows_aside(part, (rejection, keys), &mut parts, &mut halted, tired).await;
+            let found = carrier
+                .set_bad_rows_aside(part, (rejection, &destination), &mut parts, &mut halted, tired)
+                .await;
             aside |= found;
             // Found by their reasons at once: the epoch is tried without them.
             if !halted.is_empty() || (found && probes == 0) {

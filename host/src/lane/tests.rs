@@ -90,6 +90,7 @@ impl Bench {
                 tables: vec![Target { model: TableModel::Duplicate }],
                 own: Some(0),
                 row_bytes_max: 1_000,
+                names: std::sync::Arc::default(),
             },
             line_feeds: true,
         };

@@ -3,6 +3,7 @@
 mod check;
 mod crash;
 mod demo;
+mod dlq;
 mod exactly_once;
 mod formats;
 mod group;

@@ -300,6 +300,7 @@ fn rows_are_folded_by_the_key_that_they_came_with() {
             in_flight: 1,
             share: bench.share.clone(),
             outlet: outlet.clone(),
+            epochs: None,
         };
         bench.stage.register(pipeline, registration).expect("the stage lives");
         let piece = crate::batch::fakes::numbered_rows(0..1);

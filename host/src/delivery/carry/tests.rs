@@ -6,7 +6,7 @@ use crate::batch::stage::fakes::{cluster, owner};
 use crate::batch::{Cut, FIRST_ROW, PARTIAL_ROW, RowIndex};
 use crate::budget::Budget;
 use crate::config::model::TableModel;
-use crate::dead_letter::DeadLetterBox;
+use crate::dead_letter::{Bundle, DeadLetterBox, Rejects};
 use crate::fault::FaultKind;
 use crate::ledger::Ledger;
 use crate::position::{Epoch, Partition, Span};

@@ -83,6 +83,7 @@ impl Bench {
         let (ledger, alarm, stop) = (Ledger::new(), Alarm::default(), Stop::default());
         let owner = Arc::new(owner(0, &share, Rejects::Answer));
         let targets = Targets {
+            names: std::sync::Arc::default(),
             tables: vec![Target { model: TableModel::Duplicate }],
             own: Some(0),
             row_bytes_max: ROW_BYTES_MAX,
