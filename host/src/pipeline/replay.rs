@@ -56,16 +56,22 @@ fn keep_newer_rows(
     let destinations = Destinations::of(pipeline, plugins, &keyed)?;
     let names = destinations.names();
     let models = shared.runtime.block_on(table_models(&pipeline.sink, names))?;
-    let replaced = names.iter().zip(&models).find(|(_, model)| **model == TableModel::Primary);
-    let Some((table, _)) = replaced else { return Ok(()) };
+    let replaced = names.iter().zip(&models).find(|(_, model)| match model {
+        TableModel::Primary | TableModel::Unique => true,
+        // What an aggregate makes of an older row its functions say.
+        TableModel::Duplicate | TableModel::Aggregate => false,
+    });
+    let Some((table, model)) = replaced else { return Ok(()) };
     Err(Fault::halt(
         format!(
-            "rows of `{}.{table}` replace one another by primary key: letters, which are older, may overwrite newer rows",
-            pipeline.sink.database
+            "rows of `{}.{table}`, of the {} model, replace one another: letters, which are older, may overwrite newer \
+             rows",
+            pipeline.sink.database,
+            model.name()
         ),
         format!(
-            "set the property {MERGE_CONDITION} in {} to a column that only grows, or say --force if no newer rows of their \
-             keys have come since",
+            "set the property {MERGE_CONDITION} in {} to a column that only grows (Primary Key tables), or say --force if \
+             no newer rows of their keys have come since",
             pipeline.file.display()
         ),
     ))
