@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::origin::Origin;
 use super::{Destinations, Shared, Wiring, load_plugins, share_of, table_models};
-use crate::config::model::{Pipeline, TableModel};
+use crate::config::model::{Delivery, Pipeline, TableModel};
 use crate::dead_letter::Rejects;
 use crate::delivery::{Alarm, Stop};
 use crate::fault::Fault;
@@ -24,6 +24,8 @@ pub(crate) fn replay(
     stop: &Stop,
     order: Order,
 ) -> Result<(), Fault> {
+    // A letter's offset was released when it was kept: there is none to be decided together with its rows.
+    let pipeline = &Arc::new(Pipeline { delivery: Delivery::AtLeastOnce, ..Pipeline::clone(pipeline) });
     let meter = shared.meter.pipeline(&pipeline.name);
     let sink = Arc::new(pipeline.sink.clone());
     let plugins = load_plugins(pipeline, &shared.engine)?;
