@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::origin::Origin;
 use super::{Destinations, Shared, Wiring, load_plugins, share_of, table_models};
-use crate::config::model::{Pipeline, TableModel};
+use crate::config::model::{Delivery, Pipeline, TableModel};
 use crate::dead_letter::Rejects;
 use crate::delivery::{Alarm, Stop};
 use crate::fault::Fault;
@@ -24,6 +24,8 @@ pub(crate) fn replay(
     stop: &Stop,
     order: Order,
 ) -> Result<(), Fault> {
+    // A letter's offset was released when it was kept: there is none to be decided together with its rows.
+    let pipeline = &Arc::new(Pipeline { delivery: Delivery::AtLeastOnce, ..Pipeline::clone(pipeline) });
     let meter = shared.meter.pipeline(&pipeline.name);
     let sink = Arc::new(pipeline.sink.clone());
     let plugins = load_plugins(pipeline, &shared.engine)?;
@@ -56,16 +58,22 @@ fn keep_newer_rows(
     let destinations = Destinations::of(pipeline, plugins, &keyed)?;
     let names = destinations.names();
     let models = shared.runtime.block_on(table_models(&pipeline.sink, names))?;
-    let replaced = names.iter().zip(&models).find(|(_, model)| **model == TableModel::Primary);
-    let Some((table, _)) = replaced else { return Ok(()) };
+    let replaced = names.iter().zip(&models).find(|(_, model)| match model {
+        TableModel::Primary | TableModel::Unique => true,
+        // What an aggregate makes of an older row its functions say.
+        TableModel::Duplicate | TableModel::Aggregate => false,
+    });
+    let Some((table, model)) = replaced else { return Ok(()) };
     Err(Fault::halt(
         format!(
-            "rows of `{}.{table}` replace one another by primary key: letters, which are older, may overwrite newer rows",
-            pipeline.sink.database
+            "rows of `{}.{table}`, of the {} model, replace one another: letters, which are older, may overwrite newer \
+             rows",
+            pipeline.sink.database,
+            model.name()
         ),
         format!(
-            "set the property {MERGE_CONDITION} in {} to a column that only grows, or say --force if no newer rows of their \
-             keys have come since",
+            "set the property {MERGE_CONDITION} in {} to a column that only grows (Primary Key tables), or say --force if \
+             no newer rows of their keys have come since",
             pipeline.file.display()
         ),
     ))

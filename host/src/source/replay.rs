@@ -50,7 +50,7 @@ pub struct Order {
     pub followed: Vec<String>,
     /// A record without a value is a tombstone, and not one that its source could not read.
     pub tombstones: bool,
-    /// Primary Key tables may be loaded although newer rows may be there.
+    /// Tables whose rows replace one another may be loaded although newer rows may be there.
     pub force: bool,
     /// Told as it goes on.
     pub report: SharedReport,

@@ -217,6 +217,30 @@ fn newer_rows_of_a_primary_key_table_are_not_overwritten_unless_forced() {
 }
 
 #[test]
+fn a_replay_that_halts_marks_nothing() {
+    within(120, || {
+        let stand = Stand::new("dlq_halted", 1, Model::Duplicate);
+        let mut pipeline = stand.pipeline();
+        pipeline.transforms = transform(&machine::test_plugin(), "{}");
+        pipeline.dead_letters = format!("directory = {:?}", stand.folder.path().join("letters"));
+        stand.kafka.produce(&stand.name, REJECTED.map(Record::of));
+        let mut tidemill = stand.run(&pipeline);
+        tidemill.until_settled(60, 2);
+        tidemill.drain(30);
+        let file = stand.write(&Pipeline { transforms: String::new(), ..pipeline });
+        stand.warehouse.execute(&format!("DROP TABLE shop.{}", stand.table));
+        let halted = dlq("replay", &file, &[]);
+        let said = text_of(&halted);
+        assert_eq!(halted.status.code(), Some(1), "{said}");
+        assert!(said.contains("0 of 2 letters replayed") && said.contains("2 are as they were"), "{said}");
+        assert!(said.contains("error: "), "the reason is told: {said}");
+        stand.warehouse.duplicate_table(&stand.table);
+        told("replay", &file, &[]);
+        assert_eq!(sorted_ids(&stand), [7, 8]);
+    });
+}
+
+#[test]
 fn letters_of_an_http_pipeline_need_no_listener() {
     within(120, || {
         let stand = Stand::new("dlq_http", 1, Model::Duplicate);

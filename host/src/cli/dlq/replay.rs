@@ -9,6 +9,7 @@ use clap::Args;
 
 use super::list::one_line;
 use super::{Choice, EXIT_FAILED, EXIT_OK};
+use crate::cli::{dry_run, run};
 use crate::config::model::{Pipeline, Plan, Source};
 use crate::dead_letter::archive::{Archive, Marks};
 use crate::dead_letter::kept::Filter;
@@ -27,7 +28,7 @@ pub(in crate::cli) struct Replay {
     /// At most so many letters
     #[arg(long, value_name = "N")]
     limit: Option<u64>,
-    /// Load also into Primary Key tables, where letters may overwrite newer rows
+    /// Load also into Primary and Unique Key tables, where letters may overwrite newer rows
     #[arg(long)]
     force: bool,
     /// Print the rows that the letters would become; load and mark nothing
@@ -55,7 +56,7 @@ impl Replay {
             }
             let followed = followed(pipeline, tables);
             if dry_run {
-                return super::super::dry_run::print_letters(plan, &archive, &filter, limit, &followed);
+                return dry_run::print_letters(plan, &archive, &filter, limit, &followed);
             }
             let order = |marks, report| Order {
                 archive,
@@ -98,9 +99,9 @@ fn replay(
     letters: u64,
     order: impl FnOnce(Marks, SharedReport) -> Order,
 ) -> Result<u8, Fault> {
-    let (runtime, shared) = super::super::run::start(plan)?;
+    let (runtime, shared) = run::start(plan)?;
     let stop = Stop::default();
-    super::super::run::watch_signals(&runtime, &stop)?;
+    run::watch_signals(&runtime, &stop)?;
     let (marks, report) =
         (Marks::open(pipeline, &shared.meter.pipeline(&pipeline.name))?, SharedReport::default());
     let ended = pipeline::replay(pipeline, &shared, &stop, order(marks, report.clone()));
@@ -124,10 +125,11 @@ fn tell(pipeline: &Pipeline, letters: u64, report: &Report) {
     }
     // Further ones may have been kept meanwhile.
     let letters = letters.max(report.replayed + report.refused);
-    let untried = letters.saturating_sub(report.replayed + report.refused);
-    let untried = if untried > 0 { format!(", {untried} were not tried") } else { String::new() };
+    // Of a replay that halted or was asked to stop.
+    let left = letters.saturating_sub(report.replayed + report.refused);
+    let left = if left > 0 { format!(", {left} are as they were") } else { String::new() };
     println!(
-        "{}: {} of {letters} letters replayed and marked, {} stay{untried}",
+        "{}: {} of {letters} letters replayed and marked, {} stay{left}",
         pipeline.name, report.replayed, report.refused
     );
 }
