@@ -255,7 +255,9 @@ impl Looking<'_> {
             Tables::Fit(_) => {
                 let others: BTreeSet<TableName> = others.collect();
                 let known = self.known().await?;
-                let back = others.iter().filter(|name| known.has_left(&name.to_string())).cloned();
+                // The process that leads has set them aside.
+                let chosen = facts.chosen().into_iter().map(|relation| relation.name.clone());
+                let back = chosen.filter(|name| known.has_left(&name.to_string()));
                 let unfit = newcomers::unfit(&facts, self.source, &others);
                 unfit.into_iter().chain(back).collect()
             }
