@@ -124,7 +124,8 @@ impl Work {
                 let inputs = (0..chunk.len() as u32).collect();
                 let mut kept = Transformed { inputs: Some(inputs), ..Transformed::default() };
                 let own = Target { model: TableModel::Duplicate };
-                let targets = Targets { tables: vec![own], own: Some(0), row_bytes_max: 10 << 20 };
+                let names = ["orders".into()].into();
+                let targets = Targets { tables: vec![own], own: Some(0), row_bytes_max: 10 << 20, names };
                 let mut built = rows::build(chunk, &mut kept, &targets, false, spare);
                 black_box(&built);
                 // The body comes back, as it does from a durable batch.

@@ -57,7 +57,7 @@ pub struct Piece {
     ticket: Ticket,
     permit: Permit,
     owner: Arc<Owner>,
-    /// Records whose rows were replaced by later ones of the same batch: they count with this piece.
+    /// Records whose rows were replaced by later ones of the same batch: what a piece without rows counts as.
     absorbed: u64,
     /// When its first record arrived, if somebody waits for it.
     arrived: Option<Instant>,
@@ -154,9 +154,13 @@ impl Piece {
         rows.filter(|delta| **delta & FIRST_ROW != 0).count() as u64 + self.absorbed
     }
 
-    /// Counts records whose rows were replaced by later ones.
-    pub fn absorb(&mut self, records: u64) {
-        self.absorbed += records;
+    /// What is left of the piece when its rows need no load, because later ones took their places: the duty to
+    /// settle its ticket, and `absorbed` records to count.
+    #[must_use]
+    pub fn emptied(mut self, absorbed: u64) -> Piece {
+        self.rows.end = self.rows.start;
+        self.permit.resize(self.charge());
+        Piece { absorbed, ..self }
     }
 
     /// Each row with the position of its record.
@@ -203,8 +207,7 @@ impl Piece {
         Some(rest)
     }
 
-    /// The piece without the rows `bad` (places within this piece, ascending); none if nothing is left, and
-    /// no record either whose rows were replaced by others.
+    /// The piece without the rows `bad` (places within this piece, ascending); none if nothing is left.
     /// Copies the rows that stay.
     pub fn without(self, bad: &[usize]) -> Option<Piece> {
         let rest = self.rewritten(|place, _, row, body| {
@@ -214,7 +217,7 @@ impl Piece {
             }
             stays
         });
-        if rest.is_empty() && rest.absorbed == 0 {
+        if rest.is_empty() {
             let _ = rest.ticket.settle();
             return None;
         }

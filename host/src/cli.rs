@@ -11,6 +11,7 @@ use crate::meter::bars;
 
 mod check;
 mod demo;
+mod dlq;
 mod docs;
 mod dry_run;
 mod inspect;
@@ -35,7 +36,8 @@ A pipeline of your own:
   tidemill check orders.toml            what is wrong with the file, all at once
   tidemill check --online orders.toml   also broker, topics, StarRocks and its tables
   tidemill run --dry-run orders.toml    rows of the first 10 records; commits nothing
-  tidemill run orders.toml              until SIGTERM or Ctrl-C; a second one ends it at once";
+  tidemill run orders.toml              until SIGTERM or Ctrl-C; a second one ends it at once
+  tidemill dlq list orders.toml         what was set aside as dead letters, and why";
 
 /// Heading of the options that every command takes.
 const GLOBAL: &str = "Logs (every command)";
@@ -81,6 +83,9 @@ enum Command {
     Sandbox(sandbox::SandboxCommand),
     /// Have one table of a Postgres source copied again
     Resync(resync::Resync),
+    /// Look at dead letters, and run them through the pipeline again when their cause is mended
+    #[command(subcommand)]
+    Dlq(dlq::DlqCommand),
     /// Look at plugins
     #[command(subcommand)]
     Plugin(inspect::PluginCommand),
@@ -94,7 +99,9 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let usual = match arguments.command {
         Command::Demo(_) => "off",
-        Command::Check(_) | Command::Resync(_) | Command::Plugin(_) | Command::Docs(_) => "warn",
+        Command::Check(_) | Command::Resync(_) | Command::Dlq(_) | Command::Plugin(_) | Command::Docs(_) => {
+            "warn"
+        }
         Command::Run(_) | Command::Sandbox(_) => "info",
     };
     let level = arguments.log_level.as_deref().unwrap_or(usual);
@@ -109,6 +116,7 @@ pub fn main() -> ExitCode {
         Command::Resync(resync) => resync.execute(),
         Command::Demo(demo) => demo.execute(),
         Command::Sandbox(sandbox) => sandbox.execute(),
+        Command::Dlq(dlq) => dlq.execute(),
         Command::Plugin(plugin) => plugin.execute(),
         Command::Docs(docs) => docs.execute(),
     };

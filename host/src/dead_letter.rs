@@ -19,7 +19,9 @@ use crate::ledger::{Refused, Ticket};
 use crate::meter::PipelineMeter;
 use crate::position::Partition;
 
+pub mod archive;
 mod directory;
+pub mod kept;
 mod notice;
 pub mod text;
 mod tolerance;
@@ -31,7 +33,7 @@ pub use tolerance::Tolerance;
 const BUNDLES_WAITING_MAX: usize = 64;
 
 /// Where in the pipeline a letter died.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
 pub enum Stage {
     /// Before any plugin, or without one.
     Read,
@@ -42,6 +44,9 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// All of them, in the order in which records pass them.
+    pub const ALL: [Stage; 3] = [Stage::Read, Stage::Transform, Stage::Load];
+
     /// The name in files and headers.
     pub fn name(self) -> &'static str {
         match self {
@@ -75,6 +80,41 @@ pub struct DeadLetter {
     pub value: Option<Vec<u8>>,
     /// The record's headers.
     pub headers: Vec<(Vec<u8>, Vec<u8>)>,
+    /// What of it a replay has to know.
+    pub content: Content,
+}
+
+/// What the bytes of a letter are and where they were to go: what else a replay has to know.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Content {
+    /// Whether they have been through the plugins.
+    pub holds: Holds,
+    /// The table of a row, or of a record that is a row of one; none = plugins or the file say it.
+    pub table: Option<Arc<str>>,
+    /// The record deletes its key although it has a value.
+    pub delete: bool,
+    /// Columns that did not change are not in it, so it is no whole row.
+    pub partial: bool,
+}
+
+/// What the value of a letter is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Holds {
+    /// The record as it was read.
+    #[default]
+    Record,
+    /// The row that the plugins made of it (decision 0013).
+    Row,
+}
+
+impl Holds {
+    /// The name in files and headers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Holds::Record => "record",
+            Holds::Row => "row",
+        }
+    }
 }
 
 impl DeadLetter {

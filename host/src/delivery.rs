@@ -12,10 +12,14 @@ use crate::position::Stay;
 mod blame;
 pub mod carriers;
 pub mod carry;
+pub mod decision;
+pub mod epoch;
+pub mod epoch_carrier;
 mod fold;
 mod isolation;
 pub mod marker;
 pub mod owner;
+mod refused;
 
 /// Asks a pipeline to drain and end. Cheap to clone; asked once, for good.
 #[derive(Debug, Clone, Default)]

@@ -12,13 +12,13 @@ use crate::batch::Piece;
 use crate::batch::stage::{StageHandle, TableIndex};
 use crate::budget::Permit;
 use crate::chain::{Chain, Transformed};
-use crate::dead_letter::{Bundle, DeadLetter, Rejected, Rejects, Stage};
+use crate::dead_letter::{Bundle, Content, DeadLetter, Holds, Rejected, Rejects, Stage};
 use crate::delivery::owner::Owner;
 use crate::fault::{Fault, FaultKind};
 use crate::ledger::{Ledger, Ticket};
 use crate::meter::Waiting;
 use crate::position::{Partition, Span};
-use crate::record::{Columns, MARK_KEY, MARK_VALUE, RecordReject};
+use crate::record::{Columns, MARK_DELETE, MARK_KEY, MARK_VALUE, RecordReject};
 use crate::retry::{Backoff, Pace};
 use crate::rows::{self, Built, Segment, Targets};
 use crate::source::{Fed, Feed};
@@ -165,13 +165,13 @@ impl<F: Feed> Lane<F> {
         built: &mut Built,
         span: &Span,
     ) -> Vec<DeadLetter> {
-        let line_feeds = self.parts.line_feeds;
+        let parts = &self.parts;
         let stage = if self.plugin.is_some() { Stage::Load } else { Stage::Read };
         let records = std::mem::take(&mut transformed.rejects).into_iter();
         let records = records
-            .map(|(reject, plugin)| letter(chunk, reject, span, Stage::Transform, Some(plugin), line_feeds));
+            .map(|(reject, plugin)| letter(chunk, reject, span, Stage::Transform, Some(plugin), parts));
         let rows = std::mem::take(&mut built.rejects).into_iter();
-        let rows = rows.map(|reject| letter(chunk, reject, span, stage, self.plugin.clone(), line_feeds));
+        let rows = rows.map(|reject| letter(chunk, reject, span, stage, self.plugin.clone(), parts));
         records.chain(rows).collect()
     }
 
@@ -234,12 +234,12 @@ fn letter(
     span: &Span,
     stage: Stage,
     plugin: Option<Arc<str>>,
-    line_feeds: bool,
+    parts: &LaneParts,
 ) -> DeadLetter {
     let input = reject.input as usize;
     let mark = chunk.marks.get(input).copied().unwrap_or(0);
     let value = chunk.values.get(input);
-    let value = if line_feeds { value.strip_suffix(b"\n").unwrap_or(value) } else { value };
+    let value = if parts.line_feeds { value.strip_suffix(b"\n").unwrap_or(value) } else { value };
     let pairs = chunk.headers.pairs(input).map(|(name, content)| (name.to_vec(), content.to_vec()));
     DeadLetter {
         stage,
@@ -255,6 +255,12 @@ fn letter(
         key: (mark & MARK_KEY != 0).then(|| chunk.keys.get(input).to_vec()),
         value: (mark & MARK_VALUE != 0).then(|| value.to_vec()),
         headers: pairs.collect(),
+        content: Content {
+            holds: Holds::Record,
+            table: chunk.destination.and_then(|place| parts.targets.name(place)),
+            delete: mark & (MARK_DELETE | MARK_VALUE) == MARK_DELETE | MARK_VALUE,
+            partial: chunk.partial.binary_search(&reject.input).is_ok(),
+        },
     }
 }
 

@@ -188,6 +188,30 @@ impl Ledger {
         Some(Watermark { stay: stay.clone(), upto: track.safe_upto })
     }
 
+    /// How far each stay would be safe if `tickets`, so many of each span, were settled; none while somebody else
+    /// holds one of these spans, or one before them.
+    pub fn safe_with(&self, tickets: &BTreeMap<(Stay, u64), u32>) -> Option<BTreeMap<Stay, i64>> {
+        let state = lock(&self.state);
+        let mut safe = BTreeMap::new();
+        for (stay, track) in &state.stays {
+            let mut upto = track.safe_upto;
+            let mut index = track.first;
+            for span in &track.spans {
+                let settled = tickets.get(&(stay.clone(), index)).copied().unwrap_or(0);
+                if span.lost || span.holds > settled {
+                    break;
+                }
+                (upto, index) = (span.upto, index + 1);
+            }
+            let last = tickets.range((stay.clone(), 0)..=(stay.clone(), u64::MAX)).next_back();
+            if last.is_some_and(|((_, place), _)| *place >= index) {
+                return None;
+            }
+            safe.insert(stay.clone(), upto);
+        }
+        tickets.keys().all(|(stay, _)| safe.contains_key(stay)).then_some(safe)
+    }
+
     /// How far a source whose order spans all its stays is safe: up to `place`, of which all records were
     /// opened before, or to where the first unsettled span begins. Places are counted over all stays.
     pub fn safe_before(&self, place: i64) -> i64 {

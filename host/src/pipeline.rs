@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use crate::batch::stage::{PipelineId, Registration, StageHandle};
+use crate::batch::stage::{EpochOutlet, PipelineId, Registration, StageHandle};
 use crate::budget::{Budget, Share};
 use crate::buffers::Buffers;
 use crate::chain::Chain;
-use crate::config::model::{self, Pipeline, Process, Source, TableModel};
+use crate::config::model::{self, Delivery, Pipeline, Process, Source, TableModel};
 use crate::dead_letter::{DeadLetterBox, Rejects, Tolerance};
 use crate::delivery::carriers::Carriers;
 use crate::delivery::carry::Carrier;
+use crate::delivery::decision::Terms;
+use crate::delivery::epoch::Epochs;
+use crate::delivery::epoch_carrier::EpochCarrier;
 use crate::delivery::owner::Owner;
 use crate::delivery::{Alarm, Stop};
 use crate::fault::{Fault, FaultKind};
@@ -22,18 +25,23 @@ use crate::lane::{Lane, LaneParts};
 use crate::ledger::Ledger;
 use crate::meter::{Meter, PipelineMeter, TableMeter};
 use crate::plugin::{Engine, Plugin, Wants};
+use crate::sink::Destination;
 use crate::sink::starrocks::query;
 use crate::source::postgres::{Ended, Round};
-use crate::source::{Feed, Gathering, Parts};
+use crate::source::{Feed, Gathering, Parts, kafka};
 
 mod destinations;
 mod origin;
+mod replay;
 
 pub(crate) use destinations::Destinations;
 use origin::Origin;
+pub(crate) use replay::replay;
 
 /// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
 const SHARE_CHUNK_BYTES: u64 = 6 << 20;
+/// Tables that an epoch may load: each is an open transaction in StarRocks, which has a limit for them.
+const EPOCH_TABLES_MAX: usize = 50;
 /// How often the tables' versions are read.
 const VERSIONS_EVERY: Duration = Duration::from_secs(10);
 /// How often the status line is logged.
@@ -188,12 +196,18 @@ impl Wiring<'_> {
         });
 
         // The shared stage, and what carries its batches away.
+        let shapes = destinations.shapes(sink, &models);
+        let exactly = exactly_once(pipeline, &shapes, carrier)?;
+        let epochs = exactly.as_ref().map(|exactly| -> Arc<dyn EpochOutlet> {
+            Arc::new(EpochCarrier::new(carrier.clone(), exactly.epochs.clone(), Arc::clone(&owner)))
+        });
         let registration = Registration {
-            destinations: destinations.shapes(sink, &models),
+            destinations: shapes,
             limits: pipeline.batch,
             in_flight: sink.in_flight,
             share: self.share.clone(),
             outlet: Arc::new(carrier.clone()),
+            epochs,
         };
         shared.stage.register(*id, registration)?;
 
@@ -209,8 +223,31 @@ impl Wiring<'_> {
 
         // The source: this thread is its control.
         let parts = lanes.source_parts(gathering, shared, self.stop, carrier.stem(&pipeline.name));
-        origin.run(parts, Arc::clone(sink), carrier.clone(), &lanes)
+        origin.run(parts, Arc::clone(sink), carrier.clone(), exactly, &lanes)
     }
+}
+
+/// What exactly_once needs; none for a pipeline that does not promise it.
+fn exactly_once(
+    pipeline: &Pipeline,
+    destinations: &[Arc<Destination>],
+    carrier: &Carrier,
+) -> Result<Option<kafka::Exactly>, Fault> {
+    let (Delivery::ExactlyOnce, Some(first)) = (pipeline.delivery, destinations.first()) else {
+        return Ok(None);
+    };
+    if destinations.len() > EPOCH_TABLES_MAX {
+        return Err(Fault::halt(
+            format!("an exactly_once pipeline loads {} tables at a time", destinations.len()),
+            format!("let its plugins route to {EPOCH_TABLES_MAX} at most, or split it"),
+        ));
+    }
+    let epochs = Epochs::new(Terms {
+        tables_max: u32::try_from(destinations.len()).unwrap_or(u32::MAX),
+        prepared_timeout: pipeline.sink.prepared_timeout,
+        database: pipeline.sink.database.clone(),
+    });
+    Ok(Some(kafka::Exactly { epochs, carrier: carrier.clone(), destination: Arc::clone(first) }))
 }
 
 /// Where a pipeline's rejects go.
@@ -334,6 +371,12 @@ impl Lanes {
             stall_after: shared.process.stall_after,
             label_stem,
         }
+    }
+
+    /// The same lanes without the plugins, for rows that have been through them.
+    fn past_plugins(&self) -> Lanes {
+        let destinations = Arc::clone(&self.destinations);
+        Lanes { parts: self.parts.clone(), plugins: Vec::new(), destinations }
     }
 
     fn spawn<F: Feed + Send + 'static>(

@@ -26,6 +26,15 @@ pub struct Targets {
     pub own: Option<TableIndex>,
     /// Longest row.
     pub row_bytes_max: u64,
+    /// Names of the tables, for dead letters.
+    pub names: Arc<[Arc<str>]>,
+}
+
+impl Targets {
+    /// The name of a table.
+    pub fn name(&self, table: TableIndex) -> Option<Arc<str>> {
+        self.names.get(usize::from(table)).cloned()
+    }
 }
 
 /// One destination's rows of a chunk.

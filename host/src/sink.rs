@@ -26,9 +26,12 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Whether rows for `other` may be in one load with rows for this one.
+    /// Whether rows for `other` may be in one load with rows for this one. Those that know another key must not:
+    /// folded by it, rows of different keys would become one.
     pub fn takes_the_same_loads(&self, other: &Destination) -> bool {
-        self.table == other.table && self.model == other.model && self.cluster.shapes_loads_as(&other.cluster)
+        let one_key = self.key.is_empty() || other.key.is_empty() || self.key == other.key;
+        let one_table = self.table == other.table && self.model == other.model;
+        one_key && one_table && self.cluster.shapes_loads_as(&other.cluster)
     }
 }
 

@@ -18,6 +18,7 @@ mod halts;
 pub mod http;
 pub mod kafka;
 pub mod postgres;
+pub mod replay;
 
 /// What a source needs of the rest of its pipeline.
 #[derive(Clone)]

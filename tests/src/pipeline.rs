@@ -14,6 +14,8 @@ const SESSION_TIMEOUT_MS: u32 = 1_500;
 pub struct Pipeline {
     /// `[pipeline] name`.
     pub name: String,
+    /// `[pipeline] delivery`; empty leaves the key out.
+    pub delivery: String,
     /// Where records come from.
     pub source: Source,
     /// Kafka's address.
@@ -141,7 +143,7 @@ properties = {{ "session.timeout.ms" = "{SESSION_TIMEOUT_MS}", "heartbeat.interv
         format!(
             r#"[pipeline]
 name = {name:?}
-
+{delivery}
 {source}{source_more}
 
 {transforms}
@@ -154,6 +156,7 @@ database = "shop"
 {sink_more}
 {dead_letters}{process}"#,
             name = self.name,
+            delivery = unless_empty("delivery", &self.delivery),
             source = self.source_toml(),
             source_more = self.source_more,
             transforms = self.transforms,

@@ -14,6 +14,7 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
+use self::epoch::Gathering;
 use self::table::{Sent, Table};
 use super::{Batch, Piece};
 use crate::budget::Share;
@@ -22,6 +23,7 @@ use crate::fault::Fault;
 use crate::position::Stay;
 use crate::sink::Destination;
 
+mod epoch;
 mod table;
 
 /// Chunks that may wait in the inbox: enough to keep all lanes busy while the stage is scheduled.
@@ -39,6 +41,13 @@ pub trait Outlet: Send + Sync {
     fn start(&self, batch: Batch, done: Done);
 }
 
+/// Takes the batches of all tables of a pipeline away that were cut at one point. Must return at once; `done` is
+/// finished when the next ones may come.
+pub trait EpochOutlet: Send + Sync {
+    /// Starts the loads of `batches`, one a table.
+    fn start(&self, batches: Vec<Batch>, done: Done);
+}
+
 /// What a pipeline tells the stage about itself.
 pub struct Registration {
     /// Its destinations; lanes name them by index. Those that another pipeline has, too, are shared.
@@ -51,12 +60,15 @@ pub struct Registration {
     pub share: Share,
     /// Who loads. Destinations that are equal are loaded by that of the pipeline that came first.
     pub outlet: Arc<dyn Outlet>,
+    /// Who loads, if all tables are cut at one point and loaded together. Such a pipeline shares batches with
+    /// nobody.
+    pub epochs: Option<Arc<dyn EpochOutlet>>,
 }
 
 enum Message {
     Register { pipeline: PipelineId, registration: Registration },
     Pieces { pipeline: PipelineId, pieces: Vec<(TableIndex, Piece)> },
-    Finished { table: usize },
+    Finished(Slot),
     Nudge,
     Forget { pipeline: PipelineId, stays: Vec<Stay>, finish: bool, reply: oneshot::Sender<u64> },
     Drain { pipeline: PipelineId },
@@ -69,17 +81,26 @@ pub struct StageHandle {
     inbox: mpsc::Sender<Message>,
 }
 
-/// Frees the slot of a table when its load has ended, however it ended.
+/// What may load one thing at a time, or few.
+#[derive(Debug, Clone, Copy)]
+enum Slot {
+    /// A table, by its place.
+    Table(usize),
+    /// A pipeline whose tables are loaded together.
+    Epochs(PipelineId),
+}
+
+/// Frees a slot when its load has ended, however it ended.
 #[derive(Debug)]
 pub struct Done {
     inbox: mpsc::Sender<Message>,
-    table: usize,
+    slot: Slot,
 }
 
 impl Done {
     /// The slot is free. A stage that is gone needs no telling.
     pub async fn finish(self) {
-        let _ = self.inbox.send(Message::Finished { table: self.table }).await;
+        let _ = self.inbox.send(Message::Finished(self.slot)).await;
     }
 }
 
@@ -103,6 +124,7 @@ impl StageHandle {
             pipelines: BTreeMap::new(),
             draining: BTreeSet::new(),
             tables: Vec::new(),
+            epochs: BTreeMap::new(),
         };
         std::thread::Builder::new()
             .name("stage".into())
@@ -173,6 +195,8 @@ struct Stage {
     draining: BTreeSet<PipelineId>,
     /// Every destination once. Places are for good: loads in flight name them.
     tables: Vec<Table>,
+    /// Pipelines whose tables are cut together.
+    epochs: BTreeMap<PipelineId, Gathering>,
 }
 
 struct Pipeline {
@@ -210,11 +234,17 @@ impl Stage {
         match message {
             Message::Register { pipeline, registration } => self.register(pipeline, &registration),
             Message::Pieces { pipeline, pieces } => self.append(pipeline, pieces),
-            Message::Finished { table } => {
+            Message::Finished(Slot::Table(table)) => {
                 if let Some(found) = self.tables.get_mut(table) {
                     found.finished();
                 }
                 self.start_loads(table);
+            }
+            Message::Finished(Slot::Epochs(pipeline)) => {
+                if let Some(found) = self.epochs.get_mut(&pipeline) {
+                    found.finished();
+                }
+                self.start_epoch(pipeline);
             }
             Message::Nudge => {}
             Message::Forget { pipeline, stays, finish, reply } => {
@@ -229,7 +259,12 @@ impl Stage {
     }
 
     fn register(&mut self, id: PipelineId, registration: &Registration) {
-        let Registration { destinations, limits, in_flight, share, outlet } = registration;
+        let Registration { destinations, limits, in_flight, share, outlet, epochs } = registration;
+        if let Some(outlet) = epochs {
+            let gathering = Gathering::new(destinations.clone(), *limits, share.clone(), Arc::clone(outlet));
+            self.epochs.insert(id, gathering);
+            return;
+        }
         let places = destinations.iter().map(|destination| {
             let fits = |table: &Table| table.is_for(destination, limits, *in_flight);
             match self.tables.iter().position(fits) {
@@ -250,6 +285,11 @@ impl Stage {
 
     fn append(&mut self, id: PipelineId, pieces: Vec<(TableIndex, Piece)>) {
         let now = Instant::now();
+        if let Some(gathering) = self.epochs.get_mut(&id) {
+            gathering.append(pieces, now);
+            self.start_epoch(id);
+            return;
+        }
         for (index, piece) in pieces {
             let Some(pipeline) = self.pipelines.get(&id) else {
                 // It has ended: its records are read again.
@@ -269,7 +309,8 @@ impl Stage {
 
     /// When the next batch with a free slot grows too old.
     fn next_deadline(&self) -> Option<Instant> {
-        self.tables.iter().filter_map(Table::deadline).min()
+        let tables = self.tables.iter().filter_map(Table::deadline);
+        tables.chain(self.epochs.values().filter_map(Gathering::deadline)).min()
     }
 
     fn cut_due(&mut self, now: Instant) {
@@ -280,6 +321,20 @@ impl Stage {
                 self.start_loads(place);
             }
         }
+        let gathering: Vec<PipelineId> = self.epochs.keys().copied().collect();
+        for id in gathering {
+            let drains = self.draining.contains(&id);
+            if self.epochs.get_mut(&id).is_some_and(|found| found.cut(now, drains)) {
+                self.start_epoch(id);
+            }
+        }
+    }
+
+    fn start_epoch(&mut self, id: PipelineId) {
+        let Some(gathering) = self.epochs.get_mut(&id) else { return };
+        let Some(inbox) = self.inbox.upgrade() else { return };
+        let Some(batches) = gathering.next() else { return };
+        gathering.outlet().start(batches, Done { inbox, slot: Slot::Epochs(id) });
     }
 
     /// The table to cut because a reader of the pipeline waits for the budget: the one with most bytes
@@ -302,11 +357,15 @@ impl Stage {
                     owner.sent.note(piece);
                 }
             }
-            table.outlet().start(batch, Done { inbox, table: place });
+            table.outlet().start(batch, Done { inbox, slot: Slot::Table(place) });
         }
     }
 
     fn forget(&mut self, id: PipelineId, stays: &[Stay], finish: bool) -> u64 {
+        if let Some(gathering) = self.epochs.get_mut(&id) {
+            // Nothing of a span is sent before all of it is: there is nothing to finish.
+            return gathering.forget(stays);
+        }
         let Some(pipeline) = self.pipelines.get(&id) else { return 0 };
         let places = pipeline.tables.clone();
         let mut dropped = 0;
@@ -320,6 +379,9 @@ impl Stage {
 
     fn remove(&mut self, id: PipelineId) {
         self.draining.remove(&id);
+        if let Some(gathering) = self.epochs.remove(&id) {
+            gathering.forget_all();
+        }
         let Some(pipeline) = self.pipelines.remove(&id) else { return };
         pipeline.tables.into_iter().for_each(|place| self.tables[place].forget_all_of(id));
     }

@@ -94,17 +94,17 @@ proptest! {
 #[test]
 fn a_record_counts_once_whatever_became_of_its_rows() {
     let (ledger, share) = (Ledger::new(), Budget::new(1_000).share(1_000, 0));
-    let mut rows = piece(&["{\"n\":1}", "{\"n\":2}", "{\"n\":3}"], &ledger, &share);
+    let rows = piece(&["{\"n\":1}", "{\"n\":2}", "{\"n\":3}"], &ledger, &share);
     let stay = rows.ticket().stay().clone();
     let dropped = rows.ticket().hold();
-    // A fourth one was replaced by a later row of the same key.
-    rows.absorb(1);
-    // One is refused, then the others are, too: what they replaced is still a record of the piece.
-    let rest = rows.without(&[1]).expect("two are left");
-    assert_eq!((rest.len(), rest.records()), (2, 3));
-    let rest = rest.without(&[0, 1]).expect("the replaced one is left");
-    assert_eq!((rest.len(), rest.records()), (0, 1));
-    let _ = rest.settle();
+    // One of them was replaced by a later row of the same key.
+    let replaced = rows.twin().emptied(1);
+    assert_eq!((replaced.len(), replaced.bytes(), replaced.records()), (0, 0, 1));
+    let rest = rows.without(&[0]).expect("two are left");
+    assert_eq!((rest.len(), rest.records()), (2, 2));
+    // The others are refused.
+    assert!(rest.without(&[0, 1]).is_none());
+    let _ = replaced.settle();
     let _ = dropped.settle_dropped(7);
     let tally = ledger.end(&stay).expect("it stands").tally;
     assert_eq!((tally.loaded, tally.dropped, tally.dead_lettered), (1, 7, 0));

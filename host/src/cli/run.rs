@@ -134,7 +134,7 @@ fn run(plan: &Plan) -> Result<u8, Fault> {
 }
 
 /// The first SIGTERM or SIGINT drains; a second one ends the process at once.
-fn watch_signals(runtime: &Runtime, stop: &Stop) -> Result<(), Fault> {
+pub(super) fn watch_signals(runtime: &Runtime, stop: &Stop) -> Result<(), Fault> {
     let _inside = runtime.enter();
     let cannot = |error| Fault::retry("cannot listen for signals").caused_by(error);
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;

@@ -10,7 +10,7 @@ use toml::de::DeTable;
 use super::choice;
 use super::columns;
 use super::model::{
-    BatchLimits, DeadLetters, Kafka, KafkaSecurity, MaxRejects, Pipeline, Sasl, Secret,
+    BatchLimits, DeadLetters, Delivery, Isolation, Kafka, KafkaSecurity, MaxRejects, Pipeline, Sasl, Secret,
     Source as ModelSource, StarRocks, TableModel, Tls, Transform,
 };
 use super::pattern;
@@ -76,6 +76,9 @@ impl Draft {
         let delivery = heading.as_ref().and_then(|table| table.get(&sections::pipeline::DELIVERY));
         let source_table = choice::source(root);
         let source = source_table.as_ref().and_then(|table| read_source(table, name.as_deref()));
+        if let (Some(heading), Some(delivery)) = (&heading, delivery) {
+            check_delivery(heading, delivery, source.as_ref());
+        }
         let transforms: Vec<_> =
             root.tables(&sections::transform::SECTION).iter().map(read_transform).collect();
         let batch_table = root.table(&sections::batch::SECTION);
@@ -115,6 +118,31 @@ impl Draft {
             pipeline: assemble(),
         }
     }
+}
+
+/// What cannot be kept must not be promised.
+fn check_delivery(heading: &Table<'_>, delivery: Delivery, source: Option<&ModelSource>) {
+    let why = match (delivery, source) {
+        (Delivery::AtLeastOnce, _) | (_, None) => return,
+        (Delivery::ExactlyOnce, Some(ModelSource::Kafka(kafka)))
+            if kafka.isolation == Isolation::ReadCommitted =>
+        {
+            return;
+        }
+        (Delivery::ExactlyOnce, Some(ModelSource::Kafka(_))) => {
+            "a decision of another process that is not ended yet would be read past: `isolation` has to be \"read_committed\""
+        }
+        (Delivery::ExactlyOnce, Some(ModelSource::Postgres(_))) => {
+            "Postgres has no need of it: its Primary Key tables end in the source's state"
+        }
+        (Delivery::ExactlyOnce, Some(ModelSource::Http(_))) => {
+            "only Kafka can be read again from where it was: use `Idempotency-Key`"
+        }
+    };
+    let what = format!("`delivery` is \"exactly_once\": {why}");
+    heading.note_at("delivery", what, |problem| {
+        problem.expected("\"at_least_once\", or a Kafka source with it")
+    });
 }
 
 /// `[pipeline]`, which must be there.
@@ -243,7 +271,9 @@ fn read_starrocks(table: &Table<'_>, root: &Table<'_>, source: Option<&str>) -> 
         }
     };
     check_order(table, in_flight, model);
-    check_whole_seconds(table, load_timeout);
+    let prepared_timeout = table.get(&keys::PREPARED_TIMEOUT);
+    check_whole_seconds(table, "load_timeout", load_timeout);
+    check_whole_seconds(table, "prepared_timeout", prepared_timeout);
     check_ca(table, fe.as_deref());
     let (columns, partial_update) = (table.get(&keys::COLUMNS), table.get(&keys::PARTIAL_UPDATE));
     let (mode, compression) = (table.get(&keys::PARTIAL_UPDATE_MODE), table.get(&keys::COMPRESSION));
@@ -261,6 +291,7 @@ fn read_starrocks(table: &Table<'_>, root: &Table<'_>, source: Option<&str>) -> 
         table_model: model,
         in_flight: usize::try_from(in_flight?).ok()?,
         load_timeout: load_timeout?,
+        prepared_timeout: prepared_timeout?,
         redirect_hosts: redirect_hosts?,
         ca,
         properties: properties?,
@@ -306,10 +337,10 @@ fn check_order(table: &Table<'_>, in_flight: Option<u64>, model: Option<TableMod
     }
 }
 
-fn check_whole_seconds(table: &Table<'_>, load_timeout: Option<Duration>) {
-    if load_timeout.is_some_and(|time| time.subsec_nanos() != 0) {
-        let what = "`load_timeout` is not a whole number of seconds";
-        table.note_at("load_timeout", what, |problem| {
+fn check_whole_seconds(table: &Table<'_>, key: &'static str, time: Option<Duration>) {
+    if time.is_some_and(|time| time.subsec_nanos() != 0) {
+        let what = format!("`{key}` is not a whole number of seconds");
+        table.note_at(key, what, |problem| {
             problem.expected("whole seconds, which is all that StarRocks takes")
         });
     }

@@ -62,6 +62,8 @@ pub struct Pipeline {
 pub enum Delivery {
     /// Nothing lost; duplicates only after a crash, an undrained rebalance or a forgotten label.
     AtLeastOnce,
+    /// Every record's rows once, from Kafka.
+    ExactlyOnce,
 }
 
 /// The one source of a pipeline.
@@ -349,6 +351,8 @@ pub struct StarRocks {
     pub in_flight: usize,
     /// StarRocks' own time-out of a load.
     pub load_timeout: Duration,
+    /// How long StarRocks keeps a prepared load of an exactly_once pipeline that nobody commits.
+    pub prepared_timeout: Duration,
     /// Redirect targets `host` or `host:port`; empty = whatever the FE names is accepted, printed once.
     pub redirect_hosts: Vec<String>,
     /// Certificate authority for `https://`, PEM; none = the system's.
@@ -431,6 +435,7 @@ impl StarRocks {
             table_model: _,
             in_flight: _,
             load_timeout,
+            prepared_timeout: _,
             redirect_hosts,
             ca,
             properties,

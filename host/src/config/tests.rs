@@ -154,7 +154,7 @@ directory = "dead"
 fn all_mistakes_of_a_file_are_told_at_once() {
     let text = r#"[pipeline]
 name = "my orders"
-delivery = "exactly_once"
+delivery = "at_most_once"
 
 [source.kafka]
 topics = ["orders", "orders"]
@@ -172,7 +172,7 @@ user = "root"
         text,
         &[
             "2:8: `name` is \"my orders\": ' ' cannot be part of a label; expected 1 to 64 of A-Z a-z 0-9 _ -, such as \"orders\"",
-            "3:12: `delivery` is \"exactly_once\": this version does not have it yet; expected \"at_least_once\"",
+            "3:12: `delivery` is \"at_most_once\"; expected \"at_least_once\" or \"exactly_once\"",
             "5:1: missing key `brokers` in [source.kafka]; expected a line such as brokers = [\"localhost:9092\"]",
             "6:21: `topics` names \"orders\" twice",
             "9:1: unknown key `max_row` in [batch]; expected one of `max_rows`, `max_bytes`, `linger`; did you mean `max_rows`?",
@@ -272,11 +272,35 @@ fn a_duplicate_key_does_not_hide_other_mistakes() {
     let expected = [
         "13:1: `user` stands here twice",
         "14:1: unknown key `lode_timeout` in [sink.starrocks]; expected one of `fe`, `query`, `database`, `table`, \
-         `tables`, `create_tables`, `user`, `password`, `table_model`, `in_flight`, `load_timeout`, `redirect_hosts`, \
-         `ca`, `format`, `properties`, `columns`, `partial_update`, `partial_update_mode`, `compression`; did you \
+         `tables`, `create_tables`, `user`, `password`, `table_model`, `in_flight`, `load_timeout`, \
+         `prepared_timeout`, `redirect_hosts`, `ca`, `format`, `properties`, `columns`, `partial_update`, `partial_update_mode`, `compression`; did you \
          mean `load_timeout`?",
     ];
     check(&text, &expected);
+}
+
+#[test]
+fn exactly_once_is_promised_only_where_it_can_be_kept() {
+    let text = instead("name", "name = \"orders\"\ndelivery = \"exactly_once\"");
+    let plan = read(&text).expect("a Kafka pipeline");
+    assert_eq!(plan.pipelines[0].delivery, Delivery::ExactlyOnce);
+    let uncommitted = text.replace("brokers", "isolation = \"read_uncommitted\"\nbrokers");
+    check(
+        &uncommitted,
+        &[
+            "3:12: `delivery` is \"exactly_once\": a decision of another process that is not ended yet would be read past: \
+           `isolation` has to be \"read_committed\"; expected \"at_least_once\", or a Kafka source with it",
+        ],
+    );
+    let http = text
+        .replace("[source.kafka]", "[source.http]")
+        .replace("brokers = [\"localhost:9092\"]", "listen = \"127.0.0.1:8080\"")
+        .replace("topics = [\"orders\"]", "");
+    check(
+        &http,
+        &["3:12: `delivery` is \"exactly_once\": only Kafka can be read again from where it was: use \
+           `Idempotency-Key`; expected \"at_least_once\", or a Kafka source with it"],
+    );
 }
 
 #[test]

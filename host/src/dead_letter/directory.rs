@@ -54,8 +54,9 @@ impl Directory {
     pub(super) fn keep(&mut self, letters: &mut dyn Iterator<Item = &DeadLetter>) -> Result<(), Fault> {
         let mut lines = std::mem::take(&mut self.lines);
         lines.clear();
+        let kept_us = super::kept::now_us();
         for letter in letters {
-            text::append(letter, &self.pipeline, &mut lines)
+            text::append(letter, &self.pipeline, kept_us, None, &mut lines)
                 .map_err(|error| Fault::retry("cannot write a dead letter as JSON").caused_by(error))?;
         }
         let written = self.append(&lines);

@@ -7,6 +7,8 @@ use super::DeadLetter;
 /// The line's fields. Bytes that are UTF-8 stand as text, others as hexadecimal under `<name>_hex`.
 #[derive(Debug, Serialize)]
 struct Line<'a> {
+    #[serde(flatten)]
+    kept: Option<Seen<'a>>,
     pipeline: &'a str,
     stage: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -17,12 +19,34 @@ struct Line<'a> {
     partition: u32,
     offset: i64,
     timestamp_us: i64,
+    kept_us: i64,
+    holds: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table: Option<&'a str>,
+    #[serde(skip_serializing_if = "is_false")]
+    delete: bool,
+    #[serde(skip_serializing_if = "is_false")]
+    partial: bool,
     #[serde(flatten)]
     key: Named<'a>,
     #[serde(flatten)]
     value: Named<'a>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     headers: Vec<Header<'a>>,
+}
+
+/// What only a letter has that was read again.
+#[derive(Debug, Serialize)]
+pub struct Seen<'a> {
+    /// Where it is kept.
+    pub place: &'a str,
+    /// Whether a replay got it through.
+    pub replayed: bool,
+}
+
+/// For serde, which hands over a reference.
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 #[derive(Debug, Serialize)]
@@ -56,16 +80,24 @@ impl Serialize for Named<'_> {
     }
 }
 
-/// Appends the letter to `into`, with a line feed.
+/// Appends a letter that is kept at `kept_us` (microseconds since 1970 UTC) to `into`, with a line feed; `seen` for one
+/// that was read again.
 ///
 /// # Errors
 /// Never for these types: serde_json only fails on maps with keys that are no strings.
-pub fn append(letter: &DeadLetter, pipeline: &str, into: &mut Vec<u8>) -> serde_json::Result<()> {
+pub fn append(
+    letter: &DeadLetter,
+    pipeline: &str,
+    kept_us: i64,
+    seen: Option<Seen<'_>>,
+    into: &mut Vec<u8>,
+) -> serde_json::Result<()> {
     let headers = letter.headers.iter().map(|(name, content)| Header {
         name: String::from_utf8_lossy(name).into_owned(),
         content: Named { text: "content", hex: "content_hex", bytes: Some(content) },
     });
     let line = Line {
+        kept: seen,
         pipeline,
         stage: letter.stage.name(),
         plugin: letter.plugin.as_deref(),
@@ -75,6 +107,11 @@ pub fn append(letter: &DeadLetter, pipeline: &str, into: &mut Vec<u8>) -> serde_
         partition: letter.partition.number,
         offset: letter.offset,
         timestamp_us: letter.timestamp_us,
+        kept_us,
+        holds: letter.content.holds.name(),
+        table: letter.content.table.as_deref(),
+        delete: letter.content.delete,
+        partial: letter.content.partial,
         key: Named { text: "key", hex: "key_hex", bytes: letter.key.as_deref() },
         value: Named { text: "value", hex: "value_hex", bytes: letter.value.as_deref() },
         headers: headers.collect(),
@@ -87,7 +124,7 @@ pub fn append(letter: &DeadLetter, pipeline: &str, into: &mut Vec<u8>) -> serde_
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dead_letter::Stage;
+    use crate::dead_letter::{Content, Stage};
     use crate::position::Partition;
 
     #[test]
@@ -103,14 +140,15 @@ mod tests {
             key: Some(vec![0xff, 0x00]),
             value: Some(b"{\"a\":".to_vec()),
             headers: vec![(b"trace".to_vec(), b"7".to_vec())],
+            content: Content::default(),
         };
         let mut line = Vec::new();
-        append(&letter, "shop", &mut line).unwrap();
+        append(&letter, "shop", 9, None, &mut line).unwrap();
         assert_eq!(
             String::from_utf8(line).unwrap(),
             "{\"pipeline\":\"shop\",\"stage\":\"transform\",\"plugin\":\"orders\",\"code\":\"parse\",\
              \"message\":\"expected `}`\",\"source\":\"orders\",\"partition\":3,\"offset\":42,\
-             \"timestamp_us\":0,\"key_hex\":\"ff00\",\"value\":\"{\\\"a\\\":\",\
+             \"timestamp_us\":0,\"kept_us\":9,\"holds\":\"record\",\"key_hex\":\"ff00\",\"value\":\"{\\\"a\\\":\",\
              \"headers\":[{\"name\":\"trace\",\"content\":\"7\"}]}\n"
         );
     }

@@ -68,6 +68,7 @@ mod tests {
             key: None,
             value: None,
             headers: Vec::new(),
+            content: crate::dead_letter::Content::default(),
         }
     }
 

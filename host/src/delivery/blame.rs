@@ -1,6 +1,6 @@
 //! Which rows of a refused part StarRocks' error log is about: where it can be told, no halving is needed.
 
-use super::carry::BadRow;
+use super::refused::BadRow;
 use crate::batch::Piece;
 use crate::sink::Rejection;
 use crate::sink::starrocks::error_log::{Keys, complaints, culprits};

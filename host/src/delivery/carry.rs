@@ -7,22 +7,25 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+use self::course::Course;
 use super::blame::by_log;
-use super::fold::{Group, fold};
-use super::isolation::{ISOLATING_LOADS_MAX, Part, Parts};
+use super::fold::{Folded, Group, Hidden, fold, uncovered};
+use super::isolation::{Part, Parts};
 use super::owner::Owner;
+use super::refused::{BadRow, bad_syntax, give_up_on, refusal, set_aside};
 use crate::batch::stage::{Done, Outlet, PipelineId};
 use crate::batch::{Batch, Piece};
-use crate::dead_letter::{Bundle, DeadLetter, Rejected, Rejects, Stage};
 use crate::fault::Fault;
 use crate::meter::Waiting;
-use crate::position::{Partition, Stay};
+use crate::position::Stay;
 use crate::retry::{Backoff, Pace};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces, Witness, deliver};
 use crate::sink::starrocks::error_log::Keys;
 use crate::sink::starrocks::label::Labels;
 use crate::sink::{Destination, Fence, Load, Receipt, Rejection};
+
+mod course;
 
 /// The carrier of a cluster: starts a task a batch. Cheap to clone.
 #[derive(Clone)]
@@ -61,6 +64,23 @@ impl Carrier {
     /// The cluster.
     pub fn client(&self) -> &Client {
         &self.0.client
+    }
+
+    /// Where its tasks run.
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.0.runtime
+    }
+
+    /// Sets rows aside that StarRocks refused, see [`Shared::set_bad_rows_aside`].
+    pub(super) async fn set_bad_rows_aside(
+        &self,
+        part: Part,
+        refused: (Rejection, &Destination),
+        parts: &mut Parts,
+        halted: &mut Vec<PipelineId>,
+        tired: bool,
+    ) -> bool {
+        self.0.set_bad_rows_aside(part, refused, parts, halted, tired).await
     }
 }
 
@@ -118,17 +138,17 @@ impl Observer for Watching {
 
 /// A label can be announced by one pipeline only: rows of several that are fenced are loaded apart.
 fn one_fence_each(group: Group) -> Vec<Group> {
-    let Group { columns, folded, pieces } = group;
+    let Group { columns, pieces } = group;
     let fenced = |piece: &Piece| piece.owner().fence.as_ref().map(|_| piece.owner().pipeline);
     let fences: BTreeSet<PipelineId> = pieces.iter().filter_map(fenced).collect();
     if fences.len() < 2 {
-        return vec![Group { columns, folded, pieces }];
+        return vec![Group { columns, pieces }];
     }
     let mut apart: BTreeMap<Option<PipelineId>, Vec<Piece>> = BTreeMap::new();
     for piece in pieces {
         apart.entry(fenced(&piece)).or_default().push(piece);
     }
-    apart.into_values().map(|pieces| Group { columns: columns.clone(), folded, pieces }).collect()
+    apart.into_values().map(|pieces| Group { columns: columns.clone(), pieces }).collect()
 }
 
 /// The pipelines that have rows in `pieces`, in the order of their first row.
@@ -146,30 +166,39 @@ impl Shared {
     /// Loads the batch: for a table that upserts, first folded to what its keys come to.
     async fn carry(&self, batch: Batch) {
         let Batch { destination, mut pieces, .. } = batch;
-        // A stay may have ended before its rows were sent: its next owner reads them again. They go before
-        // rows are folded, so that none of the others hides behind them.
-        drop_rows(&mut pieces, |piece| piece.ticket().has_ended());
-        let groups = self.folded(&destination, pieces).await;
-        let (mut halted, mut stopped) = (Vec::new(), false);
-        // Of a folded batch nothing is safe before all of it is: a row that was replaced is only as durable as
-        // the one that replaced it.
-        let mut landed = Vec::new();
-        for group in groups.into_iter().flat_map(one_fence_each) {
-            if stopped {
-                group.pieces.into_iter().for_each(Piece::forget);
+        let mut course = Course::default();
+        let mut tired = false;
+        while !pieces.is_empty() {
+            // A stay may have ended before its rows were sent: its next owner reads them again. They go before
+            // rows are folded, so that none of the others hides behind them.
+            drop_rows(&mut pieces, |piece| course.is_gone(piece));
+            if tired {
+                pieces = give_up_on(pieces, &destination.table, &mut course.halted).await;
                 continue;
             }
-            stopped = self.carry_group(&destination, group, &mut landed, &mut halted).await.is_err();
-        }
-        for piece in landed {
-            if stopped || halted.contains(&piece.owner().pipeline) { piece.forget() } else { close(piece) }
+            tired = course.is_tired();
+            let Folded { groups, hidden } = self.folded(&destination, pieces).await;
+            let rows = groups.iter().flat_map(|group| &group.pieces).map(Piece::len).sum();
+            course.hidden = hidden;
+            let mut stopped = false;
+            for group in groups.into_iter().flat_map(one_fence_each) {
+                if stopped {
+                    group.pieces.into_iter().for_each(Piece::forget);
+                    continue;
+                }
+                stopped = self.carry_group(&destination, group, &mut course).await.is_err();
+            }
+            if stopped {
+                return course.stop();
+            }
+            pieces = self.left_over(&destination, &mut course, rows).await;
         }
     }
 
     /// What the rows come to: without a key, what they are.
-    async fn folded(&self, destination: &Arc<Destination>, pieces: Vec<Piece>) -> Vec<Group> {
+    async fn folded(&self, destination: &Arc<Destination>, pieces: Vec<Piece>) -> Folded {
         if destination.key.is_empty() {
-            return vec![Group { columns: None, folded: false, pieces }];
+            return Folded::not(pieces);
         }
         let key = Arc::clone(destination);
         // Looking for half a million keys is nothing for a thread of the runtime.
@@ -177,63 +206,78 @@ impl Shared {
         folded.unwrap_or_else(|panic| {
             // The pieces went with it: their spans are poisoned, and their pipelines halt.
             tracing::error!(%panic, "folding a batch panicked");
-            Vec::new()
+            Folded::default()
         })
     }
 
+    /// Closes what is durable of a batch that was folded to `rows` rows. Returns what is not: rows that hid behind
+    /// some that were refused or dropped.
+    async fn left_over(
+        &self,
+        destination: &Arc<Destination>,
+        course: &mut Course,
+        rows: usize,
+    ) -> Vec<Piece> {
+        let (landed, hidden) = (std::mem::take(&mut course.landed), std::mem::take(&mut course.hidden));
+        let (landed, safe, bare) = if landed.iter().map(Piece::len).sum::<usize>() == rows {
+            (landed, hidden, Vec::new())
+        } else {
+            let key = Arc::clone(destination);
+            let sorted = self.runtime.spawn_blocking(move || {
+                let (safe, bare) = uncovered(hidden, &landed, &key.key);
+                (landed, safe, bare)
+            });
+            sorted.await.unwrap_or_else(|panic| {
+                // As above.
+                tracing::error!(%panic, "looking for rows that a batch still has to load panicked");
+                Default::default()
+            })
+        };
+        landed.into_iter().for_each(close);
+        for piece in safe.into_iter().map(Hidden::into_piece) {
+            let meter = Arc::clone(&piece.owner().meter);
+            meter.leave(&meter.records_loaded, piece.records());
+            close(piece);
+        }
+        bare
+    }
+
     /// Loads rows of one set of columns: as a whole, and in parts if StarRocks refuses some of them. Pieces of a
-    /// folded batch are left in `landed`. An error says that all pipelines with rows of the batch were halted.
+    /// folded batch are left in `course.landed`. An error says that all pipelines with rows of the batch were halted.
     async fn carry_group(
         &self,
         destination: &Arc<Destination>,
         group: Group,
-        landed: &mut Vec<Piece>,
-        halted: &mut Vec<PipelineId>,
+        course: &mut Course,
     ) -> Result<(), Halted> {
-        let Group { columns, folded, pieces } = group;
+        let Group { columns, pieces } = group;
         let mut parts = Parts::whole(pieces);
-        let mut loads = 0;
         while let Some(mut part) = parts.next() {
-            if part.rows() == 0 {
-                // Spans whose rows were all replaced by others.
-                for piece in part.pieces {
-                    let meter = Arc::clone(&piece.owner().meter);
-                    meter.leave(&meter.records_loaded, piece.records());
-                    landed.push(piece);
-                }
-                continue;
-            }
-            drop_rows(&mut part.pieces, |piece| {
-                piece.ticket().has_ended() || halted.contains(&piece.owner().pipeline)
-            });
+            drop_rows(&mut part.pieces, |piece| course.is_gone(piece));
             let began = Instant::now();
             let tried = self.attempt(destination, columns.clone(), &part.pieces).await;
             let Some((load, delivered)) = tried else { continue };
             match delivered {
                 Delivered::Durable(receipt) => {
                     count(&part.pieces, &load, &receipt, began.elapsed());
-                    if folded {
-                        landed.append(&mut part.pieces);
-                    } else {
-                        part.pieces.into_iter().for_each(close);
-                    }
+                    course.landed(part.pieces);
                     parts.loaded();
                 }
                 Delivered::Halt(fault) => {
                     return Err(halt(&fault, part.pieces.into_iter().chain(parts.into_pieces())));
                 }
                 Delivered::Released => {
-                    drop_rows(&mut part.pieces, |piece| {
-                        piece.owner().giving_up.concerns(piece.ticket().stay())
-                    });
+                    let given_up = |piece: &Piece| piece.owner().giving_up.concerns(piece.ticket().stay());
+                    drop_rows(&mut part.pieces, given_up);
+                    course.drop_hidden(given_up);
                     parts.refused(part.pieces, true);
                 }
                 Delivered::BadRows(rejection) => {
-                    loads += 1;
+                    course.refusals += 1;
                     tracing::debug!(label = %load.label, rows = load.rows, "refused for its rows: {}", rejection.message);
-                    let tired = loads >= ISOLATING_LOADS_MAX;
-                    let keys = Keys::of(destination);
-                    self.set_bad_rows_aside(part, (rejection, keys), &mut parts, halted, tired).await;
+                    let (tired, refused) = (course.is_tired(), (rejection, &**destination));
+                    let halted = &mut course.halted;
+                    self.set_bad_rows_aside(part, refused, &mut parts, halted, tired).await;
                 }
             }
         }
@@ -343,17 +387,17 @@ impl Shared {
     }
 
     /// StarRocks refused the part for its rows: sets aside those that can be told, and says what is
-    /// tried next with the others. `tired` = no more halving.
+    /// tried next with the others. `tired` = no more halving. Returns whether rows were set aside.
     async fn set_bad_rows_aside(
         &self,
         part: Part,
-        (rejection, keys): (Rejection, Keys),
+        (rejection, destination): (Rejection, &Destination),
         parts: &mut Parts,
         halted: &mut Vec<PipelineId>,
         tired: bool,
-    ) {
+    ) -> bool {
         let alone = part.rows() == 1;
-        let (mut bad, rejection) = self.suspects(part.pieces, rejection, keys).await;
+        let (mut bad, rejection) = self.suspects(part.pieces, rejection, Keys::of(destination)).await;
         if bad.iter().all(|(_, rows)| rows.is_empty()) && (alone || tired) {
             for (piece, rows) in &mut bad {
                 let why = refusal(&rejection);
@@ -361,38 +405,13 @@ impl Shared {
             }
         }
         let found = bad.iter().any(|(_, rows)| !rows.is_empty());
-        let mut rest = Vec::with_capacity(bad.len());
-        let mut rejected: BTreeMap<PipelineId, (Arc<Owner>, Vec<Rejected>)> = BTreeMap::new();
-        for (piece, rows) in bad {
-            if rows.is_empty() {
-                rest.push(piece);
-                continue;
-            }
-            let owner = Arc::clone(piece.owner());
-            let (kept, aside) = take_out(piece, &rows);
-            rest.extend(kept);
-            rejected.entry(owner.pipeline).or_insert_with(|| (owner, Vec::new())).1.push(aside);
-        }
-        for (owner, rejected) in rejected.into_values() {
-            if let Err(fault) = reject(&owner, rejected).await {
-                halted.push(owner.pipeline);
-                owner.alarm.raise(fault);
-            }
-        }
+        let rest = set_aside(bad, &destination.table, halted).await;
         parts.refused(rest, found);
+        found
     }
 }
 
-/// Hands rejects to their pipeline.
-async fn reject(owner: &Owner, rejected: Vec<Rejected>) -> Result<(), Fault> {
-    let rejected = owner.rejects.sort(rejected, &owner.meter)?;
-    match &owner.rejects {
-        Rejects::Keep(letters, _) => letters.post_async(Bundle::new(rejected, &owner.share)).await,
-        Rejects::Halt | Rejects::Answer => Ok(()),
-    }
-}
-
-fn load_of(
+pub(super) fn load_of(
     destination: &Arc<Destination>,
     label: String,
     columns: Option<Arc<[String]>>,
@@ -412,7 +431,7 @@ fn load_of(
 }
 
 /// The rows are durable: counts them.
-fn count(pieces: &[Piece], load: &Load, receipt: &Receipt, took: Duration) {
+pub(super) fn count(pieces: &[Piece], load: &Load, receipt: &Receipt, took: Duration) {
     let table = &load.destination.table;
     for (place, owner) in owners_of(pieces).iter().enumerate() {
         let own = || pieces.iter().filter(|piece| piece.owner().pipeline == owner.pipeline);
@@ -443,7 +462,7 @@ fn count(pieces: &[Piece], load: &Load, receipt: &Receipt, took: Duration) {
 }
 
 /// The rows of a piece are durable: closes its span.
-fn close(piece: Piece) {
+pub(super) fn close(piece: Piece) {
     let buffers = piece.owner().buffers.clone();
     // The last piece of a segment gives its memory back.
     if let Ok(memory) = piece.settle().try_into_mut() {
@@ -463,7 +482,7 @@ fn halt(fault: &Fault, pieces: impl Iterator<Item = Piece>) -> Halted {
 }
 
 /// Drops the rows of which `gone` says that they are another process's to load, or read again.
-fn drop_rows(pieces: &mut Vec<Piece>, gone: impl Fn(&Piece) -> bool) {
+pub(super) fn drop_rows(pieces: &mut Vec<Piece>, gone: impl Fn(&Piece) -> bool) {
     let (dropped, kept): (Vec<_>, Vec<_>) = std::mem::take(pieces).into_iter().partition(gone);
     *pieces = kept;
     for piece in dropped {
@@ -471,59 +490,6 @@ fn drop_rows(pieces: &mut Vec<Piece>, gone: impl Fn(&Piece) -> bool) {
         meter.leave(&meter.records_given_up, piece.records());
         piece.forget();
     }
-}
-
-/// A row that cannot be loaded.
-pub(super) struct BadRow {
-    /// Its place in its piece.
-    pub(super) row: usize,
-    /// The dead letter's code.
-    pub(super) code: &'static str,
-    /// Why, for the dead letter.
-    pub(super) why: String,
-}
-
-/// The piece without its bad rows, and what was taken out.
-fn take_out(piece: Piece, rows: &[BadRow]) -> (Option<Piece>, Rejected) {
-    let letters = rows.iter().map(|bad| letter(&piece, bad)).collect();
-    let (ticket, records) = (piece.ticket().hold(), piece.records());
-    let rest = piece.without(&rows.iter().map(|bad| bad.row).collect::<Vec<_>>());
-    let records = records - rest.as_ref().map_or(0, Piece::records);
-    (rest, Rejected { letters, ticket, records })
-}
-
-fn letter(piece: &Piece, bad: &BadRow) -> DeadLetter {
-    let (offset, bytes) = piece.iter().nth(bad.row).unwrap_or((0, &[]));
-    let number = piece.ticket().stay().partition.number;
-    DeadLetter {
-        stage: Stage::Load,
-        plugin: piece.plugin.clone(),
-        code: bad.code.to_owned(),
-        message: bad.why.clone(),
-        partition: Partition { source: Arc::clone(piece.source()), number },
-        offset,
-        timestamp_us: 0,
-        key: None,
-        value: Some(bytes.strip_suffix(b"\n").unwrap_or(bytes).to_vec()),
-        headers: Vec::new(),
-    }
-}
-
-/// The rows that are no JSON objects, with serde_json's reason.
-fn bad_syntax(piece: &Piece) -> Vec<BadRow> {
-    let rows = piece.iter().enumerate();
-    let bad = rows.filter_map(|(row, (_, bytes))| {
-        // The line feed behind a row is not the row's, or its end would be told to be on a second line.
-        let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-        let parsed: Result<serde::de::IgnoredAny, _> = serde_json::from_slice(bytes);
-        let why = match parsed {
-            Err(error) => format!("not JSON: {error}"),
-            Ok(_) if bytes.trim_ascii_start().first() != Some(&b'{') => "not a JSON object".to_owned(),
-            Ok(_) => return None,
-        };
-        Some(BadRow { row, code: "syntax", why })
-    });
-    bad.collect()
 }
 
 /// Rows that are missing from a load that was committed must not be acknowledged.
@@ -534,16 +500,6 @@ fn missing_rows(label: &str, sent: u64, receipt: &Receipt) -> Option<Fault> {
         "the others are not in the table, and no offset was moved past them: look at the load by its label, \
          mend what left rows out, and restart; the rows that were loaded come again",
     ))
-}
-
-/// StarRocks' own reason for a row that it refused alone.
-fn refusal(rejection: &Rejection) -> String {
-    let mut why = rejection.message.clone();
-    if let Some(log) = &rejection.error_log {
-        why.push_str("; its error log says: ");
-        why.push_str(log.trim());
-    }
-    why
 }
 
 #[cfg(test)]

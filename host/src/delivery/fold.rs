@@ -5,6 +5,10 @@
 //! A load has one set of columns (reference/starrocks-load-protocol.md), so whole rows and partial ones cannot
 //! share one. After folding, no key is in two groups: the order in which they are loaded does not matter to
 //! any key (reference/postgres-cdc.md §2.5).
+//!
+//! A row that is not sent because a later one says it all is only as durable as that one, which StarRocks may refuse
+//! and whose owner may give it up. So it is kept, as it was, until its key has landed; if the key did not land, it
+//! is loaded after all ([`uncovered`]).
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -28,22 +32,90 @@ const OP_FIELD: &str = "__op";
 pub(super) struct Group {
     /// The columns that the rows update; none = whole rows and deletes.
     pub(super) columns: Option<Arc<[String]>>,
-    /// Rows were replaced by, or completed from, others of the batch: none of its spans is safe before all of it is.
-    pub(super) folded: bool,
-    /// The rows. Pieces without a row hold spans whose rows were replaced by later ones.
+    /// The rows. No piece is without one.
     pub(super) pieces: Vec<Piece>,
+}
+
+/// Rows that are not sent: later ones of their keys replaced them, or were completed from them.
+#[derive(Debug)]
+pub(super) struct Hidden {
+    /// A piece as it was before it was folded, under a ticket of its own.
+    piece: Piece,
+    /// Places of the hidden rows in it, ascending.
+    rows: Vec<usize>,
+}
+
+impl Hidden {
+    /// What stands for the hidden rows where their spans are settled or given up.
+    pub(super) fn into_piece(self) -> Piece {
+        let first = |row: &&usize| self.piece.flags(**row) & FIRST_ROW != 0;
+        let records = self.rows.iter().filter(first).count() as u64;
+        self.piece.emptied(records)
+    }
+
+    /// The piece that the rows are in.
+    pub(super) fn piece(&self) -> &Piece {
+        &self.piece
+    }
+}
+
+/// A batch that was folded.
+#[derive(Debug, Default)]
+pub(super) struct Folded {
+    /// What is sent. No key is in two groups, and none twice in one.
+    pub(super) groups: Vec<Group>,
+    /// What is not, in the order of the batch.
+    pub(super) hidden: Vec<Hidden>,
+}
+
+impl Folded {
+    /// A batch as it is.
+    pub(super) fn not(pieces: Vec<Piece>) -> Folded {
+        Folded { groups: vec![Group { columns: None, pieces }], hidden: Vec::new() }
+    }
 }
 
 /// Folds the rows of a batch for a table with the key columns `key`. A row whose key cannot be read stays as
 /// it is: StarRocks says what is wrong with it.
-pub(super) fn fold(pieces: Vec<Piece>, key: &[String]) -> Vec<Group> {
+pub(super) fn fold(pieces: Vec<Piece>, key: &[String]) -> Folded {
     let repeated = repeated_keys(&pieces);
     let partial = pieces.iter().any(|piece| (0..piece.len()).any(|row| is_partial(piece, row)));
     if key.is_empty() || (repeated.is_empty() && !partial) {
-        return vec![Group { columns: None, folded: false, pieces }];
+        return Folded::not(pieces);
     }
     let fates = fates(&pieces, key, &repeated, partial);
     apart(pieces, &fates)
+}
+
+/// Sorts hidden rows by whether a row of their key is among those that landed: hidden ones that are safe, and those
+/// that have to be loaded after all. Reads all keys: not for the runtime.
+pub(super) fn uncovered(hidden: Vec<Hidden>, landed: &[Piece], key: &[String]) -> (Vec<Hidden>, Vec<Piece>) {
+    let key_of = |piece: &Piece, row: usize| key_text(piece.row(row), key);
+    let every = hidden.iter().flat_map(|Hidden { piece, rows }| rows.iter().map(move |row| (piece, *row)));
+    let mut missing: HashSet<Vec<u8>> = every.filter_map(|(piece, row)| key_of(piece, row)).collect();
+    for piece in landed {
+        for row in 0..piece.len() {
+            if let Some(key) = key_of(piece, row) {
+                missing.remove(&key);
+            }
+        }
+    }
+    let (mut safe, mut bare) = (Vec::with_capacity(hidden.len()), Vec::new());
+    for Hidden { piece, rows } in hidden {
+        let is_missing = |row: &usize| key_of(&piece, *row).is_some_and(|key| missing.contains(&key));
+        let (open, rows): (Vec<usize>, Vec<usize>) = rows.into_iter().partition(is_missing);
+        if !open.is_empty() {
+            bare.push(piece.twin().rewritten(|row, _, text, body| {
+                let stays = open.binary_search(&row).is_ok();
+                if stays {
+                    body.extend_from_slice(text);
+                }
+                stays
+            }));
+        }
+        safe.push(Hidden { piece, rows });
+    }
+    (safe, bare)
 }
 
 fn is_partial(piece: &Piece, row: usize) -> bool {
@@ -143,7 +215,8 @@ fn fates(pieces: &[Piece], key: &[String], repeated: &KeyHashes, any_partial: bo
 }
 
 /// Sorts rows into a group for each set of columns, and one of whole rows.
-fn apart(pieces: Vec<Piece>, fates: &BTreeMap<Place, Fate>) -> Vec<Group> {
+fn apart(pieces: Vec<Piece>, fates: &BTreeMap<Place, Fate>) -> Folded {
+    let mut hidden = Vec::new();
     let mut whole = Vec::with_capacity(pieces.len());
     let mut partial: BTreeMap<Arc<[String]>, Vec<Piece>> = BTreeMap::new();
     for (number, piece) in pieces.into_iter().enumerate() {
@@ -168,9 +241,9 @@ fn apart(pieces: Vec<Piece>, fates: &BTreeMap<Place, Fate>) -> Vec<Group> {
             whole.push(piece);
             continue;
         }
-        let replaced = (0..piece.len()).filter(|row| matches!(own(*row), Some(Fate::Replaced)));
-        let absorbed = replaced.filter(|row| piece.flags(*row) & FIRST_ROW != 0).count() as u64;
-        let mut rest = piece.rewritten(|row, _, text, body| match own(row) {
+        let replaced: Vec<usize> =
+            (0..piece.len()).filter(|row| matches!(own(*row), Some(Fate::Replaced))).collect();
+        let write = |row: usize, _, text: &[u8], body: &mut Vec<u8>| match own(row) {
             None => {
                 body.extend_from_slice(text);
                 true
@@ -180,13 +253,25 @@ fn apart(pieces: Vec<Piece>, fates: &BTreeMap<Place, Fate>) -> Vec<Group> {
                 true
             }
             Some(Fate::Replaced | Fate::Partial(..)) => false,
-        });
-        rest.absorb(absorbed);
-        whole.push(rest);
+        };
+        let rest = if replaced.is_empty() {
+            piece.rewritten(write)
+        } else {
+            // Both are in memory until the batch is decided, and both are charged.
+            let rest = piece.twin().rewritten(write);
+            hidden.push(Hidden { piece, rows: replaced });
+            rest
+        };
+        if rest.is_empty() {
+            // Its span is held by what became of its rows.
+            drop(rest.settle());
+        } else {
+            whole.push(rest);
+        }
     }
-    let groups =
-        partial.into_iter().map(|(columns, pieces)| Group { columns: Some(columns), folded: true, pieces });
-    groups.chain([Group { columns: None, folded: true, pieces: whole }]).collect()
+    let groups = partial.into_iter().map(|(columns, pieces)| Group { columns: Some(columns), pieces });
+    let whole = Some(Group { columns: None, pieces: whole }).filter(|group| !group.pieces.is_empty());
+    Folded { groups: groups.chain(whole).collect(), hidden }
 }
 
 fn append_line(row: &[u8], body: &mut Vec<u8>) {
@@ -283,7 +368,7 @@ mod tests {
     fn check(pieces: &[&[(&str, bool)]], expected: &[(Option<&[&str]>, &[&str])]) {
         let pieces: Vec<Piece> = pieces.iter().map(|piece| rows(piece, key_of)).collect();
         let given: u64 = pieces.iter().map(Piece::records).sum();
-        let groups = fold(pieces, &["id".to_owned()]);
+        let Folded { groups, hidden } = fold(pieces, &["id".to_owned()]);
         let text = |row: &[u8]| String::from_utf8_lossy(row).trim_end().to_owned();
         let found: Vec<(Option<Vec<String>>, Vec<String>)> = groups
             .iter()
@@ -298,6 +383,7 @@ mod tests {
             expected.iter().map(|(columns, rows)| (columns.map(owned), owned(rows))).collect();
         assert_eq!(found, expected);
         let pieces = groups.into_iter().flat_map(|group| group.pieces);
+        let pieces = pieces.chain(hidden.into_iter().map(Hidden::into_piece));
         let records: u64 = pieces.map(|piece| (piece.records(), piece.settle()).0).sum();
         assert_eq!(records, given, "each record counts once, whatever became of its row");
     }
@@ -348,6 +434,48 @@ mod tests {
                 (None, &[r#"{"id":3,"v":"d","w":2,"big":"x"}"#]),
             ],
         );
+    }
+
+    /// What has to be loaded if of the folded rows of these `landed` only those with one of these ids.
+    fn check_uncovered(rows_of: &[&[(&str, bool)]], landed: &[&str], expected: &[&[&str]]) {
+        let key = ["id".to_owned()];
+        let pieces: Vec<Piece> = rows_of.iter().map(|piece| rows(piece, key_of)).collect();
+        let given: u64 = pieces.iter().map(Piece::records).sum();
+        let Folded { groups, hidden } = fold(pieces, &key);
+        let (mut there, mut gone) = (Vec::new(), 0);
+        for piece in groups.into_iter().flat_map(|group| group.pieces) {
+            let lands =
+                |row: usize| landed.iter().any(|id| key_text(piece.row(row), &key) == Some(id_text(id)));
+            let bad: Vec<usize> = (0..piece.len()).filter(|row| !lands(*row)).collect();
+            gone += bad.len() as u64;
+            there.extend(piece.without(&bad));
+        }
+        let (safe, bare) = uncovered(hidden, &there, &key);
+        let text = |row: &[u8]| String::from_utf8_lossy(row).trim_end().to_owned();
+        let found: Vec<Vec<String>> =
+            bare.iter().map(|piece| piece.iter().map(|(_, row)| text(row)).collect()).collect();
+        assert_eq!(found, expected);
+        let pieces = there.into_iter().chain(bare).chain(safe.into_iter().map(Hidden::into_piece));
+        let records: u64 = pieces.map(|piece| (piece.records(), piece.settle()).0).sum();
+        assert_eq!(records + gone, given, "each record counts once");
+    }
+
+    fn id_text(id: &str) -> Vec<u8> {
+        format!("{id}\0").into_bytes()
+    }
+
+    #[test]
+    fn rows_behind_one_that_did_not_land_are_loaded_after_all() {
+        let (one, partial, two) = (r#"{"id":1,"v":"a","w":1}"#, r#"{"id":1,"v":"b"}"#, r#"{"id":2,"v":"c"}"#);
+        let (again, other) = (r#"{"id":1,"v":"d","w":2}"#, r#"{"id":2,"v":"e"}"#);
+        let batch: &[&[(&str, bool)]] = &[&[(one, W), (two, W), (partial, P)], &[(again, W), (other, W)]];
+        check_uncovered(batch, &["1", "2"], &[]);
+        check_uncovered(batch, &["2"], &[&[one, partial]]);
+        check_uncovered(batch, &["1"], &[&[two]]);
+        check_uncovered(batch, &[], &[&[one, two, partial]]);
+        // A row that was merged into the one that did not land, too.
+        check_uncovered(&[&[(one, W)], &[(partial, P), (two, W)]], &["2"], &[&[one]]);
+        check_uncovered(&[&[(partial, P)], &[(r#"{"id":1,"w":3}"#, P)]], &[], &[&[partial]]);
     }
 
     #[test]

@@ -77,6 +77,7 @@ impl Bench {
             in_flight: 1,
             share: share.clone(),
             outlet: Arc::new(Shown(shows)),
+            epochs: None,
         };
         stage.register(0, registration).expect("the stage lives");
         let (fills, letters) = tokio::sync::mpsc::channel(1);
@@ -89,6 +90,7 @@ impl Bench {
                 tables: vec![Target { model: TableModel::Duplicate }],
                 own: Some(0),
                 row_bytes_max: 1_000,
+                names: std::sync::Arc::default(),
             },
             line_feeds: true,
         };

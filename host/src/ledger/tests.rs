@@ -43,6 +43,29 @@ fn a_span_waits_for_all_of_its_tickets() {
 }
 
 #[test]
+fn how_far_some_tickets_would_reach_is_told_when_nobody_else_holds_their_spans() {
+    let (ledger, mut tickets) = ledger_with(&[(-1, 9), (9, 19), (19, 29), (29, 39)]);
+    let upto = |tickets: &[(u64, u32)]| {
+        let tickets = tickets.iter().map(|(place, count)| ((stay(1), *place), *count)).collect();
+        ledger.safe_with(&tickets).map(|safe| safe[&stay(1)])
+    };
+    assert_eq!(upto(&[]), Some(-1));
+    assert_eq!(upto(&[(0, 1), (1, 1)]), Some(19));
+    assert_eq!(upto(&[(1, 1)]), None, "the span before it is open");
+    let letter = tickets[1].hold();
+    assert_eq!(upto(&[(0, 1), (1, 1)]), None, "a dead letter of it is not durable");
+    assert_eq!(letter.settle(), None);
+    // A span of which no row was left reaches on by itself.
+    assert_eq!(tickets.remove(2).settle(), None);
+    assert_eq!(upto(&[(0, 1), (1, 1)]), Some(29));
+    tickets.remove(0).settle();
+    assert_eq!(upto(&[(1, 1)]), Some(29), "places count from the first span of the stay");
+    let gone = [((stay(2), 0), 1)].into_iter().collect();
+    assert_eq!(ledger.safe_with(&gone), None, "a stay that has ended reaches nowhere");
+    tickets.into_iter().for_each(Ticket::forget);
+}
+
+#[test]
 fn a_dropped_ticket_poisons_its_span_and_stops_the_watermark() {
     let (ledger, mut tickets) = ledger_with(&[(-1, 9), (9, 19)]);
     drop(tickets.remove(0));

@@ -46,6 +46,8 @@ pub(super) struct PipelineFamilies {
     load_retries: PerPipeline,
     possible_duplicates: PerPipeline,
     row_count_mismatches: PerPipeline,
+    epochs_decided: PerPipeline,
+    epochs_rolled_back: PerPipeline,
     batches_cut: Family<CutLabels, Counter>,
 }
 
@@ -105,6 +107,16 @@ impl PipelineFamilies {
                 "row_count_mismatches",
                 "Loads of which StarRocks counted more than the rows sent (a value held several documents)",
             ),
+            epochs_decided: family(
+                registry,
+                "epochs_decided",
+                "With exactly_once: epochs that were decided in Kafka and committed in StarRocks",
+            ),
+            epochs_rolled_back: family(
+                registry,
+                "epochs_rolled_back",
+                "With exactly_once: tries of an epoch that were rolled back, for whatever reason",
+            ),
             batches_cut: family(registry, "batches_cut", "Batches cut, by reason"),
         }
     }
@@ -132,6 +144,8 @@ impl PipelineFamilies {
             load_retries: of(&self.load_retries),
             possible_duplicates: of(&self.possible_duplicates),
             row_count_mismatches: of(&self.row_count_mismatches),
+            epochs_decided: of(&self.epochs_decided),
+            epochs_rolled_back: of(&self.epochs_rolled_back),
             postgres,
             batches_cut: self.batches_cut.clone(),
             http,
@@ -168,6 +182,10 @@ pub struct PipelineMeter {
     pub load_retries: Counter,
     pub possible_duplicates: Counter,
     pub row_count_mismatches: Counter,
+    /// With exactly_once: epochs decided in Kafka and committed in StarRocks.
+    pub epochs_decided: Counter,
+    /// With exactly_once: tries of an epoch that were rolled back.
+    pub epochs_rolled_back: Counter,
     postgres: PostgresFamilies,
     batches_cut: Family<CutLabels, Counter>,
     http: HttpFamilies,

@@ -96,6 +96,7 @@ impl Destinations {
             tables: models.iter().map(|model| Target { model: *model }).collect(),
             own: self.own,
             row_bytes_max: pipeline.batch.max_bytes,
+            names: self.names.iter().map(|name| name.as_str().into()).collect(),
         }
     }
 }

@@ -11,13 +11,16 @@ use crate::fault::Fault;
 use crate::meter::PipelineMeter;
 use crate::sink::Fence;
 use crate::source::postgres::{Ended, Round};
-use crate::source::{Parts, http, kafka, postgres};
+use crate::source::replay::chunks::Way;
+use crate::source::{Parts, http, kafka, postgres, replay};
 
 /// A source that is ready to be wired.
 pub(super) enum Origin {
     Kafka(Kafka),
     Postgres(Box<postgres::Prepared>),
     Http(Http),
+    /// Dead letters, instead of what the file names.
+    Replay(Box<replay::Order>),
 }
 
 impl Origin {
@@ -45,6 +48,8 @@ impl Origin {
     pub(super) fn followed(&self) -> Vec<(String, Vec<String>)> {
         match self {
             Origin::Postgres(prepared) => prepared.destinations(),
+            // Their rows do not say their keys: none is folded with another.
+            Origin::Replay(order) => order.followed.iter().map(|table| (table.clone(), Vec::new())).collect(),
             Origin::Kafka(_) | Origin::Http(_) => Vec::new(),
         }
     }
@@ -53,7 +58,7 @@ impl Origin {
     pub(super) fn fence(&self) -> Option<Arc<dyn Fence>> {
         match self {
             Origin::Postgres(prepared) => Some(prepared.fence()),
-            Origin::Kafka(_) | Origin::Http(_) => None,
+            Origin::Kafka(_) | Origin::Http(_) | Origin::Replay(_) => None,
         }
     }
 
@@ -63,12 +68,13 @@ impl Origin {
         parts: Parts,
         sink: Arc<StarRocks>,
         carrier: Carrier,
+        exactly: Option<kafka::Exactly>,
         lanes: &Lanes,
     ) -> Result<Ended, Fault> {
         match self {
             Origin::Kafka(kafka) => {
                 let marker = Marker::new(parts.runtime.clone(), sink, &parts.meter.name, &kafka.group);
-                let wiring = kafka::Wiring { kafka, marker, parts };
+                let wiring = kafka::Wiring { kafka, marker, parts, exactly };
                 kafka::run(wiring, |number, feed| lanes.spawn(number, feed)).map(|()| Ended::Stopped)
             }
             Origin::Postgres(prepared) => {
@@ -78,6 +84,13 @@ impl Origin {
             Origin::Http(settings) => {
                 let spawn = |number, feed| lanes.spawn(number, feed);
                 http::run(settings, parts, spawn).map(|()| Ended::Stopped)
+            }
+            Origin::Replay(order) => {
+                let spawn = |way, feed| match way {
+                    Way::ThroughPlugins => lanes.spawn(way as usize, feed),
+                    Way::PastPlugins => lanes.past_plugins().spawn(way as usize, feed),
+                };
+                replay::run(*order, parts, lanes.destinations.names(), spawn).map(|()| Ended::Stopped)
             }
         }
     }

@@ -6,6 +6,7 @@ fn targets(models: &[TableModel]) -> Targets {
         tables: models.iter().map(|model| Target { model: *model }).collect(),
         own: Some(0),
         row_bytes_max: 100,
+        names: std::sync::Arc::default(),
     }
 }
 

@@ -20,6 +20,7 @@ pub mod label;
 pub mod outcome;
 pub mod query;
 pub mod state;
+pub mod two_phase;
 
 mod address;
 mod body;

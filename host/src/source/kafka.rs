@@ -16,12 +16,15 @@ use crate::source::Parts;
 
 pub(crate) mod consumer;
 mod control;
+mod decider;
 pub(crate) mod dry_run;
 mod feed;
+mod membership;
 mod orders;
 mod queue;
 mod start;
 
+pub(crate) use control::Exactly;
 pub(crate) use feed::KafkaFeed;
 
 /// Events of the client that are looked at for why no broker answers.
@@ -35,6 +38,8 @@ pub(crate) struct Wiring {
     pub(crate) marker: Marker,
     /// What every source gets.
     pub(crate) parts: Parts,
+    /// With exactly_once.
+    pub(crate) exactly: Option<Exactly>,
 }
 
 /// Checks that the brokers answer and the topics are there; returns the number of partitions.

@@ -3,6 +3,8 @@
 mod check;
 mod crash;
 mod demo;
+mod dlq;
+mod exactly_once;
 mod formats;
 mod group;
 mod halts;

@@ -1,6 +1,6 @@
 //! Loads of a process that is dead, or was frozen, bring no old rows back over its successor's (delivery.md §2).
 
-use tidemill_sandbox::{ClientFate, FaultKind, LoadRecord, TransactionState};
+use tidemill_sandbox::{ClientFate, FaultKind, Hop, LoadRecord, TransactionState};
 use tidemill_tests::metrics::Metrics;
 use tidemill_tests::process::Tidemill;
 use tidemill_tests::replica::Replica;
@@ -112,4 +112,31 @@ fn a_standby_takes_over_within_seconds() {
     replica.postgres.run("INSERT INTO orders VALUES (1000, 'after')");
     replica.until_equal(10, &["orders"]);
     standby.drain(30);
+}
+
+#[test]
+fn a_pipeline_that_halts_lets_the_slot_go_though_its_process_lives_on() {
+    let (replica, mut first) = followed("halted");
+    first.drain(30);
+    let other = Replica::new("beside_halted");
+    other.postgres.run("CREATE TABLE items (id bigint PRIMARY KEY); INSERT INTO items VALUES (1)");
+    let mut both = Tidemill::run(&[&replica.write(&replica.pipeline()), &other.write(&other.pipeline())]);
+    replica.postgres.until_streaming(60, &replica.slot());
+    other.until_equal(60, &["items"]);
+    let mut standby = replica.run(&replica.pipeline());
+    standby.until_logged(30, "standing by");
+    // One load of the leader is refused for good.
+    replica.warehouse.fault_times(FaultKind::AccessDenied { at: Hop::Backend }, 1);
+    replica.postgres.run("UPDATE orders SET note = 'refused once'; DELETE FROM orders WHERE id > 50");
+    replica.until_equal(TAKEN_OVER_WITHIN_S, &["orders"]);
+    replica.postgres.run("INSERT INTO orders VALUES (1000, 'after')");
+    replica.until_equal(10, &["orders"]);
+    standby.drain(30);
+    // The other pipeline goes on all the while.
+    assert!(both.is_running(), "{}", both.log());
+    other.postgres.run("INSERT INTO items VALUES (2)");
+    other.until_equal(30, &["items"]);
+    both.terminate();
+    let ended = both.until_ended(30);
+    assert_eq!(ended.code, Some(1), "one of its pipelines was halted: {}", ended.log);
 }

@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Duration};
 use tidemill_sandbox::FaultKind;
+use tidemill_test_postgres::{Settings, Stop};
 use tidemill_tests::{
     limit::within,
     pipeline::{Pipeline, Source},
@@ -303,6 +304,121 @@ fn a_column_that_is_added_while_the_slot_is_being_made_is_copied() {
         replica.until_equal(60, &["orders"]);
         replica.postgres.run("UPDATE orders SET extra = extra + 1 WHERE id < 10");
         replica.until_equal(60, &["orders"]);
+        tidemill.drain(30);
+    });
+}
+
+/// Says what leads out of a table that has rows in StarRocks which are not its own, and sees that it does.
+fn until_resynced(replica: &Replica, pipeline: &Pipeline, why: &str) {
+    let mut tidemill = replica.run(pipeline);
+    must_halt(&mut tidemill, &[why, "tidemill resync <file> public.items"]);
+    resync(&replica.write(pipeline), "public.items");
+    let mut tidemill = replica.run(pipeline);
+    replica.until_equal(60, &["items", "orders"]);
+    replica.postgres.run("UPDATE items SET note = 'followed again'; DELETE FROM items WHERE id = 1");
+    replica.until_equal(60, &["items", "orders"]);
+    tidemill.drain(30);
+}
+
+#[test]
+fn a_table_that_comes_back_is_set_aside_until_it_is_copied_again() {
+    within(180, || {
+        let tables = format!("{ORDERS}; {ITEMS}");
+        let (replica, pipeline, mut tidemill) = following("back", &tables, &["orders", "items"], "");
+        replica.postgres.run("DROP TABLE items");
+        tidemill.until_logged(60, "it is not followed any more");
+        replica.postgres.run(
+            "CREATE TABLE items (id bigint PRIMARY KEY, note text);
+             INSERT INTO items VALUES (1, 'of the new one'), (7000, 'too')",
+        );
+        let told = "a new table cannot be followed";
+        tidemill.until_logged(60, told);
+        assert!(tidemill.log().contains("tidemill resync <file> public.items"), "{}", tidemill.log());
+        // The others go on, and so does a newcomer that was never there.
+        replica.postgres.run("UPDATE orders SET note = 'goes on'; CREATE TABLE later (id int PRIMARY KEY)");
+        replica.postgres.run("INSERT INTO later VALUES (1)");
+        replica.until_equal(60, &["orders", "later"]);
+        assert_eq!(times(&tidemill, told), 1, "{}", tidemill.log());
+        assert_eq!(replica.warehouse.number("SELECT COUNT(*) FROM shop.items"), 500, "the old ones");
+        tidemill.drain(30);
+        until_resynced(&replica, &pipeline, "dropped and made anew: public.items");
+    });
+}
+
+#[test]
+fn a_table_that_is_renamed_away_and_back_is_set_aside_too() {
+    within(180, || {
+        let tables = format!("{ORDERS}; {ITEMS}");
+        let (replica, pipeline, mut tidemill) = following("renamed", &tables, &["orders", "items"], "");
+        replica.postgres.run("ALTER TABLE items RENAME TO elsewhere");
+        tidemill.until_logged(60, "it is not followed any more");
+        until_followed(&tidemill);
+        replica.postgres.run("DELETE FROM elsewhere WHERE id % 2 = 0");
+        replica.until_equal(60, &["elsewhere"]);
+        replica.postgres.run("ALTER TABLE elsewhere RENAME TO items");
+        tidemill.until_logged(60, "a new table cannot be followed");
+        tidemill.drain(30);
+        until_resynced(&replica, &pipeline, "not followed for a while: public.items");
+    });
+}
+
+#[test]
+fn a_table_that_was_excluded_for_a_while_halts_until_it_is_copied_again() {
+    within(180, || {
+        let tables = format!("{ORDERS}; {ITEMS}");
+        let (replica, pipeline, mut tidemill) = following("excluded", &tables, &["orders", "items"], "");
+        tidemill.drain(30);
+        let mut without = pipeline.clone();
+        let Source::Postgres(source) = &mut without.source else { panic!("it is one of Postgres") };
+        source.exclude = vec!["public.items".to_owned()];
+        let mut tidemill = replica.run(&without);
+        tidemill.until_logged(60, "following the slot");
+        replica.postgres.run("DELETE FROM items WHERE id < 100; UPDATE orders SET note = 'goes on'");
+        replica.until_equal(60, &["orders"]);
+        tidemill.drain(30);
+        until_resynced(&replica, &pipeline, "not followed for a while: public.items");
+    });
+}
+
+#[test]
+fn a_table_that_is_made_anew_while_nothing_runs_halts() {
+    within(180, || {
+        let replica = Replica::new("remade_meanwhile");
+        replica.postgres.run(&format!("{ORDERS}; {ITEMS}; CREATE PUBLICATION everything FOR ALL TABLES"));
+        let mut pipeline = replica.pipeline();
+        pipeline.source_more = "publication = \"everything\"".to_owned();
+        let mut tidemill = replica.run(&pipeline);
+        replica.until_equal(60, &["orders", "items"]);
+        tidemill.until_logged(30, "following the slot");
+        tidemill.drain(30);
+        replica.postgres.run(
+            "DROP TABLE items; CREATE TABLE items (id bigint PRIMARY KEY, note text);
+             INSERT INTO items VALUES (1, 'of the new one'), (7000, 'too')",
+        );
+        until_resynced(&replica, &pipeline, "dropped and made anew: public.items");
+    });
+}
+
+#[test]
+fn a_server_that_is_shut_down_while_a_round_drains_does_not_wait_for_it() {
+    within(180, || {
+        let mut replica = Replica::own("drained", &Settings::default());
+        replica.postgres.run(ORDERS);
+        let mut tidemill = replica.run(&replica.pipeline());
+        replica.until_equal(60, &["orders"]);
+        tidemill.until_logged(30, "following the slot");
+        // What was read cannot be loaded, so the round that ends for a new table goes on draining.
+        replica.warehouse.fault_on("orders", FaultKind::TooManyVersions);
+        replica.postgres.run("UPDATE orders SET note = 'waits'");
+        replica.postgres.run(ITEMS);
+        tidemill.until_logged(60, "draining");
+        replica
+            .postgres
+            .server()
+            .restart(Stop::Fast)
+            .expect("it does not wait for what it keeps us from loading");
+        replica.warehouse.clear_faults();
+        replica.until_equal(60, &["orders", "items"]);
         tidemill.drain(30);
     });
 }

@@ -393,6 +393,30 @@ fn rows_with_text_that_is_not_utf8_halt_where_no_dead_letters_are_kept() {
         run("UPDATE notes SET note = 'mended' WHERE id = 2");
         let mut tidemill = replica.run(&pipeline);
         replica.warehouse.until_rows(60, "notes", 3);
+        tidemill.until_logged(60, "following the slot");
+        // The stream halts likewise, and nothing behind the row is loaded.
+        run(
+            r"INSERT INTO notes VALUES (4, 'before'), (5, convert_from('\x6162fe', 'SQL_ASCII')), (6, 'behind')",
+        );
+        run("INSERT INTO notes VALUES (7, 'behind')");
+        let ended = tidemill.until_ended(60);
+        assert_eq!(ended.code, Some(1), "{}", ended.log);
+        assert!(ended.log.contains("column note: byte 2 is not UTF-8"), "{}", ended.log);
+        let loaded = || {
+            let mut ids = replica.warehouse.ids("notes");
+            ids.sort_unstable();
+            ids
+        };
+        assert!([&[1, 2, 3][..], &[1, 2, 3, 4]].contains(&&loaded()[..]), "{:?}", loaded());
+        halts();
+        assert!([&[1, 2, 3][..], &[1, 2, 3, 4]].contains(&&loaded()[..]), "{:?}", loaded());
+        // With a place for it, it goes on there.
+        let mut pipeline = pipeline.clone();
+        let directory = replica.folder.path().join("letters");
+        pipeline.dead_letters = format!("directory = {directory:?}");
+        let mut tidemill = replica.run(&pipeline);
+        replica.warehouse.until_rows(60, "notes", 6);
+        assert_eq!(loaded(), [1, 2, 3, 4, 6, 7]);
         tidemill.drain(30);
     });
 }

@@ -7,6 +7,7 @@ use tidemill_tests::{
     limit::within,
     machine,
     pipeline::transform,
+    replica::Replica,
     stand::{Model, Stand},
     warehouse::row,
 };
@@ -152,5 +153,42 @@ fn a_row_that_starrocks_refuses_for_its_data_halts_with_the_reason() {
         assert!(ended.log.contains("too many filtered rows"), "StarRocks' own words: {}", ended.log);
         assert!(ended.log.contains("NULL"), "and its error log: {}", ended.log);
         assert_eq!(stand.committed(), 0);
+    });
+}
+
+/// One load of a table with a key brings the last state of each key. If StarRocks does not take it, the state before it
+/// counts, as it would had they come apart.
+#[test]
+fn a_row_whose_update_in_the_same_transaction_is_refused_stays() {
+    within(90, || {
+        let replica = Replica::new("refused_update");
+        replica.postgres.run("CREATE TABLE notes (id bigint PRIMARY KEY, note text)");
+        // Its owner holds short notes to be enough.
+        replica.warehouse.execute(
+            "CREATE TABLE shop.notes (id BIGINT NOT NULL, note VARCHAR(20)) PRIMARY KEY(id) DISTRIBUTED BY HASH(id)",
+        );
+        let directory = replica.folder.path().join("letters");
+        let mut pipeline = replica.pipeline();
+        pipeline.dead_letters = format!("directory = {directory:?}");
+        let mut tidemill = replica.run(&pipeline);
+        tidemill.until_logged(60, "following the slot");
+        replica.postgres.run(
+            "BEGIN; INSERT INTO notes VALUES (1, 'short'), (2, 'other');
+             UPDATE notes SET note = repeat('long', 10) WHERE id = 1; COMMIT",
+        );
+        tidemill.until_settled(30, 3);
+        let note = |id: u64| {
+            replica
+                .warehouse
+                .number(&format!("SELECT COUNT(*) FROM shop.notes WHERE id = {id} AND note = 'short'"))
+        };
+        assert_eq!((replica.warehouse.number("SELECT COUNT(*) FROM shop.notes"), note(1)), (2, 1));
+        let letters = letters(&directory);
+        assert_eq!(letters.len(), 1, "{letters:?}");
+        assert!(tells(&letters[0], &"long".repeat(10)), "the update: {}", letters[0]);
+        // The next update of the key is behind both.
+        replica.postgres.run("UPDATE notes SET note = 'mended' WHERE id = 1");
+        replica.until_equal(60, &["notes"]);
+        tidemill.drain(30);
     });
 }

@@ -39,6 +39,7 @@ pub(crate) fn cluster(fe: Vec<String>) -> StarRocks {
         table_model: None,
         in_flight: 1,
         load_timeout: Duration::from_secs(600),
+        prepared_timeout: Duration::from_secs(86_400),
         redirect_hosts: Vec::new(),
         ca: None,
         properties: BTreeMap::new(),

@@ -57,7 +57,8 @@ impl Table {
     }
 
     /// Rows for `destination` gather here from now on. If they know their key and those that were first do not, all
-    /// are told apart by it: a row that updates some columns must not be loaded as a whole one.
+    /// are told apart by it: a row that updates some columns must not be loaded as a whole one. A key is for good:
+    /// rows of a table that was made anew with another one gather elsewhere.
     pub(super) fn welcome(&mut self, destination: &Arc<Destination>) {
         if self.destination.key.is_empty() {
             self.destination = Arc::clone(destination);

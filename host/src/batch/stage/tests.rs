@@ -5,6 +5,7 @@ use super::fakes::{Shown, destination, owner};
 use super::*;
 use crate::batch::{Cut, FIRST_ROW, RowIndex};
 use crate::budget::Budget;
+use crate::config::model::TableModel;
 use crate::dead_letter::Rejects;
 use crate::delivery::owner::Owner;
 use crate::ledger::Ledger;
@@ -50,6 +51,7 @@ impl Bench {
                 in_flight,
                 share: share.clone(),
                 outlet: outlet.clone(),
+                epochs: None,
             };
             stage.register(pipeline, registration).expect("the stage lives");
         }
@@ -151,12 +153,14 @@ fn as_many_loads_are_on_their_way_as_allowed() {
 
 #[test]
 fn a_waiting_reader_cuts_the_largest_batch_that_can_be_loaded_at_once() {
-    let mut bench = Bench::with_budget(100, NEVER, 1, 100);
+    // A row is charged 11 bytes: its own 3, and 8 of the index. There is room for what the reader wants when the larger
+    // batch has landed.
+    let mut bench = Bench::with_budget(100, NEVER, 1, 400);
     bench.hand_over(0, 0, 10);
     bench.hand_over(1, 1, 20);
     let reader = {
         let share = bench.share.clone();
-        std::thread::spawn(move || share.acquire(50, SOON).map(|permit| permit.bytes()))
+        std::thread::spawn(move || share.acquire(180, SOON).map(|permit| permit.bytes()))
     };
     while !bench.share.is_waiting() {
         std::thread::yield_now();
@@ -165,7 +169,7 @@ fn a_waiting_reader_cuts_the_largest_batch_that_can_be_loaded_at_once() {
     let batch = bench.next();
     assert_eq!((batch.0.reason, batch.0.destination.table.as_str()), (Cut::Pressure, "events"));
     bench.land(batch);
-    assert_eq!(reader.join().expect("no panic"), Some(50));
+    assert_eq!(reader.join().expect("no panic"), Some(180));
 }
 
 #[test]
@@ -276,6 +280,44 @@ fn what_one_pipeline_gives_up_is_not_the_others() {
     bench.land((batch, done));
 }
 
+/// A source's table may go and come again with another key, and a pipeline that does not know the key is welcome to both.
+#[test]
+fn rows_are_folded_by_the_key_that_they_came_with() {
+    let with_key = |key: &[&str]| {
+        let key = key.iter().map(|column| (*column).to_owned()).collect();
+        let plain = destination("orders");
+        let (cluster, table) = (Arc::clone(&plain.cluster), plain.table.clone());
+        Arc::new(Destination { cluster, table, model: TableModel::Primary, key })
+    };
+    let bench = Bench::new(1, NEVER, 1);
+    let (shows, started) = mpsc::channel();
+    let outlet = Arc::new(Shown(shows));
+    let key_of_next = |pipeline: PipelineId, key: &[&str]| {
+        let registration = Registration {
+            destinations: vec![with_key(key)],
+            // Other limits than those of the bench's own pipelines, which share no batch with these.
+            limits: BatchLimits { max_rows: 1, max_bytes: ROOM / 2, linger: NEVER },
+            in_flight: 1,
+            share: bench.share.clone(),
+            outlet: outlet.clone(),
+            epochs: None,
+        };
+        bench.stage.register(pipeline, registration).expect("the stage lives");
+        let piece = crate::batch::fakes::numbered_rows(0..1);
+        bench.stage.hand_over(pipeline, vec![(0, piece)]).expect("the stage lives");
+        let (batch, done) = started.recv_timeout(SOON).expect("a load within the time");
+        let key = batch.destination.key.clone();
+        bench.land((batch, done));
+        key
+    };
+    assert_eq!(key_of_next(2, &["id"]), ["id"]);
+    assert_eq!(key_of_next(2, &["id", "region"]), ["id", "region"]);
+    // Another one is still where the first key holds, and one that knows none shares with either.
+    assert_eq!(key_of_next(3, &["id"]), ["id"]);
+    assert_eq!(key_of_next(4, &[]), ["id"]);
+    assert_eq!(key_of_next(2, &["id", "region"]), ["id", "region"]);
+}
+
 #[test]
 fn rows_are_as_old_as_their_arrival_but_what_trickled_in_is_not() {
     let (shows, _started) = mpsc::channel();
@@ -294,4 +336,49 @@ fn rows_are_as_old_as_their_arrival_but_what_trickled_in_is_not() {
     // The oldest row counts, however late it came.
     assert_eq!(age(Some(Duration::ZERO), &mut table), arrived);
     assert_eq!(age(Some(NEVER), &mut table), Duration::from_secs(1));
+}
+
+/// Shows what is started.
+struct ShownEpochs(mpsc::Sender<(Vec<Batch>, Done)>);
+
+impl EpochOutlet for ShownEpochs {
+    fn start(&self, batches: Vec<Batch>, done: Done) {
+        self.0.send((batches, done)).expect("the test listens");
+    }
+}
+
+#[test]
+fn the_tables_of_an_epoch_are_cut_at_one_point_and_one_epoch_is_on_its_way_at_a_time() {
+    let mut bench = Bench::new(1_000, NEVER, 4);
+    let (shows, started) = mpsc::channel();
+    let registration = Registration {
+        destinations: vec![destination("orders"), destination("events")],
+        limits: BatchLimits { max_rows: 10, max_bytes: ROOM, linger: NEVER },
+        in_flight: 4,
+        share: bench.share.clone(),
+        outlet: Arc::new(Shown(mpsc::channel().0)),
+        epochs: Some(Arc::new(ShownEpochs(shows))),
+    };
+    bench.stage.register(1, registration).expect("the stage lives");
+    bench.hand_over_by(1, 0, 0, 3);
+    bench.hand_over_by(1, 1, 1, 4);
+    // The fullest table decides; a chunk is never parted.
+    bench.hand_over_by(1, 0, 0, 9);
+    let rows = |batches: &[Batch]| -> Vec<(String, usize)> {
+        let rows = |batch: &Batch| batch.pieces.iter().map(Piece::len).sum();
+        batches.iter().map(|batch| (batch.destination.table.clone(), rows(batch))).collect()
+    };
+    let (first, done) = started.recv_timeout(SOON).expect("an epoch");
+    assert_eq!(rows(&first), [("orders".to_owned(), 12), ("events".to_owned(), 4)]);
+    bench.hand_over_by(1, 1, 1, 10);
+    bench.hand_over_by(1, 2, 1, 5);
+    // Rows of a partition that is given up leave what waits, and what gathers.
+    assert_eq!(bench.stage.forget(1, vec![stay(2)], true).expect("the stage lives"), 5);
+    assert!(started.try_recv().is_err(), "one at a time");
+    bench.runtime.block_on(done.finish());
+    let (second, _done) = started.recv_timeout(SOON).expect("the next epoch");
+    assert_eq!(rows(&second), [("events".to_owned(), 10)]);
+    for batch in first.into_iter().chain(second) {
+        batch.pieces.into_iter().for_each(Piece::forget);
+    }
 }

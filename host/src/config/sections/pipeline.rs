@@ -25,12 +25,14 @@ pub(in crate::config) static NAME: Key<Text> = Key {
 pub(in crate::config) static DELIVERY: Key<OneOf<Delivery>> = Key {
     name: "delivery",
     kind: OneOf {
-        words: &[("at_least_once", Delivery::AtLeastOnce)],
-        refused: &[("exactly_once", "this version does not have it yet")],
+        words: &[("at_least_once", Delivery::AtLeastOnce), ("exactly_once", Delivery::ExactlyOnce)],
+        refused: &[],
     },
     presence: Presence::Default("\"at_least_once\""),
     doc: "What is promised. `at_least_once`: nothing is lost; a row can come twice only after a crash, an \
-          undrained rebalance or a label that StarRocks has forgotten.",
+          undrained rebalance or a label that StarRocks has forgotten. `exactly_once`, from Kafka only: each \
+          record's rows come once into any table model, by loads in two phases and Kafka transactions; it needs \
+          the right to write transactions (TransactionalId).",
 };
 
 const NAME_CHARS_MAX: usize = 64;

@@ -28,6 +28,7 @@ pub(in crate::config) static SECTION: Section = Section {
         &TABLE_MODEL,
         &IN_FLIGHT,
         &LOAD_TIMEOUT,
+        &PREPARED_TIMEOUT,
         &REDIRECT_HOSTS,
         &CA,
         &FORMAT,
@@ -151,6 +152,15 @@ pub(in crate::config) static LOAD_TIMEOUT: Key<Time> = Key {
     kind: Time { min: Duration::from_secs(1), max: Duration::from_secs(259_200) },
     presence: Presence::Default("\"10m\""),
     doc: "How long StarRocks may take for one load; whole seconds.",
+};
+
+pub(in crate::config) static PREPARED_TIMEOUT: Key<Time> = Key {
+    name: "prepared_timeout",
+    kind: Time { min: Duration::from_secs(7200), max: Duration::from_secs(2_592_000) },
+    presence: Presence::Default("\"24h\""),
+    doc: "With exactly_once: how long StarRocks keeps loads that are decided and not committed, whole seconds. If no \
+          process of the pipeline runs for longer, what was decided last is lost, and the next start says so. \
+          StarRocks before 3.5.4 takes no such wish: set what its prepared_transaction_default_timeout_second says.",
 };
 
 pub(in crate::config) static REDIRECT_HOSTS: Key<Texts> = Key {

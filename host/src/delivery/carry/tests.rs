@@ -3,10 +3,10 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::batch::stage::fakes::{cluster, owner};
-use crate::batch::{Cut, FIRST_ROW, RowIndex};
+use crate::batch::{Cut, FIRST_ROW, PARTIAL_ROW, RowIndex};
 use crate::budget::Budget;
 use crate::config::model::TableModel;
-use crate::dead_letter::DeadLetterBox;
+use crate::dead_letter::{Bundle, DeadLetterBox, Rejects};
 use crate::fault::FaultKind;
 use crate::ledger::Ledger;
 use crate::position::{Epoch, Partition, Span};
@@ -23,7 +23,7 @@ fn stay(number: u32) -> Stay {
 
 /// A carrier into a table of the sandbox.
 struct Bench {
-    sandbox: Sandbox,
+    sandbox: Arc<Sandbox>,
     shared: Arc<Shared>,
     /// The first one keeps rejects, the second one halts at the first.
     owners: [Arc<Owner>; 2],
@@ -34,16 +34,27 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Bench {
+        Bench::of("DUPLICATE KEY(id)", TableModel::Duplicate, &[]).await
+    }
+
+    /// Of a table that upserts, whose rows know their key.
+    async fn upserting() -> Bench {
+        Bench::of("PRIMARY KEY(id)", TableModel::Primary, &["id"]).await
+    }
+
+    async fn of(model_clause: &str, model: TableModel, key: &[&str]) -> Bench {
         let sandbox = Sandbox::start(Options::default()).await.expect("free ports");
         sandbox.execute("CREATE DATABASE shop").expect("a database");
-        let table = "CREATE TABLE shop.orders (id BIGINT NOT NULL, name VARCHAR(20)) DUPLICATE KEY(id)";
-        sandbox.execute(table).expect("a table");
+        let table = format!(
+            "CREATE TABLE shop.orders (id BIGINT NOT NULL, name VARCHAR(20), note INT) {model_clause}"
+        );
+        sandbox.execute(&table).expect("a table");
         let cluster = Arc::new(cluster(vec![sandbox.fe_url()]));
         let destination = Destination {
             cluster: Arc::clone(&cluster),
             table: "orders".into(),
-            model: TableModel::Duplicate,
-            key: Vec::new(),
+            model,
+            key: key.iter().map(|column| (*column).to_owned()).collect(),
         };
         let (runtime, (inbox, letters)) = (Handle::current(), mpsc::channel(8));
         let share = Budget::new(ROOM).share(ROOM, 0);
@@ -61,7 +72,7 @@ impl Bench {
         };
         let ledger = Ledger::new();
         let (shared, destination) = (Arc::new(shared), Arc::new(destination));
-        Bench { sandbox, shared, owners, destination, ledger, letters }
+        Bench { sandbox: Arc::new(sandbox), shared, owners, destination, ledger, letters }
     }
 
     /// A span of partition `number`; each row says whether it is its record's first.
@@ -70,8 +81,21 @@ impl Bench {
     }
 
     fn piece_of(&self, pipeline: usize, number: u32, rows: &[(&str, bool)]) -> Piece {
+        let rows: Vec<_> =
+            rows.iter().map(|(row, first)| (*row, if *first { FIRST_ROW } else { 0 })).collect();
+        self.flagged(pipeline, number, &rows)
+    }
+
+    /// A span of records of a row each, which may be an update of some columns.
+    fn changes(&self, pipeline: usize, number: u32, rows: &[(&str, bool)]) -> Piece {
+        let flags = |partial: bool| FIRST_ROW | if partial { PARTIAL_ROW } else { 0 };
+        let rows: Vec<_> = rows.iter().map(|(row, partial)| (*row, flags(*partial))).collect();
+        self.flagged(pipeline, number, &rows)
+    }
+
+    fn flagged(&self, pipeline: usize, number: u32, rows: &[(&str, u32)]) -> Piece {
         let owner = &self.owners[pipeline];
-        let records = rows.iter().filter(|(_, first)| *first).count() as u64;
+        let records = rows.iter().filter(|(_, flags)| flags & FIRST_ROW != 0).count() as u64;
         self.ledger.begin(stay(number), -1);
         let span = Span { stay: stay(number), after: -1, upto: records as i64 - 1 };
         let ticket = self.ledger.open(&span).expect("the stay has begun");
@@ -79,12 +103,16 @@ impl Bench {
         let mut index =
             RowIndex { ends: Vec::new(), deltas: Vec::new(), keys: Vec::new(), base: 0, source: "t".into() };
         let mut record = 0;
-        for (row, first) in rows {
+        for (row, flags) in rows {
             body.extend_from_slice(row.as_bytes());
             body.push(b'\n');
             index.ends.push(body.len() as u32);
-            record += u32::from(*first);
-            index.deltas.push((record - 1) | if *first { FIRST_ROW } else { 0 });
+            record += u32::from(flags & FIRST_ROW != 0);
+            index.deltas.push((record - 1) | flags);
+            if !self.destination.key.is_empty() {
+                let row: serde_json::Value = serde_json::from_str(row).expect("a row");
+                index.keys.push(row["id"].as_u64().expect("an id"));
+            }
         }
         owner.meter.read(records, 0);
         let permit = owner.share.overdraft(body.len() as u64);
@@ -101,9 +129,29 @@ impl Bench {
         rows.into_iter().flatten().flatten().collect()
     }
 
+    /// All rows, as text.
+    fn rows(&self) -> Vec<String> {
+        let rows = self.sandbox.execute("SELECT id, name, note FROM shop.orders ORDER BY id").expect("rows");
+        let text = |cell: Option<String>| cell.unwrap_or_else(|| "-".to_owned());
+        rows.into_iter().map(|row| row.into_iter().map(text).collect::<Vec<_>>().join(" ")).collect()
+    }
+
+    fn safe_upto(&self, number: u32) -> Option<i64> {
+        self.ledger.watermark(&stay(number)).map(|watermark| watermark.upto)
+    }
+
+    /// Loads of which rows came into the table.
+    fn rows_of_loads(&self) -> Vec<u64> {
+        self.sandbox.loads().iter().map(|load| load.rows).filter(|rows| *rows > 0).collect()
+    }
+
     /// Loaded, given up and in flight.
     fn counts(&self) -> [u64; 3] {
-        let meter = &self.owners[0].meter;
+        self.counts_of(0)
+    }
+
+    fn counts_of(&self, pipeline: usize) -> [u64; 3] {
+        let meter = &self.owners[pipeline].meter;
         let in_flight = u64::try_from(meter.records_in_flight.get()).expect("not below zero");
         [meter.records_loaded.get(), meter.records_given_up.get(), in_flight]
     }
@@ -251,4 +299,140 @@ async fn a_pipeline_that_halts_for_a_row_takes_only_its_own_rows_along() {
     assert!(fault.story().contains("add [dead_letters]"), "{}", fault.story());
     assert_eq!(bench.ledger.watermark(&stay(1)).map(|watermark| watermark.upto), Some(-1));
     assert_eq!(bench.ledger.watermark(&stay(2)).map(|watermark| watermark.upto), Some(0));
+}
+
+const WHOLE: bool = false;
+const PARTIAL: bool = true;
+
+/// In two batches, the row that the refused one was to replace would be in the table.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_a_refused_one_was_to_replace_is_loaded() {
+    let long = "x".repeat(40);
+    let bad = format!(r#"{{"id":1,"name":"{long}","note":9}}"#);
+    let partly = format!(r#"{{"id":1,"name":"{long}"}}"#);
+    let merged = format!(r#"{{"id":1,"name":"{long}","note":1}}"#);
+    let check = async |change: (&str, bool), letter: &str| {
+        let mut bench = Bench::upserting().await;
+        let rows =
+            [(r#"{"id":1,"name":"first","note":1}"#, WHOLE), (r#"{"id":2,"name":"other","note":2}"#, WHOLE)];
+        bench
+            .shared
+            .carry(bench.batch(vec![bench.changes(0, 0, &rows), bench.changes(0, 1, &[change])]))
+            .await;
+        assert_eq!(bench.rows(), ["1 first 1", "2 other 2"]);
+        let bundle = bench.letters.try_recv().expect("a letter");
+        let letters: Vec<_> = bundle.rejected.iter().flat_map(|one| &one.letters).collect();
+        let told: Vec<_> = letters.iter().map(|one| (one.partition.number, one.value.as_deref())).collect();
+        assert_eq!(told, [(1, Some(letter.as_bytes()))]);
+        assert_eq!((bench.counts(), bench.rows_of_loads()), ([2, 0, 1], vec![1, 1]));
+        assert_eq!([bench.safe_upto(0), bench.safe_upto(1)], [Some(1), Some(-1)]);
+        let Bundle { rejected, permit } = bundle;
+        drop(permit);
+        for rejected in rejected {
+            let _ = rejected.ticket.settle();
+        }
+        assert_eq!((bench.safe_upto(1), bench.ledger.open_spans()), (Some(0), 0));
+        assert_eq!((bench.ledger.poisoned(), bench.owners[0].share.used()), (None, 0));
+    };
+    check((&bad, WHOLE), &bad).await;
+    check((&partly, PARTIAL), &merged).await;
+}
+
+/// Of a key that only gets bad rows, each one becomes a letter, and the good one among them stands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refused_rows_of_one_key_are_taken_out_one_after_another() {
+    let mut bench = Bench::upserting().await;
+    let bad: Vec<String> =
+        (0..3).map(|n| format!(r#"{{"id":1,"name":"{}","note":{n}}}"#, "x".repeat(40))).collect();
+    let good = r#"{"id":1,"name":"good","note":7}"#;
+    let rows = [(bad[0].as_str(), WHOLE), (good, WHOLE), (&bad[1], WHOLE), (&bad[2], WHOLE)];
+    bench.shared.carry(bench.batch(vec![bench.changes(0, 0, &rows)])).await;
+    assert_eq!(bench.rows(), ["1 good 7"]);
+    let mut offsets = Vec::new();
+    while let Ok(bundle) = bench.letters.try_recv() {
+        offsets.extend(bundle.rejected.iter().flat_map(|one| &one.letters).map(|letter| letter.offset));
+        bundle.forget();
+    }
+    // The first one was replaced by a row that landed: nobody will ever miss it.
+    assert_eq!((offsets, bench.counts()), (vec![3, 2], [2, 0, 2]));
+}
+
+/// Two pipelines share a batch, and the later row of a key is the one that is given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_one_given_up_was_to_replace_is_loaded() {
+    let check = async |others: &[(&str, bool)], expected: &[&str]| {
+        let bench = Bench::upserting().await;
+        let refuse = Broken { kind: Breakage::TooManyVersions, table: None, times: None };
+        let refused = bench.sandbox.set_fault(refuse);
+        let mut rows = vec![(r#"{"id":1,"name":"posted","note":1}"#, WHOLE)];
+        rows.extend(others);
+        let batch = bench.batch(vec![
+            bench.changes(1, 1, &rows),
+            bench.changes(0, 0, &[(r#"{"id":1,"name":"followed"}"#, PARTIAL)]),
+        ]);
+        let shared = Arc::clone(&bench.shared);
+        let carried = tokio::spawn(async move { shared.carry(batch).await });
+        let waits = async {
+            while bench.owners[0].meter.health.waiting_for().is_none() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(SOON, waits).await.expect("the load is refused");
+        bench.sandbox.clear_fault(refused);
+        bench.owners[0].giving_up.give_up(&[stay(0)]);
+        let _ = bench.ledger.end(&stay(0));
+        bench.owners[0].giving_up.done(&[stay(0)]);
+        tokio::time::timeout(SOON, carried).await.expect("no further wait").expect("no panic");
+        assert_eq!(bench.rows(), expected);
+        let records = rows.len() as u64;
+        assert_eq!((bench.counts(), bench.counts_of(1)), ([0, 1, 0], [records, 0, 0]));
+        assert_eq!(bench.safe_upto(1), Some(records as i64 - 1));
+        // No load without a row was tried.
+        assert_eq!(bench.rows_of_loads(), vec![1; rows.len()]);
+        assert_eq!((bench.ledger.poisoned(), bench.owners[0].share.used()), (None, 0));
+    };
+    check(&[(r#"{"id":2,"name":"too","note":2}"#, WHOLE)], &["1 posted 1", "2 too 2"]).await;
+    check(&[], &["1 posted 1"]).await;
+}
+
+/// Takes the table away before the pipeline's first load.
+struct Saboteur(Arc<Sandbox>);
+
+impl std::fmt::Debug for Saboteur {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Saboteur")
+    }
+}
+
+impl Fence for Saboteur {
+    fn announce(&self, _number: u64) -> crate::sink::FenceAnswer<'_> {
+        self.0.execute("DROP TABLE shop.orders").expect("dropped");
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn holds(&self) -> crate::sink::FenceAnswer<'_> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn settled(&self, _number: u64) {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_hide_behind_one_that_halts_are_not_counted_and_what_landed_is() {
+    let mut bench = Bench::upserting().await;
+    let share = bench.owners[1].share.clone();
+    let saboteur = Arc::new(Saboteur(Arc::clone(&bench.sandbox)));
+    bench.owners[1] = Arc::new(Owner { fence: Some(saboteur), ..owner(1, &share, Rejects::Halt) });
+    let (one, again) = (r#"{"id":1,"name":"a","note":1}"#, r#"{"id":1,"name":"b","note":1}"#);
+    let batch = bench.batch(vec![
+        bench.changes(1, 1, &[(one, WHOLE)]),
+        bench.changes(0, 0, &[(r#"{"id":2,"name":"c"}"#, PARTIAL)]),
+        bench.changes(1, 2, &[(again, WHOLE)]),
+    ]);
+    bench.shared.carry(batch).await;
+    let fault = bench.owners[1].alarm.take().expect("the table is gone");
+    assert_eq!(fault.kind, FaultKind::Halt, "{}", fault.story());
+    assert_eq!((bench.counts(), bench.counts_of(1)[0]), ([1, 0, 0], 0));
+    assert_eq!([0, 1, 2].map(|number| bench.safe_upto(number)), [Some(0), Some(-1), Some(-1)]);
+    assert_eq!((bench.ledger.open_spans(), bench.ledger.poisoned(), share.used()), (0, None, 0));
 }

@@ -17,6 +17,8 @@ use crate::config::model::StarRocks;
 use crate::fault::Fault;
 use crate::sink::{Load, Outcome};
 
+mod transaction;
+
 /// How long an FE may take for its hop.
 const FE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the body waits for a BE's `100 Continue`. A BE always sends one; a proxy may not.
@@ -92,6 +94,10 @@ impl Client {
     pub async fn attempt(&self, load: &mut Load) -> Outcome {
         let mut flight = Flight::new(load);
         let (outcome, error_url) = self.0.attempt(&mut flight).await;
+        self.with_error_log(outcome, error_url).await
+    }
+
+    async fn with_error_log(&self, outcome: Outcome, error_url: ErrorUrl) -> Outcome {
         match (outcome, error_url) {
             (Outcome::BadRows(mut rejection), Some((from, url))) => {
                 rejection.error_log = self.0.error_log(&from, &url).await;
@@ -107,7 +113,7 @@ impl Client {
     /// `Retry` when no FE gives a state; `Halt` for wrong credentials or a missing database.
     pub async fn label_state(&self, database: &str, label: &str) -> Result<LabelState, Fault> {
         let path = state_path(database, label);
-        let answer = self.0.ask_frontends(Method::GET, &path, FE_PATIENCE).await?;
+        let answer = self.0.ask_frontends(Method::GET, &path, &self.0.credentials, FE_PATIENCE).await?;
         self.0.read_state(database, label, &answer)
     }
 
@@ -118,7 +124,7 @@ impl Client {
     /// `Retry` when no FE answers.
     pub async fn cancel(&self, database: &str, table: &str, label: &str) -> Result<(), Fault> {
         let path = cancel_path(database, table, label);
-        self.0.ask_frontends(Method::POST, &path, FE_PATIENCE).await.map(drop)
+        self.0.ask_frontends(Method::POST, &path, &self.0.credentials, FE_PATIENCE).await.map(drop)
     }
 
     /// Whether an FE answers and takes the credentials; at most 10 seconds.
@@ -132,7 +138,10 @@ impl Client {
         let path = state_path(database, &label);
         let addresses = self.0.cluster_addresses();
         let share = PING_LIMIT / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
-        let asked = tokio::time::timeout(PING_LIMIT, self.0.ask_frontends(Method::GET, &path, share));
+        let asked = tokio::time::timeout(
+            PING_LIMIT,
+            self.0.ask_frontends(Method::GET, &path, &self.0.credentials, share),
+        );
         let silence = match asked.await {
             Ok(Ok(answer)) => return self.0.read_state(database, &label, &answer).map(drop),
             Ok(Err(fault)) => fault,
@@ -181,13 +190,23 @@ impl Shared {
             return (Outcome::Refused(fault), None);
         }
         let path = load_path(&flight.load.destination.cluster.database, &flight.load.destination.table);
+        self.send_body(flight, &path, &headers).await
+    }
+
+    /// `PUT`s the rows to `path`: FE, redirects, BE.
+    async fn send_body(
+        &self,
+        flight: &mut Flight<'_>,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> (Outcome, ErrorUrl) {
         let mut dead_be = None;
         for _ in 0..BE_TRIES_MAX {
-            let first = match self.first_hop(Method::PUT, &path, &headers, FE_PATIENCE).await {
+            let first = match self.first_hop(Method::PUT, path, headers, FE_PATIENCE).await {
                 Ok(hop) => hop,
                 Err(fault) => return (Outcome::Refused(fault), None),
             };
-            match self.follow(first, &headers, flight).await {
+            match self.follow(first, headers, flight).await {
                 Followed::Answered { from, answer, body_left } => {
                     return conclude(flight, from, &answer, body_left);
                 }
@@ -287,8 +306,13 @@ impl Shared {
     }
 
     /// A request without body to the FEs, followed to the leader if need be.
-    async fn ask_frontends(&self, method: Method, path: &str, patience: Duration) -> Result<Answer, Fault> {
-        let headers = &self.credentials;
+    async fn ask_frontends(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &HeaderMap,
+        patience: Duration,
+    ) -> Result<Answer, Fault> {
         let Hop { mut from, mut answer } = self.first_hop(method.clone(), path, headers, patience).await?;
         for _ in 0..REDIRECTS_MAX {
             if !answer.status.is_redirection() {
@@ -298,7 +322,7 @@ impl Shared {
             answer = self
                 .bodyless(method.clone(), &target, &path, headers, patience)
                 .await
-                .map_err(|error| Fault::retry("cannot ask the leader FE").caused_by(error))?;
+                .map_err(|error| Fault::retry(format!("cannot ask {target}")).caused_by(error))?;
             from = target;
         }
         Ok(answer)

@@ -315,7 +315,7 @@ impl Fields {
         self.get(name).and_then(Value::as_str).filter(|text| !text.is_empty())
     }
 
-    fn number(&self, name: &str) -> Option<i64> {
+    pub(super) fn number(&self, name: &str) -> Option<i64> {
         let value = self.get(name)?;
         value.as_i64().or_else(|| value.as_str()?.parse().ok())
     }

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use super::{compress, csv};
 use crate::config::model::{RowFormat, StarRocks, TableModel};
 use crate::fault::Fault;
-use crate::sink::Load;
+use crate::sink::{Destination, Load};
 
 /// Headers of every request: who asks.
 pub(super) fn credentials(cluster: &StarRocks) -> Result<HeaderMap, Fault> {
@@ -111,6 +111,29 @@ fn column_list(columns: &[String], ops: bool) -> String {
 /// `PUT` here to load.
 pub(super) fn load_path(database: &str, table: &str) -> String {
     format!("/api/{}/{}/_stream_load", percent_encoded(database), percent_encoded(table))
+}
+
+/// A step of a transaction goes here: `begin`, `load`, `prepare`, `commit` or `rollback` (§4.1).
+pub(super) fn transaction_path(step: &str) -> String {
+    format!("/api/transaction/{step}")
+}
+
+/// Says in headers which transaction a step is of: the interface takes nothing from the path (§4.1).
+pub(super) fn name_transaction(
+    headers: &mut HeaderMap,
+    destination: &Destination,
+    label: &str,
+) -> Result<(), Fault> {
+    for (name, text) in
+        [("db", &*destination.cluster.database), ("table", &destination.table), ("label", label)]
+    {
+        let Ok(value) = HeaderValue::from_str(text) else {
+            let hint = "transactions name database and table in headers: use a name of ASCII characters";
+            return Err(Fault::halt(format!("cannot write the {name} `{text}` into a header"), hint));
+        };
+        headers.insert(HeaderName::from_static(name), value);
+    }
+    Ok(())
 }
 
 /// `GET` here for the state of a label.

@@ -26,6 +26,7 @@ pub(super) fn cluster(fe: &[&str]) -> StarRocks {
         table_model: None,
         in_flight: 1,
         load_timeout: Duration::from_secs(600),
+        prepared_timeout: Duration::from_secs(86_400),
         redirect_hosts: Vec::new(),
         ca: None,
         properties: BTreeMap::new(),

@@ -8,11 +8,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{CommitMode, Consumer as _};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use self::exactly::Deciding;
 use super::consumer::{Note, Reader, refusal_hint};
+use super::decider::Decider;
+use super::membership::Membership;
 use super::orders::{Orders, Start};
 use super::queue::{Commits, Queue, cached_end};
 use super::start::{self, Claim};
@@ -22,14 +25,20 @@ use crate::config::pattern;
 use crate::delivery::marker::Marker;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::{PipelineMeter, Waiting};
-use crate::position::{Epoch, Partition, Stay, Watermark};
+use crate::position::{Epoch, Partition, Stay};
 use crate::source::Parts;
 use crate::source::halts::{Halts, LaneThread};
 
+mod committing;
 mod ending;
+mod exactly;
+
+pub(crate) use exactly::Exactly;
 
 /// How long one turn waits for the consumer's events.
 const POLL_WAIT: Duration = Duration::from_millis(50);
+/// Likewise while an epoch is on its way: it waits for the decision.
+const DECISION_POLL_WAIT: Duration = Duration::from_millis(5);
 /// How long a partition that is revoked may wait for its sent batches: well under the default
 /// `max.poll.interval.ms` of 5 minutes, which is also how long the group waits for a member.
 const REVOKE_DRAIN_MAX: Duration = Duration::from_secs(60);
@@ -109,6 +118,10 @@ pub(super) struct Control {
     trouble: Option<Waiting>,
     waiting_for_group: Option<Waiting>,
     halts: Halts,
+    /// Since when an assignment waits for an epoch.
+    assigned_at: Option<Instant>,
+    /// With exactly_once: nothing is committed but by its decisions.
+    deciding: Option<Deciding>,
 }
 
 impl Control {
@@ -123,7 +136,8 @@ impl Control {
     where
         S: Fn(usize, KafkaFeed) -> std::io::Result<LaneThread>,
     {
-        let Wiring { kafka, marker, parts } = wiring;
+        let Wiring { kafka, marker, parts, exactly } = wiring;
+        let deciding = exactly.map(|exactly| Deciding::new(exactly, Decider::new(&kafka, &parts.label_stem)));
         let mut lanes = Vec::new();
         for number in 0..lane_count {
             let queue = Queue::new(&reader).ok_or_else(|| Fault::retry("cannot make a librdkafka queue"))?;
@@ -155,6 +169,8 @@ impl Control {
             trouble: None,
             waiting_for_group: None,
             halts: Halts::of(&parts, "nothing was committed past them"),
+            assigned_at: None,
+            deciding,
             kafka,
             marker,
             parts,
@@ -184,14 +200,32 @@ impl Control {
 
     /// One turn: hear, act, commit, look around.
     fn turn(&mut self) -> Result<(), Fault> {
-        self.poll(POLL_WAIT)?;
+        self.poll(self.poll_wait())?;
         self.check_halts()?;
         if self.revoking.is_none() {
             self.next_rebalance()?;
         }
         self.advance_revocation()?;
-        self.commit_when_due();
+        self.release()?;
         self.observe();
+        Ok(())
+    }
+
+    fn poll_wait(&self) -> Duration {
+        if self.is_deciding() { DECISION_POLL_WAIT } else { POLL_WAIT }
+    }
+
+    /// An epoch is on its way.
+    fn is_deciding(&self) -> bool {
+        self.deciding.as_ref().is_some_and(Deciding::is_busy)
+    }
+
+    /// Tells the group what is safe, as the pipeline's promise wants it.
+    fn release(&mut self) -> Result<(), Fault> {
+        if self.deciding.is_some() {
+            return self.decide_when_due();
+        }
+        self.commit_when_due();
         Ok(())
     }
 
@@ -262,12 +296,31 @@ impl Control {
         if self.asked_at.is_some_and(|at| at.elapsed() < ASK_AGAIN_AFTER) {
             return Ok(());
         }
+        if let Some(deciding) = self.deciding.as_ref().filter(|_| !self.rebalances.is_empty()) {
+            // No epoch outlives the assignment that it began under.
+            deciding.close();
+            if deciding.is_busy() && matches!(self.rebalances.front(), Some(Note::Assigned(_))) {
+                if self.assigned_at.get_or_insert_with(Instant::now).elapsed() >= REVOKE_DRAIN_MAX {
+                    deciding.abandon();
+                }
+                return Ok(());
+            }
+        }
+        self.assigned_at = None;
         match self.rebalances.pop_front() {
             None => Ok(()),
             Some(Note::Assigned(list)) => match self.assign(&list) {
                 Ok(()) => {
                     self.asked_at = None;
                     Ok(())
+                }
+                Err(fault) if fault.kind == FaultKind::Retry && !self.is_member() => {
+                    // The group has put us out while its assignment waited for our answer. librdkafka joins again
+                    // only after that answer.
+                    tracing::warn!(pipeline = %self.parts.meter.name, "{}; joining the group again", fault.story());
+                    self.reader
+                        .incremental_assign(&TopicPartitionList::new())
+                        .map_err(|error| Fault::halt("cannot assign partitions", RESTART).caused_by(error))
                 }
                 Err(fault) if fault.kind == FaultKind::Retry => {
                     self.hear_trouble(false, &fault.story())?;
@@ -293,13 +346,11 @@ impl Control {
     fn assign(&mut self, list: &TopicPartitionList) -> Result<(), Fault> {
         let named: Vec<(String, i32)> =
             list.elements().iter().map(|one| (one.topic().to_owned(), one.partition())).collect();
+        self.settle_own()?;
         let marker = &self.marker;
         let gone = |topic: &str| marker.has_read(topic).then(|| marker.offsets_gone(topic));
         let starts = start::find(&self.reader, &named, &mut self.rule, gone)?;
-        let claims = starts.iter().filter(|(_, found)| !found.committed);
-        let claims: BTreeMap<_, _> = claims.map(|(place, found)| (place.clone(), found.offset - 1)).collect();
-        self.commit_now(&claims)
-            .map_err(|error| Fault::retry("cannot commit where reading begins").caused_by(error))?;
+        self.claim(&starts)?;
         let mut assignment = TopicPartitionList::new();
         // From here on nothing passes by itself: a second try would hold partitions twice.
         for ((topic, partition), found) in &starts {
@@ -326,6 +377,22 @@ impl Control {
         let name = &self.parts.meter.name;
         tracing::info!(pipeline = %name, added = starts.len(), partitions = self.held.len(), "assigned");
         Ok(())
+    }
+
+    fn is_member(&self) -> bool {
+        Membership::of(&self.reader).is_some_and(|membership| membership.is_known())
+    }
+
+    /// Pins where reading begins.
+    fn claim(&mut self, starts: &start::Starts) -> Result<(), Fault> {
+        if self.deciding.is_some() {
+            return self.take_over(starts);
+        }
+        exactly::refuse_undone(starts)?;
+        let claims = starts.iter().filter(|(_, found)| found.committed.is_none());
+        let claims: BTreeMap<_, _> = claims.map(|(place, found)| (place.clone(), found.offset - 1)).collect();
+        self.commit_now(&claims)
+            .map_err(|error| Fault::retry("cannot commit where reading begins").caused_by(error))
     }
 
     /// Begins a stay: the ledger knows where it starts, the least busy lane reads it.
@@ -359,12 +426,25 @@ impl Control {
         let name = &self.parts.meter.name;
         tracing::info!(pipeline = %name, partitions = stays.len(), lost, "giving partitions up");
         self.parts.giving_up.give_up(&stays);
+        if let Some(deciding) = &self.deciding {
+            deciding.close();
+        }
         self.revoking = Some(Revocation { list, stays, lost, since: Instant::now(), dropped: false });
     }
 
     fn advance_revocation(&mut self) -> Result<(), Fault> {
         let Some(mut revoking) = self.revoking.take() else { return Ok(()) };
         let late = revoking.since.elapsed() >= REVOKE_DRAIN_MAX;
+        if let Some(deciding) = self.deciding.as_mut().filter(|_| late || revoking.lost) {
+            if deciding.is_unknown() && !revoking.lost {
+                return Err(Fault::halt(
+                    "partitions have to be given up, and the brokers do not say whether the last epoch was decided",
+                    "nothing is lost or doubled: whoever gets them finds out; start again",
+                ));
+            }
+            deciding.leave_undecided();
+            deciding.abandon();
+        }
         if !revoking.dropped {
             if !late && !self.lanes.iter().all(|lane| lane.orders.are_seen()) {
                 self.revoking = Some(revoking);
@@ -378,7 +458,7 @@ impl Control {
         }
         let quiet = revoking.stays.iter().all(|stay| self.parts.ledger.is_quiet(stay));
         // A commit that is not answered might be sent again by librdkafka, over the next owner's.
-        let unfinished = !quiet || self.committing.is_some();
+        let unfinished = !quiet || self.committing.is_some() || self.is_deciding();
         if unfinished && !late && !revoking.lost {
             self.revoking = Some(revoking);
             return Ok(());
@@ -387,7 +467,8 @@ impl Control {
             let name = &self.parts.meter.name;
             tracing::warn!(
                 pipeline = %name, lost = revoking.lost, waited_s = revoking.since.elapsed().as_secs(),
-                "partitions given up while batches of them were on their way: their rows may come twice"
+                "partitions given up while batches of them were on their way{}",
+                if self.deciding.is_some() { "" } else { ": their rows may come twice" }
             );
         }
         self.end_stays(&revoking);
@@ -414,6 +495,11 @@ impl Control {
             }
         }
         self.parts.giving_up.done(&revoking.stays);
+        if let Some(deciding) = &mut self.deciding {
+            // What was decided stands in Kafka already.
+            deciding.gave_up(&revoking.stays);
+            return;
+        }
         if revoking.lost {
             return;
         }
@@ -423,73 +509,6 @@ impl Control {
                 self.parts.meter.commit_failures.inc();
                 let name = &self.parts.meter.name;
                 tracing::warn!(pipeline = %name, %error, "the last commit of revoked partitions failed");
-            }
-        }
-    }
-
-    fn list_of(&self, watermarks: &BTreeMap<(String, i32), i64>) -> Result<TopicPartitionList, KafkaError> {
-        let mut list = TopicPartitionList::new();
-        for ((topic, partition), upto) in watermarks {
-            let mut element = list.add_partition(topic, *partition);
-            element.set_offset(Offset::Offset(upto + 1))?;
-            element.set_metadata(self.claim.text());
-        }
-        Ok(list)
-    }
-
-    /// Commits and waits for the answer.
-    fn commit_now(&self, watermarks: &BTreeMap<(String, i32), i64>) -> Result<(), KafkaError> {
-        if watermarks.is_empty() {
-            return Ok(());
-        }
-        self.reader.commit(&self.list_of(watermarks)?, CommitMode::Sync)?;
-        self.parts.meter.commits.inc();
-        Ok(())
-    }
-
-    fn commit_when_due(&mut self) {
-        for Watermark { stay, upto } in self.parts.ledger.progress() {
-            self.parts.meter.health.progress();
-            let place = place_of(&stay);
-            if self.held.get(&place).is_some_and(|held| held.stay == stay) {
-                self.uncommitted.insert(place, upto);
-            }
-        }
-        if self.committed_at.elapsed() >= self.kafka.commit_interval {
-            self.send_commit();
-        }
-    }
-
-    /// Sends what is to be committed, unless a commit is on its way or the partitions are another's.
-    fn send_commit(&mut self) {
-        if self.uncommitted.is_empty() || self.committing.is_some() || self.reader.assignment_lost() {
-            return;
-        }
-        self.committed_at = Instant::now();
-        let watermarks = std::mem::take(&mut self.uncommitted);
-        let list = self.list_of(&watermarks).map_err(|error| error.to_string());
-        let sent = list.and_then(|list| self.commits.send(&list));
-        self.committing = Some(watermarks);
-        if let Err(error) = sent {
-            self.hear_commit(Some(error));
-        }
-    }
-
-    fn hear_commit(&mut self, failed: Option<String>) {
-        let Some(committing) = self.committing.take() else { return };
-        match failed {
-            None => {
-                self.parts.meter.commits.inc();
-                self.trouble = None;
-            }
-            Some(text) => {
-                self.parts.meter.commit_failures.inc();
-                let name = &self.parts.meter.name;
-                tracing::warn!(pipeline = %name, "a commit of offsets failed and will be sent again: {text}");
-                for (place, upto) in committing {
-                    let newest = self.uncommitted.entry(place).or_insert(upto);
-                    *newest = (*newest).max(upto);
-                }
             }
         }
     }

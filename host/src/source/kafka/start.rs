@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rdkafka::consumer::{Consumer as _, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::membership::metadata_texts;
 use crate::config::model::{Kafka, Start};
 use crate::config::pattern;
 use crate::fault::Fault;
@@ -18,12 +19,12 @@ use crate::fault::Fault;
 pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// A start that was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
     /// Offset of the first record to read.
     pub(super) offset: i64,
-    /// Whether the group had it committed already; if not, it has to be claimed.
-    pub(super) committed: bool,
+    /// The text that the group has beside the offset, if it had one committed; if not, it has to be claimed.
+    pub(super) committed: Option<String>,
 }
 
 /// Starts by topic and partition.
@@ -70,7 +71,7 @@ impl Rule {
         if self.first.is_none() {
             let mut first = true;
             for found in &self.found {
-                first = first && !committed_offsets(consumer, found)?.values().any(Option::is_some);
+                first = first && !committed_offsets(consumer, found, &[])?.values().any(Option::is_some);
             }
             self.first = Some(first);
         }
@@ -100,7 +101,7 @@ pub(super) fn find<C: ConsumerContext>(
     for topic in topics {
         let mine = partitions.iter().filter(|(of, _)| of == topic).map(|(_, partition)| *partition);
         let mine: Vec<i32> = mine.collect();
-        let committed = committed_offsets(consumer, topic)?;
+        let committed = committed_offsets(consumer, topic, &mine)?;
         let known_topic = committed.values().any(Option::is_some);
         if let Some(fault) = if known_topic { None } else { gone(topic) } {
             return Err(fault);
@@ -108,8 +109,8 @@ pub(super) fn find<C: ConsumerContext>(
         // The group knows the topic, so a partition without an offset was added later: all of it is new.
         let start = if known_topic { Start::Earliest } else { rule.of(topic) };
         for partition in mine {
-            let found = match committed.get(&partition).copied().flatten() {
-                Some(offset) => Found { offset, committed: true },
+            let found = match committed.get(&partition).cloned().flatten() {
+                Some((offset, metadata)) => Found { offset, committed: Some(metadata) },
                 None => begin(consumer, topic, partition, start)?,
             };
             starts.insert((topic.to_owned(), partition), found);
@@ -118,11 +119,13 @@ pub(super) fn find<C: ConsumerContext>(
     Ok(starts)
 }
 
-/// Committed offsets of all partitions of a topic, whoever owns them.
-fn committed_offsets<C: ConsumerContext>(
+/// Committed offsets of all partitions of a topic and the text beside each, whoever owns them. Of those that are not
+/// `mine` it is enough that there is one: a transaction of their owner may be about to move it.
+pub(super) fn committed_offsets<C: ConsumerContext>(
     consumer: &rdkafka::consumer::BaseConsumer<C>,
     topic: &str,
-) -> Result<BTreeMap<i32, Option<i64>>, Fault> {
+    mine: &[i32],
+) -> Result<BTreeMap<i32, Option<(i64, String)>>, Fault> {
     let failed = || passing(format!("cannot look up the committed offsets of topic `{topic}`"));
     let metadata = consumer.fetch_metadata(Some(topic), ASK_TIMEOUT).map_err(failed())?;
     let mut list = TopicPartitionList::new();
@@ -133,10 +136,18 @@ fn committed_offsets<C: ConsumerContext>(
     }
     let answer = consumer.committed_offsets(list, ASK_TIMEOUT).map_err(failed())?;
     let mut committed = BTreeMap::new();
-    for element in answer.elements() {
-        element.error().map_err(failed())?;
+    for (element, metadata) in answer.elements().iter().zip(metadata_texts(&answer)) {
+        match element.error() {
+            Err(KafkaError::OffsetFetch(RDKafkaErrorCode::UnstableOffsetCommit))
+                if !mine.contains(&element.partition()) =>
+            {
+                committed.insert(element.partition(), Some((0, String::new())));
+                continue;
+            }
+            answered => answered.map_err(failed())?,
+        }
         let offset = match element.offset() {
-            Offset::Offset(offset) => Some(offset),
+            Offset::Offset(offset) => Some((offset, metadata)),
             Offset::Invalid | Offset::Beginning | Offset::End | Offset::Stored | Offset::OffsetTail(_) => {
                 None
             }
@@ -164,7 +175,7 @@ fn begin<C: ConsumerContext>(
             None => watermarks().map_err(failed())?.1,
         },
     };
-    Ok(Found { offset: offset.max(0), committed: false })
+    Ok(Found { offset: offset.max(0), committed: None })
 }
 
 fn offset_at<C: ConsumerContext>(

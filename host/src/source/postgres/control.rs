@@ -48,7 +48,7 @@ const POSITION_EVERY: Duration = Duration::from_secs(1);
 /// How long what is on its way may land after the connection broke, before the stream is read again from the
 /// position.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
-/// How long the stream is read on for the last changes of tables that are gone.
+/// How long the stream may stand still before the last changes of tables that are gone are given up.
 const GONE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the control thread needs of the rest of its pipeline.
@@ -61,6 +61,24 @@ pub(crate) struct Wiring {
     pub(crate) carrier: Carrier,
     /// What every source gets.
     pub(crate) parts: Parts,
+}
+
+/// Changes that are written and have not come yet.
+#[derive(Debug, Clone, Copy)]
+struct Coming {
+    /// How far they have come, and since when.
+    upto: Lsn,
+    moved_at: Instant,
+}
+
+impl Coming {
+    /// Whether they are worth waiting for: the stream has moved on lately, is being loaded, or is being mended.
+    fn goes_on(&mut self, upto: Lsn, is_busy: bool, now: Instant) -> bool {
+        if is_busy || upto > self.upto {
+            *self = Coming { upto, moved_at: now };
+        }
+        now.duration_since(self.moved_at) < GONE_PATIENCE
+    }
 }
 
 /// Starts a lane's thread on its feed.
@@ -139,8 +157,8 @@ pub(super) struct Control {
     streaming: Option<Streaming>,
     positions: Option<Arc<Positions>>,
     halts: Halts,
-    /// When other tables were to be followed.
-    changed_at: Option<Instant>,
+    /// Since other tables are to be followed: whether the changes before are still coming.
+    coming: Option<Coming>,
     /// When the lock was last asked for.
     led_at: Option<Instant>,
     /// There was a replication connection already.
@@ -162,7 +180,7 @@ impl Control {
             streaming: None,
             positions: None,
             halts,
-            changed_at: None,
+            coming: None,
             led_at: None,
             has_connected: false,
         }
@@ -280,7 +298,8 @@ impl Control {
         };
         let listed = |tables: &[TableName]| tables.iter().map(ToString::to_string).collect::<Vec<_>>();
         let (came, gone) = (listed(came), listed(gone));
-        let since = *self.changed_at.get_or_insert_with(|| {
+        let now = Instant::now();
+        let mut coming = self.coming.take().unwrap_or_else(|| {
             if !came.is_empty() {
                 tracing::info!(pipeline = %self.parts.meter.name, tables = came.join(", "), "following new tables");
             }
@@ -290,12 +309,22 @@ impl Control {
                     "followed tables are gone from the source: their rows stay in StarRocks"
                 );
             }
-            Instant::now()
+            Coming { upto: Lsn::default(), moved_at: now }
         });
         // What was written before they went comes first.
-        let has_all = self.streaming.as_ref().is_none_or(|streaming| streaming.durable >= *written);
-        if !gone.is_empty() && !has_all && since.elapsed() < GONE_PATIENCE {
-            return Ok(None);
+        if let Some(Streaming { durable, pump, .. }) = self.streaming.as_ref().filter(|_| !gone.is_empty()) {
+            let is_busy = pump.is_none() || self.parts.ledger.open_spans() > 0;
+            if *durable < *written && coming.goes_on(*durable, is_busy, now) {
+                self.coming = Some(coming);
+                return Ok(None);
+            }
+            if *durable < *written {
+                tracing::warn!(
+                    pipeline = %self.parts.meter.name, tables = gone.join(", "), read = %durable, written = %written,
+                    "the stream stands still before the place where followed tables went: their last changes between \
+                     these places, if there are any, are skipped"
+                );
+            }
         }
         Ok(Some(self.followed().filter(|table| !gone.contains(table)).chain(came).collect()))
     }
@@ -447,5 +476,24 @@ impl Control {
     /// A connection for statements.
     pub(super) fn connection(&self) -> Result<Connection, Fault> {
         self.parts.runtime.block_on(self.prepared.connector.control())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_of_tables_that_are_gone_are_waited_for_while_the_stream_moves() {
+        let began = Instant::now();
+        let mut coming = Coming { upto: Lsn(0), moved_at: began };
+        let mut after = |seconds: u64, upto, is_busy| {
+            coming.goes_on(Lsn(upto), is_busy, began + Duration::from_secs(seconds))
+        };
+        assert!(after(50, 10, false), "it has moved");
+        assert!(after(100, 20, false), "and again, though it is long ago that they went");
+        assert!(after(150, 20, true), "a large transaction is being loaded, or the line is being mended");
+        assert!(after(209, 20, false));
+        assert!(!after(210, 20, false), "it stands still");
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, mpsc};
 
-use super::copy_data::CopyData;
+use super::copy_data::{CopyData, Unended};
 use super::copy_text::CopyText;
 use super::gather::{Gathered, Transaction};
 use super::lsn::Lsn;
@@ -161,7 +161,14 @@ impl CopyFeed {
             (Gathered::new(layout, copied.destination, stay, 0, parts.gathering), 0)
         });
         let mut at = from;
-        while let Some((line, behind)) = data.row(at) {
+        let unended = |unended: Unended| {
+            Fault::halt(
+                format!("cannot copy {}", copied.layout.name()),
+                "is it really PostgreSQL? the table does not count as copied: start again, and report it if it comes again",
+            )
+            .caused_by(unended)
+        };
+        while let Some((line, behind)) = data.row(at).map_err(unended)? {
             if gathered.is_full() {
                 return Ok(Some(at));
             }

@@ -157,8 +157,7 @@ impl StreamFeed {
 
     /// Reads what waits; stops at a table that is full and tells its place.
     fn gather(&mut self) -> Result<Option<usize>, Fault> {
-        // Asked to end, it may have gone past a table that it could not ask the source about.
-        while self.barrier.is_none() && !self.gave_up && !self.parts.progress.has_ended() {
+        while self.barrier.is_none() && !self.gave_up {
             let Some(pumped) = self.waiting.pop_front() else { return Ok(None) };
             let table = match &pumped.event {
                 Event::Change(data) => self.change(data)?,
@@ -235,8 +234,10 @@ impl StreamFeed {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(fault) if fault.kind == FaultKind::Retry => {
                     tracing::debug!("{}; asking again", fault.story());
-                    // A server that shuts down waits for us to confirm what we cannot read without it.
-                    parts.progress.broke(fault);
+                    if parts.schema.is_cut_off() {
+                        // A server that shuts down waits for us to confirm what we cannot read without it.
+                        parts.progress.broke(fault);
+                    }
                     runtime.block_on(backoff.wait());
                 }
                 Err(fault) => return Err(fault),

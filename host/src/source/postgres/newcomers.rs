@@ -8,8 +8,10 @@ use super::connect::{Connector, Control as Connection};
 use super::destination::Memory;
 use super::facts::Facts;
 use super::kind::Types;
+use super::position;
 use super::preflight::{self, Defect, Severity, Step};
 use super::prepare;
+use super::roster::check_same;
 use super::setup;
 use super::table::{Table, TableName};
 use crate::config::model::{Postgres, StarRocks};
@@ -69,9 +71,14 @@ impl Newcomers {
         let fit = facts.without(&set_aside);
         let mut types = Types::new();
         facts.types.iter().for_each(|info| types.add(info.clone()));
+        let known = position::known(&self.sink, &self.meter.name, &source.slot).await?.unwrap_or_default();
         let mut query = Query::connect(&self.sink).await?;
         let mut ready = Vec::new();
         for table in fit.tables().into_iter().filter(|table| !self.followed.contains(&table.name)) {
+            if let Err(fault) = check_same(&known, [(&table.name, table.oid)].into_iter()) {
+                unfit.push(Unfit { table: table.name, why: fault.story() });
+                continue;
+            }
             match self.make_ready(&connection, &mut query, &fit, &table, &types).await {
                 Ok(()) => ready.push(table.name),
                 Err(why) => unfit.push(Unfit { table: table.name, why }),

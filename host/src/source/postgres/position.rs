@@ -5,10 +5,10 @@
 //! that changes are lost. A row is only ever replaced by one of the same or a later position
 //! (`merge_condition`), so that a load of a process that is dead, or thinks that it is not, cannot take it back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -57,8 +57,56 @@ pub(super) struct Known {
     pub(super) timeline: Option<u32>,
     /// Columns of tables as the stream last told of them.
     pub(super) columns: BTreeMap<String, Vec<Remembered>>,
+    /// Tables that have, or may have, rows in StarRocks.
+    pub(super) traces: BTreeMap<String, Trace>,
     /// Who loads, or did.
     pub(super) claim: Option<Claim>,
+}
+
+/// A table that is followed, or was.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Trace {
+    /// `pg_class.oid`; none if a version that did not keep it told of the table last.
+    pub(super) oid: Option<u32>,
+    /// It is followed no more: changes of it have passed by, and its rows are still in StarRocks.
+    pub(super) has_left: bool,
+    /// The position that the row has.
+    pub(super) at: Lsn,
+}
+
+/// A table as it is to be remembered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Note {
+    /// Its name.
+    pub(super) table: TableName,
+    /// `pg_class.oid`.
+    pub(super) oid: u32,
+    /// Its columns.
+    pub(super) columns: Vec<Remembered>,
+}
+
+impl Note {
+    fn details(&self) -> Details {
+        Details { oid: Some(self.oid), columns: Some(self.columns.clone()), ..Details::default() }
+    }
+}
+
+impl Known {
+    /// Tables that are followed, or were when somebody wrote of them last.
+    pub(super) fn followed(&self) -> BTreeSet<&String> {
+        let known = self.copied.keys().chain(self.columns.keys());
+        known.filter(|table| !self.has_left(table)).collect()
+    }
+
+    /// Whether a table was followed once, and is no more.
+    pub(super) fn has_left(&self, table: &str) -> bool {
+        self.traces.get(table).is_some_and(|trace| trace.has_left)
+    }
+
+    /// `pg_class.oid` of a table that is or was followed.
+    pub(super) fn oid(&self, table: &str) -> Option<u32> {
+        self.traces.get(table).and_then(|trace| trace.oid)
+    }
 }
 
 /// Which labels a process may have open: `<stem>-<number>` with numbers from `first` to before `end`.
@@ -79,7 +127,8 @@ const STREAM: &str = "";
 /// Likewise: the claim, whose generation is in the place of the position.
 const CLAIM: &str = "#claim";
 
-/// Likewise, with the table's name behind it: its columns. A table's own row tells that it was copied, and a table that is
+/// Likewise, with the table's name behind it: its oid and its columns, from before its first row is loaded until it is to be
+/// copied anew, also when it is followed no more. A table's own row tells that it was copied, and a table that is
 /// followed without a copy has none.
 const COLUMNS: &str = "#columns ";
 
@@ -90,6 +139,10 @@ struct Details {
     timeline: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     columns: Option<Vec<Remembered>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    oid: Option<u32>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    left: bool,
 }
 
 /// The position rows of one pipeline and slot.
@@ -99,8 +152,8 @@ pub(super) struct Positions {
     destination: Arc<Destination>,
     /// Names the labels: numbers of the claim.
     carrier: Carrier,
-    /// Guards and announces them.
-    fence: Arc<Leadership>,
+    /// Guards and announces them. It holds these positions itself, to claim labels.
+    fence: Weak<Leadership>,
     witness: Arc<Witness>,
     pipeline: String,
     slot: String,
@@ -204,8 +257,9 @@ async fn rows(query: &mut Query, database: &str, pipeline: &str, slot: &str) -> 
     for row in query.execute(&statement).await? {
         let [Some(table), Some(lsn), system, stem, first, end, details] = row.as_slice() else { continue };
         let place = number(lsn)?;
-        let Details { timeline, columns } = read_details(details.as_deref());
+        let Details { timeline, columns, oid, left } = read_details(details.as_deref());
         if let Some(table) = table.strip_prefix(COLUMNS) {
+            known.traces.insert(table.to_owned(), Trace { oid, has_left: left, at: Lsn(place) });
             known.columns.extend(columns.map(|columns| (table.to_owned(), columns)));
             continue;
         }
@@ -246,7 +300,7 @@ impl Positions {
         slot: &str,
         system: &str,
         carrier: &Carrier,
-        fence: Arc<Leadership>,
+        fence: &Arc<Leadership>,
     ) -> Result<Positions, Fault> {
         let mut own = sink.clone();
         own.properties = BTreeMap::from([("merge_condition".to_owned(), "lsn".to_owned())]);
@@ -281,7 +335,7 @@ impl Positions {
             sink: own,
             destination: Arc::new(destination),
             carrier: carrier.clone(),
-            fence,
+            fence: Arc::downgrade(fence),
             witness: Arc::new(Witness::new()),
             pipeline: pipeline.to_owned(),
             slot: slot.to_owned(),
@@ -309,47 +363,47 @@ impl Positions {
     /// Halt, if StarRocks will not have it.
     pub(super) async fn reached(&self, lsn: Lsn) -> Result<(), Fault> {
         let timeline = self.timeline();
-        let row = self.row(STREAM, lsn, &Details { timeline, columns: None })?;
+        let row = self.row(STREAM, lsn, &Details { timeline, ..Details::default() })?;
         self.write_positions(&[row]).await
     }
 
-    /// `table` was copied as it was at `lsn`, with these columns.
+    /// A table was copied as it was at `lsn`.
     ///
     /// # Errors
     /// As [`Positions::reached`].
-    pub(super) async fn copied(
-        &self,
-        table: &TableName,
-        columns: &[Remembered],
-        lsn: Lsn,
-    ) -> Result<(), Fault> {
-        let (name, shape) = (table.to_string(), format!("{COLUMNS}{table}"));
-        let details = Details { timeline: None, columns: Some(columns.to_vec()) };
+    pub(super) async fn copied(&self, note: &Note, lsn: Lsn) -> Result<(), Fault> {
+        let (name, shape) = (note.table.to_string(), format!("{COLUMNS}{}", note.table));
         let copied = self.row(&name, lsn, &Details::default())?;
-        self.write_positions(&[copied, self.row(&shape, lsn, &details)?]).await
+        self.write_positions(&[copied, self.row(&shape, lsn, &note.details())?]).await
     }
 
-    /// The stream told of these tables with these columns, at `lsn`.
+    /// Tables are followed in this shape from `lsn` on, or are about to be copied.
     ///
     /// # Errors
     /// As [`Positions::reached`].
-    pub(super) async fn remember(
-        &self,
-        tables: &[(TableName, Vec<Remembered>)],
-        lsn: Lsn,
-    ) -> Result<(), Fault> {
-        if tables.is_empty() {
+    pub(super) async fn remember(&self, notes: &[Note], lsn: Lsn) -> Result<(), Fault> {
+        if notes.is_empty() {
             return Ok(());
         }
-        let names: Vec<String> = tables.iter().map(|(table, _)| format!("{COLUMNS}{table}")).collect();
-        let rows: Result<Vec<Row<'_>>, Fault> = names
-            .iter()
-            .zip(tables)
-            .map(|(name, (_, columns))| {
-                self.row(name, lsn, &Details { timeline: None, columns: Some(columns.clone()) })
-            })
-            .collect();
+        let names: Vec<String> = notes.iter().map(|note| format!("{COLUMNS}{}", note.table)).collect();
+        let rows: Result<Vec<Row<'_>>, Fault> =
+            names.iter().zip(notes).map(|(name, note)| self.row(name, lsn, &note.details())).collect();
         self.write_positions(&rows?).await
+    }
+
+    /// A table of which `known` tells is followed no more, from `lsn` on. Its changes pass by, and its rows stay in
+    /// StarRocks: should it come back, they must not be taken for its own.
+    ///
+    /// # Errors
+    /// As [`Positions::reached`].
+    pub(super) async fn left(&self, table: &str, known: &Known, lsn: Lsn) -> Result<(), Fault> {
+        tracing::warn!(table, "it is not followed any more, and its rows stay in StarRocks");
+        let (name, trace) = (format!("{COLUMNS}{table}"), known.traces.get(table));
+        let columns = known.columns.get(table).cloned();
+        let details = Details { oid: known.oid(table), left: true, columns, ..Details::default() };
+        // A row is replaced by later ones only.
+        let lsn = trace.map_or(lsn, |trace| lsn.max(trace.at));
+        self.write_positions(&[self.row(&name, lsn, &details)?]).await
     }
 
     /// Labels of `claim` may be open from now on.
@@ -388,16 +442,6 @@ impl Positions {
         self.timeline.store(timeline, Ordering::Relaxed);
     }
 
-    /// Forgets that a table was copied, and its columns.
-    ///
-    /// # Errors
-    /// Retry, if StarRocks cannot be asked.
-    pub(super) async fn forget_table(&self, table: &str) -> Result<(), Fault> {
-        tracing::warn!(table, "it is not followed any more: should it come back, it is copied anew");
-        let mut query = Query::connect(&self.sink).await?;
-        forget(&mut query, &self.sink.database, &self.pipeline, &self.slot, table).await
-    }
-
     /// Asks how a label of another process stands, and ends it if it is open; true once it is decided.
     ///
     /// # Errors
@@ -432,12 +476,15 @@ impl Positions {
     }
 
     async fn write_positions(&self, rows: &[Row<'_>]) -> Result<(), Fault> {
+        let Some(fence) = self.fence.upgrade() else {
+            return Err(Fault::retry("cannot write a position: the slot was given up"));
+        };
         let (label, number) = self.carrier.next_label(&self.pipeline);
         // A successor ends it if it is still open: it would take the position past what that one has loaded.
-        self.fence.announce(number).await?;
-        let fences: Vec<Arc<dyn Fence>> = vec![Arc::clone(&self.fence) as Arc<dyn Fence>];
+        fence.announce(number).await?;
+        let fences: Vec<Arc<dyn Fence>> = vec![Arc::clone(&fence) as Arc<dyn Fence>];
         let written = self.write(rows, label, fences).await;
-        self.fence.settled(number);
+        fence.settled(number);
         written
     }
 
@@ -517,15 +564,33 @@ mod tests {
     #[test]
     fn details_are_read_back_and_those_of_other_versions_are_unknown() {
         let columns = vec![Remembered { name: "n\"1".into(), number: 2, type_oid: 25, type_modifier: -1 }];
-        let text = serde_json::to_string(&Details { timeline: None, columns: Some(columns.clone()) });
-        let text = text.expect("plain data");
-        assert_eq!(text, r#"{"columns":[{"name":"n\"1","number":2,"type":25,"modifier":-1}]}"#);
-        assert_eq!(read_details(Some(&text)).columns, Some(columns));
+        let note = Note { table: TableName::new("public", "t"), oid: 7, columns: columns.clone() };
+        let text = serde_json::to_string(&note.details()).expect("plain data");
+        assert_eq!(text, r#"{"columns":[{"name":"n\"1","number":2,"type":25,"modifier":-1}],"oid":7}"#);
+        let read = read_details(Some(&text));
+        assert_eq!((read.columns, read.oid, read.left), (Some(columns), Some(7), false));
+        let left = read_details(Some(r#"{"oid":7,"left":true}"#));
+        assert_eq!((left.columns, left.oid, left.left), (None, Some(7), true));
         let later = read_details(Some(r#"{"timeline":3,"weather":"fair"}"#));
         assert_eq!((later.timeline, later.columns), (Some(3), None));
         for unknown in [None, Some(""), Some("{}"), Some(r#"{"columns":{"a":1}}"#), Some("no JSON")] {
             let read = read_details(unknown);
             assert_eq!((read.timeline, read.columns), (None, None), "{unknown:?}");
         }
+    }
+
+    #[test]
+    fn a_table_that_has_left_is_known_and_not_followed() {
+        let trace = |has_left| Trace { oid: Some(7), has_left, at: Lsn(1) };
+        let known = Known {
+            copied: ["a", "b"].map(|table| (table.to_owned(), Lsn(1))).into(),
+            columns: ["b", "c", "d"].map(|table| (table.to_owned(), Vec::new())).into(),
+            traces: [("b", true), ("c", false), ("d", true)]
+                .map(|(table, left)| (table.to_owned(), trace(left)))
+                .into(),
+            ..Known::default()
+        };
+        assert_eq!(known.followed().into_iter().collect::<Vec<_>>(), ["a", "c"]);
+        assert_eq!((known.oid("a"), known.oid("b")), (None, Some(7)));
     }
 }

@@ -44,11 +44,19 @@ pub(crate) struct Prepared {
     pub(super) leadership: Arc<Leadership>,
     /// The source was looked at while another process may have read it.
     pub(super) may_be_outdated: bool,
+    /// The tables that were looked for.
+    pub(super) tables: Tables,
     /// What was told of tables that are set aside.
     pub(super) told: Told,
 }
 
 impl Prepared {
+    /// Whether positions tell of a table that was not looked for.
+    pub(super) fn has_missed(&self, known: &Known) -> bool {
+        let followed = self.followed.iter().map(|followed| followed.table.name.to_string());
+        self.tables.miss(&followed.collect(), known)
+    }
+
     /// What guards the source's rows.
     pub(crate) fn fence(&self) -> Arc<dyn Fence> {
         Arc::clone(&self.leadership) as Arc<dyn Fence>
@@ -87,6 +95,16 @@ impl Tables {
         }
     }
 
+    /// Whether positions tell of a table that was not looked for, where `followed` is what was found: one that was looked
+    /// for and not found is not there any more.
+    fn miss(&self, followed: &BTreeSet<String>, known: &Known) -> bool {
+        let looked_for = |table: &str| match self {
+            Tables::All => false,
+            Tables::Fit(names) | Tables::These(names) => names.contains(table),
+        };
+        known.followed().into_iter().any(|table| !followed.contains(table) && !looked_for(table))
+    }
+
     /// Whether this is the first round of a process.
     fn is_start(&self) -> bool {
         matches!(self, Tables::All)
@@ -116,6 +134,22 @@ pub(crate) async fn prepare(
     stop: &Stop,
     round: Round,
 ) -> Result<Option<Prepared>, Fault> {
+    let leadership = round.leadership.clone();
+    let prepared = look_around(source, pipeline, meter, stop, round).await;
+    if let (Ok(None) | Err(_), Some(leadership)) = (&prepared, leadership) {
+        // A process that stands by may have the slot: this one may live on for its other pipelines.
+        leadership.retire().await;
+    }
+    prepared
+}
+
+async fn look_around(
+    source: &Postgres,
+    pipeline: &Pipeline,
+    meter: &Arc<PipelineMeter>,
+    stop: &Stop,
+    round: Round,
+) -> Result<Option<Prepared>, Fault> {
     let connector = Arc::new(Connector::new(source, &pipeline.name)?);
     let looking = Looking { source, pipeline, connector: &connector, tables: &round.tables };
     let facts = patiently(meter, stop, async || looking.look().await).await?;
@@ -131,8 +165,19 @@ pub(crate) async fn prepare(
     let Some(followed) = followed else { return Ok(None) };
     let may_be_outdated = round.leadership.is_none() && !round.tables.is_start();
     let leadership = round.leadership.unwrap_or_else(|| Arc::new(Leadership::new(&connector)));
-    let (source, told) = (source.clone(), round.told);
-    Ok(Some(Prepared { source, connector, facts, types, followed, leadership, may_be_outdated, told }))
+    let Round { tables, told, .. } = round;
+    let source = source.clone();
+    Ok(Some(Prepared {
+        source,
+        connector,
+        facts,
+        types,
+        followed,
+        leadership,
+        may_be_outdated,
+        tables,
+        told,
+    }))
 }
 
 /// Tries until it works; none if the pipeline is asked to stop meanwhile.
@@ -207,7 +252,15 @@ impl Looking<'_> {
         let left_out: BTreeSet<TableName> = match self.tables {
             Tables::All => return Ok(facts),
             Tables::These(_) => others.collect(),
-            Tables::Fit(_) => newcomers::unfit(&facts, self.source, &others.collect()),
+            Tables::Fit(_) => {
+                let others: BTreeSet<TableName> = others.collect();
+                let known = self.known().await?;
+                // The process that leads has set them aside.
+                let chosen = facts.chosen().into_iter().map(|relation| relation.name.clone());
+                let back = chosen.filter(|name| known.has_left(&name.to_string()));
+                let unfit = newcomers::unfit(&facts, self.source, &others);
+                unfit.into_iter().chain(back).collect()
+            }
         };
         Ok(facts.without(&left_out))
     }
@@ -245,6 +298,9 @@ impl Looking<'_> {
         }
         let mut query = Query::connect(sink).await?;
         let known = self.known().await?;
+        // First: what else is wrong with such a table is told by comparing it with another one.
+        let needed = tables.iter().filter(|table| self.tables.need(&table.name));
+        roster::check_same(&known, needed.map(|table| (&table.name, table.oid)))?;
         let mut names: Vec<String> = Vec::new();
         let (mut followed, mut refusals) = (Vec::new(), Vec::new());
         for table in tables {
@@ -373,4 +429,31 @@ pub(super) async fn add_columns(query: &mut Query, table: &str, columns: &[Added
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::postgres::lsn::Lsn;
+    use crate::source::postgres::position::Trace;
+
+    #[test]
+    fn a_table_that_was_looked_for_and_not_found_is_not_looked_for_again() {
+        let names =
+            |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<String>>();
+        let left = Trace { oid: Some(3), has_left: true, at: Lsn(1) };
+        let known = Known {
+            copied: ["a", "b", "left"].map(|table| (table.to_owned(), Lsn(1))).into(),
+            traces: [("left".to_owned(), left)].into(),
+            ..Known::default()
+        };
+        for (tables, followed, misses) in [
+            (Tables::All, ["a"].as_slice(), true),
+            (Tables::All, &["a", "b", "c"], false),
+            (Tables::Fit(names(&["a", "b"])), &["a"], false),
+            (Tables::These(names(&["a"])), &["a"], true),
+        ] {
+            assert_eq!(tables.miss(&names(followed), &known), misses, "{tables:?} found {followed:?}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::{Facts, Relation};
+use super::position::Known;
 use super::preflight::is_listed;
 use super::prepare::Prepared;
 use super::quote::{friendly, friendly_table};
@@ -100,13 +101,49 @@ pub(super) fn unpublished(tables: &[TableName], source: &Postgres) -> Fault {
     )
 }
 
+/// Whether tables are those whose rows StarRocks has, if it has rows under their names, and were followed all the time since.
+///
+/// # Errors
+/// Halt, naming those that are not: copied over what is there, or followed on top of it, they would leave rows that
+/// the source has no more.
+pub(super) fn check_same<'a>(
+    known: &Known,
+    tables: impl Iterator<Item = (&'a TableName, u32)>,
+) -> Result<(), Fault> {
+    let (mut others, mut back) = (Vec::new(), Vec::new());
+    for (table, oid) in tables {
+        let name = table.to_string();
+        if known.oid(&name).is_some_and(|before| before != oid) {
+            others.push(table.clone());
+        } else if known.has_left(&name) {
+            back.push(table.clone());
+        }
+    }
+    if !others.is_empty() {
+        return Err(remade(&others));
+    }
+    if back.is_empty() { Ok(()) } else { Err(returned(&back)) }
+}
+
+/// Tables that were followed once are to be followed again.
+fn returned(tables: &[TableName]) -> Fault {
+    Fault::halt(
+        format!(
+            "tables are back that were not followed for a while: {}; their changes in that time did not come, and rows \
+             from before it are in StarRocks",
+            listed(tables)
+        ),
+        format!("stop the pipeline, have them copied again: {}, and start again", resync(tables)),
+    )
+}
+
 fn remade(tables: &[TableName]) -> Fault {
     Fault::halt(
         format!(
             "followed tables were dropped and made anew: {}; rows of the old ones are in StarRocks",
             listed(tables)
         ),
-        format!("have the new ones copied: {}, and start again", resync(tables)),
+        format!("stop the pipeline, have the new ones copied: {}, and start again", resync(tables)),
     )
 }
 
@@ -114,6 +151,8 @@ fn remade(tables: &[TableName]) -> Fault {
 mod tests {
     use super::*;
     use crate::source::postgres::facts::{Kind, Publication, Published};
+    use crate::source::postgres::lsn::Lsn;
+    use crate::source::postgres::position::Trace;
     use crate::source::postgres::preflight::fixtures::{add, change, facts, relation, source};
 
     fn names(tables: &[&str]) -> Vec<TableName> {
@@ -182,6 +221,30 @@ mod tests {
         let (roster, mut now) = followed();
         now.publication = None;
         assert_eq!(roster.drift(&now), Drift::default());
+    }
+
+    #[test]
+    fn a_name_that_comes_back_is_told_by_its_oid_and_by_having_left() {
+        let trace = |oid, has_left| Trace { oid, has_left, at: Lsn(5) };
+        let known = |oid, has_left| Known {
+            traces: [("public.items".to_owned(), trace(oid, has_left))].into(),
+            ..Known::default()
+        };
+        let check = |known: &Known| check_same(known, names(&["items", "orders"]).iter().zip([2, 1]));
+        for fine in [Known::default(), known(Some(2), false), known(None, false)] {
+            check(&fine).expect("it was followed all the time, or never");
+        }
+        for (known, told) in [
+            (known(Some(9), false), "dropped and made anew: public.items;"),
+            (known(Some(9), true), "dropped and made anew: public.items;"),
+            (known(Some(2), true), "not followed for a while: public.items;"),
+            (known(None, true), "not followed for a while: public.items;"),
+        ] {
+            let fault = check(&known).expect_err("rows are left over");
+            assert!(fault.what.contains(told), "{}", fault.what);
+            let hint = fault.hint.expect("a hint");
+            assert!(hint.contains("tidemill resync <file> public.items"), "{hint}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::feed::NOT_COPIED;
 use super::kind::Types;
 use super::lsn::Lsn;
 use super::pgoutput::{Relation, Update};
-use super::position::Known;
+use super::position::{Known, Note};
 use super::read_back;
 use super::row::{Layout, table_of};
 use super::shape;
@@ -50,6 +50,11 @@ pub(super) struct Followed {
 }
 
 impl Followed {
+    /// What is to be remembered of it.
+    pub(super) fn note(&self) -> Note {
+        Note { table: self.table.name.clone(), oid: self.table.oid, columns: self.remembered.clone() }
+    }
+
     /// Whether `table` has the columns that were followed last, and that the catalogue had when it was asked last.
     fn is_still(&self, table: &Table) -> bool {
         let told = Remembered::of(table);
@@ -63,7 +68,7 @@ impl Followed {
 }
 
 /// Puts in what the positions know of the columns of tables that are not copied anew, and reads destinations again that
-/// somebody else has changed meanwhile. Returns the tables whose columns are to be remembered.
+/// somebody else has changed meanwhile. Returns what is to be remembered before anything is loaded.
 ///
 /// # Errors
 /// Retry, if StarRocks cannot be asked.
@@ -72,14 +77,18 @@ pub(super) async fn recall(
     known: &Known,
     beginning: &Beginning,
     query: &mut Query,
-) -> Result<Vec<(TableName, Vec<Remembered>)>, Fault> {
+) -> Result<Vec<Note>, Fault> {
     let mut unknown = Vec::new();
     for one in followed {
         let name = one.table.name.clone();
         let kept = known.columns.get(&name.to_string());
+        let is_same = known.oid(&name.to_string()) == Some(one.table.oid);
         if beginning.copy().contains(&name) {
-            // It is remembered when it was copied.
+            // Its columns are remembered when it was copied; which table it is, before its first row is loaded.
             one.remembered = Remembered::of(&one.table);
+            if !is_same {
+                unknown.push(one.note());
+            }
             continue;
         }
         if let Some(kept) = kept
@@ -91,8 +100,8 @@ pub(super) async fn recall(
                 one.warehouse = there;
             }
         }
-        if kept != Some(&one.remembered) {
-            unknown.push((name, one.remembered.clone()));
+        if kept != Some(&one.remembered) || !is_same {
+            unknown.push(one.note());
         }
     }
     Ok(unknown)
@@ -215,6 +224,11 @@ impl Schema {
         followed.remembered = reading.followed;
         followed.table = reading.table;
         Ok(Change::Followed { layout, destination: followed.destination, add, remember })
+    }
+
+    /// Whether the source could not be asked, where it was asked last: it let nobody in, or the line broke.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.control.as_ref().is_none_or(Control::is_closed)
     }
 
     async fn control(&mut self) -> Result<&Control, Fault> {

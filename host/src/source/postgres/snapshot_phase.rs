@@ -14,7 +14,7 @@ use super::control::{Control, Cut, SpawnLane};
 use super::copy::{CopiedTable, CopyFeed, CopyParts};
 use super::facts::Facts;
 use super::lsn::Lsn;
-use super::position::Positions;
+use super::position::{Note, Positions};
 use super::progress::Progress;
 use super::row::Layout;
 use super::setup::{Exported, Lifetime, create_slot, export_snapshot};
@@ -205,15 +205,15 @@ fn copy_tables(
     copied
 }
 
-/// Whether tables have other columns than when their destinations were looked at, which have no place for them. Making a
-/// slot may have taken long.
+/// Whether tables have other columns than when their destinations were looked at, which have no place for them, or are
+/// others. Making a slot may have taken long.
 fn have_changed(tables: &[TableName], before: &Facts, now: &Facts) -> bool {
-    let columns = |facts: &Facts| -> BTreeMap<TableName, Vec<Column>> {
+    let shapes = |facts: &Facts| -> BTreeMap<TableName, (u32, Vec<Column>)> {
         let tables = facts.tables().into_iter().filter(|table| tables.contains(&table.name));
-        tables.map(|table| (table.name, table.columns)).collect()
+        tables.map(|table| (table.name, (table.oid, table.columns))).collect()
     };
-    let (before, now) = (columns(before), columns(now));
-    now.iter().any(|(name, columns)| before.get(name).is_some_and(|before| before != columns))
+    let (before, now) = (shapes(before), shapes(now));
+    now.iter().any(|(name, shape)| before.get(name).is_some_and(|before| before != shape))
 }
 
 /// How the rows of each table are taken apart, and where they go.
@@ -326,9 +326,9 @@ impl Watched {
         let upto = self.upto;
         let followed = control.prepared.followed.iter().find(|followed| followed.table.name == *name);
         let columns = followed.map(|followed| followed.remembered.clone()).unwrap_or_default();
-        let written = retried(control, |control| {
-            control.parts.runtime.block_on(positions.copied(name, &columns, upto))
-        })?;
+        let note = Note { table: name.clone(), oid: copied.table.oid, columns };
+        let written =
+            retried(control, |control| control.parts.runtime.block_on(positions.copied(&note, upto)))?;
         if written.is_none() {
             return Ok(());
         }
@@ -388,5 +388,7 @@ mod tests {
         assert!(have_changed(&items, &before, &now));
         now.relations.remove(&2);
         assert!(!have_changed(&items, &before, &now), "it is gone");
+        add(&mut now, [relation(9, "public.items")]);
+        assert!(have_changed(&items, &before, &now), "it is another one");
     }
 }

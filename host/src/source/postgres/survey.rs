@@ -9,6 +9,7 @@ use super::identity::check_failover;
 use super::kind::Types;
 use super::position::{self, Known};
 use super::preflight::{self, Defect, Mend, Severity};
+use super::roster::check_same;
 use super::setup::{Identified, identify};
 use super::table::{Identity, Table};
 use super::warehouse_table::{Added, Refusal};
@@ -105,6 +106,9 @@ impl Survey {
 
     /// Whether a run that begins now would find all the changes that it needs.
     fn check_beginning(&mut self, known: &Known, tables: &[Table]) {
+        if let Err(fault) = check_same(known, tables.iter().map(|table| (&table.name, table.oid))) {
+            self.blocked_by(fault);
+        }
         let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
         let system = self.facts.server.system_identifier;
         if let Err(fault) = decide(&self.source, known, self.facts.slot.as_ref(), system, &names) {

@@ -77,11 +77,13 @@ impl Bench {
             in_flight: 1,
             share: share.clone(),
             outlet: Arc::new(Shown(shows)),
+            epochs: None,
         };
         stage.register(0, registration).expect("the stage lives");
         let (ledger, alarm, stop) = (Ledger::new(), Alarm::default(), Stop::default());
         let owner = Arc::new(owner(0, &share, Rejects::Answer));
         let targets = Targets {
+            names: std::sync::Arc::default(),
             tables: vec![Target { model: TableModel::Duplicate }],
             own: Some(0),
             row_bytes_max: ROW_BYTES_MAX,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer as _;
 
-use super::{ASK_AGAIN_AFTER, Control, POLL_WAIT};
+use super::{ASK_AGAIN_AFTER, Control, Note, POLL_WAIT};
 use crate::fault::Fault;
 use crate::position::Stay;
 
@@ -33,19 +33,29 @@ impl Control {
         tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
         let deadline = Instant::now() + self.parts.shutdown_timeout;
         self.lanes.iter().for_each(|lane| lane.orders.end());
+        if let Some(deciding) = &mut self.deciding {
+            deciding.drains();
+        }
         let mut flushing = false;
         while Instant::now() < deadline {
-            self.poll(POLL_WAIT)?;
+            self.poll(self.poll_wait())?;
             self.check_halts()?;
+            self.hear_of_a_loss()?;
             self.advance_revocation()?;
-            self.commit_when_due();
+            self.release()?;
             let reading = self.lanes.iter().any(|lane| lane.thread.is_some());
             if !reading && !flushing {
                 self.parts.stage.drain(self.parts.pipeline)?;
                 flushing = true;
             }
             if flushing && self.parts.ledger.open_spans() == 0 && self.revoking.is_none() {
-                return self.commit_all().map(|()| tracing::info!(pipeline = %name, "drained"));
+                if self.deciding.is_none() {
+                    self.commit_all()?;
+                } else if !self.say_all_is_done()? {
+                    continue;
+                }
+                tracing::info!(pipeline = %name, "drained");
+                return Ok(());
             }
         }
         let open = self.parts.ledger.open_spans();
@@ -59,6 +69,15 @@ impl Control {
         ))
     }
 
+    /// An exactly_once pipeline that was put out of its group while it drains can decide nothing any more.
+    fn hear_of_a_loss(&mut self) -> Result<(), Fault> {
+        let is_next = matches!(self.rebalances.front(), Some(Note::Revoked(_)));
+        if is_next && self.deciding.is_some() && self.revoking.is_none() && self.reader.assignment_lost() {
+            return self.next_rebalance();
+        }
+        Ok(())
+    }
+
     /// After a halt nothing more is sent; what is on its way may still land, and what has landed is
     /// committed, so that the next start does not load it again.
     fn wind_up(&mut self, patience: Duration) {
@@ -67,10 +86,17 @@ impl Control {
         self.parts.stage.remove(self.parts.pipeline);
         let stays: Vec<Stay> = self.held.values().map(|held| held.stay.clone()).collect();
         self.parts.giving_up.give_up(&stays);
+        if let Some(deciding) = &mut self.deciding {
+            deciding.end();
+        }
         while Instant::now() < deadline && self.parts.ledger.open_spans() > 0 {
             if let Err(fault) = self.poll(POLL_WAIT) {
                 tracing::debug!("while halting: {}", fault.story());
             }
+        }
+        if self.deciding.is_some() {
+            // What was decided is told to whoever comes next.
+            return;
         }
         if let Err(fault) = self.commit_all() {
             tracing::warn!(pipeline = %self.parts.meter.name, "{}", fault.story());
@@ -103,6 +129,9 @@ impl Control {
 
     /// Lanes, queues and messages go before the consumer: its destruction waits for them.
     fn close(mut self) {
+        if let Some(deciding) = &mut self.deciding {
+            deciding.end();
+        }
         self.parts.stage.remove(self.parts.pipeline);
         self.lanes.iter().for_each(|lane| lane.orders.end());
         for lane in &mut self.lanes {

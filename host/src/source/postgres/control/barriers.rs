@@ -3,6 +3,7 @@
 use super::Control;
 use crate::fault::{Fault, FaultKind};
 use crate::sink::starrocks::query::Query;
+use crate::source::postgres::position::Note;
 use crate::source::postgres::prepare::add_columns;
 use crate::source::postgres::progress::Barrier;
 use crate::source::postgres::table::TableName;
@@ -32,21 +33,21 @@ impl Control {
 
     async fn do_what_is_asked(&mut self, barrier: &Barrier) -> Result<(), Fault> {
         let mut query = Query::connect(&self.sink).await?;
-        let warehouse = |name: &TableName| {
-            let followed = self.prepared.followed.iter().find(|followed| followed.table.name == *name);
-            followed.map(|followed| (followed.warehouse_table.clone(), followed.destination))
-        };
+        let find = |name: &TableName| self.prepared.followed.iter().find(|one| one.table.name == *name);
+        let warehouse =
+            |name: &TableName| find(name).map(|one| (one.warehouse_table.clone(), one.destination));
         match barrier {
             // Told before.
             Barrier::Halt { .. } => Ok(()),
             Barrier::Reshape { table, add, columns, at } => {
-                let Some((name, _)) = warehouse(table) else { return Ok(()) };
+                let Some(followed) = find(table) else { return Ok(()) };
+                let note = Note { columns: columns.clone(), ..followed.note() };
                 // First: a column that was dropped and added anew would otherwise be told apart from the new one no more.
                 if let Some(positions) = &self.positions {
-                    positions.remember(&[(table.clone(), columns.clone())], *at).await?;
+                    positions.remember(&[note], *at).await?;
                 }
                 self.prepared.leadership.ask().await?;
-                add_columns(&mut query, &name, add).await
+                add_columns(&mut query, &followed.warehouse_table, add).await
             }
             Barrier::Truncate(tables) => {
                 for table in tables {

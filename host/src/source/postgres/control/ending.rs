@@ -1,6 +1,7 @@
 //! How a round ends: it drains before another one or when the pipeline is asked to stop, keeps what has landed after a
 //! halt, and drops everything when another process leads.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::leading::standing_by;
@@ -20,16 +21,15 @@ impl Control {
         self.progress.end();
         let mut deadline = None;
         match ended.and_then(|after| self.drain(&mut deadline).map(|()| after)) {
-            Ok(after) => {
-                self.finish();
-                Ok(match after {
-                    After::Stop => Ended::Stopped,
-                    After::Tables(tables) => Ended::Again(Round {
-                        tables,
-                        leadership: Some(self.prepared.leadership),
-                        told: self.prepared.told,
-                    }),
-                })
+            Ok(After::Stop) => {
+                self.finish(false);
+                self.retire();
+                Ok(Ended::Stopped)
+            }
+            Ok(After::Tables(tables)) => {
+                self.finish(true);
+                let leadership = Some(self.prepared.leadership);
+                Ok(Ended::Again(Round { tables, leadership, told: self.prepared.told }))
             }
             // A drain copies nothing that could be outdated.
             Err(Cut::Superseded | Cut::Outdated) => self.stand_by(),
@@ -40,17 +40,29 @@ impl Control {
                 let now = Instant::now();
                 let halted = now + self.parts.shutdown_timeout.min(HALT_PATIENCE);
                 self.until_quiet(deadline.map_or(halted, |deadline: Instant| deadline.min(halted)));
-                self.finish();
+                self.finish(false);
+                self.retire();
                 Err(fault)
             }
         }
     }
 
     /// Keeps what is durable, and gives lanes and stage up.
-    fn finish(&mut self) {
-        self.last_position();
+    fn finish(&mut self, goes_on: bool) {
+        self.last_position(goes_on);
         self.parts.stage.remove(self.parts.pipeline);
         self.join_lanes();
+    }
+
+    /// Lets a process that stands by have the slot: this one may live on for its other pipelines.
+    fn retire(&self) {
+        let leadership = Arc::clone(&self.prepared.leadership);
+        let retiring = self.parts.runtime.spawn(async move { leadership.retire().await });
+        // It waits for a question that is being asked, or for labels that are being claimed; the lock goes first.
+        let patience = async { tokio::time::timeout(FAREWELL_PATIENCE, retiring).await };
+        if self.parts.runtime.block_on(patience).is_err() {
+            tracing::debug!("giving the lock of the slot up takes longer");
+        }
     }
 
     fn join_lanes(&mut self) {
@@ -72,11 +84,13 @@ impl Control {
         tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
         while self.lanes.iter().any(Option::is_some) && !self.is_late(deadline) {
             self.check_halts()?;
+            self.let_go();
             std::thread::sleep(TURN);
         }
         self.parts.stage.drain(self.parts.pipeline)?;
         while self.parts.ledger.open_spans() > 0 {
             self.check_halts()?;
+            self.let_go();
             if self.is_late(deadline) {
                 return Err(Cut::Fault(Fault::halt(
                     format!("the drain was not done within {:?}", self.parts.shutdown_timeout),
@@ -88,6 +102,19 @@ impl Control {
         }
         tracing::info!(pipeline = %name, "drained");
         Ok(())
+    }
+
+    /// Ends a connection that is broken, or that the server waits for. One that shuts down lets nobody in until we have
+    /// confirmed what we cannot load without the lock, which has gone with its connection; it is back when the server is.
+    fn let_go(&mut self) {
+        let Some(fault) = self.progress.take_broken() else { return };
+        if let Some(pump) = self.streaming.as_mut().and_then(|streaming| streaming.pump.take()) {
+            tracing::warn!(
+                pipeline = %self.parts.meter.name,
+                "{}; the connection is ended, what was read is still being loaded", fault.story()
+            );
+            pump.abort();
+        }
     }
 
     /// Whether a shutdown takes too long; it begins when this is first asked after the request.
@@ -108,7 +135,8 @@ impl Control {
             "another process has taken slot {} over while this one could not reach the source: standing by",
             source.slot
         );
-        let _waiting = Waiting::begin(&meter, standing_by(source).story());
+        let lands = "; first, loads and dead letters of what was read before have to end";
+        let _waiting = Waiting::begin(&meter, standing_by(source).story() + lands);
         if let Some(Streaming { pump, writing, .. }) = self.streaming.take() {
             if let Some(pump) = pump {
                 pump.abort();
@@ -145,23 +173,35 @@ impl Control {
         }
     }
 
-    /// Writes and confirms what is durable, so that the next start does not load it again.
-    fn last_position(&mut self) {
+    /// Writes and confirms what is durable, so that the next start does not load it again. `goes_on`: there is another round.
+    fn last_position(&mut self, goes_on: bool) {
         let (Some(mut streaming), Some(positions)) = (self.streaming.take(), self.positions.clone()) else {
             return;
         };
         let lsn = self.progress.reach(&self.parts.ledger).unwrap_or_default().max(streaming.durable);
         let writing = streaming.writing.take();
-        let written = self.parts.runtime.block_on(async {
-            let writing = async {
-                if let Some((_, task)) = writing {
-                    // Its outcome is that of the one behind it.
-                    let _ = task.await;
-                }
-                positions.reached(lsn).await
-            };
-            tokio::time::timeout(FAREWELL_PATIENCE, writing).await
+        // A task: given up half-way, its label would stay undecided, and be claimed, for as long as this process lives.
+        let mut writing = self.parts.runtime.spawn(async move {
+            if let Some((_, task)) = writing {
+                // Its outcome is that of the one behind it.
+                let _ = task.await;
+            }
+            positions.reached(lsn).await
         });
+        let written = loop {
+            let patience = async { tokio::time::timeout(FAREWELL_PATIENCE, &mut writing).await };
+            match self.parts.runtime.block_on(patience) {
+                Ok(written) => break written,
+                // The next round would read from the position before: one that is visible later would be past what is
+                // loaded again by then.
+                Err(_elapsed) if goes_on && !self.parts.stop.is_requested() => {}
+                // Nothing is lost: the next start loads a little again.
+                Err(_elapsed) => {
+                    tracing::warn!(pipeline = %self.parts.meter.name, "the last position could not be written in time");
+                    return;
+                }
+            }
+        };
         match written {
             Ok(Ok(())) => {
                 self.meter.positions_written.inc();
@@ -170,9 +210,8 @@ impl Control {
                 tracing::warn!(pipeline = %self.parts.meter.name, "{}", fault.story());
                 return;
             }
-            // Nothing is lost: the next start loads a little again.
-            Err(_elapsed) => {
-                tracing::warn!(pipeline = %self.parts.meter.name, "the last position could not be written in time");
+            Err(panic) => {
+                tracing::error!(pipeline = %self.parts.meter.name, %panic, "writing the last position panicked");
                 return;
             }
         }

@@ -13,7 +13,8 @@ use crate::sink::starrocks::query::Query;
 use crate::source::postgres::begin::{Beginning, decide};
 use crate::source::postgres::catalog;
 use crate::source::postgres::identity::check_failover;
-use crate::source::postgres::position::{Known, Positions};
+use crate::source::postgres::position::Positions;
+use crate::source::postgres::roster::check_same;
 use crate::source::postgres::schema::recall;
 use crate::source::postgres::setup::{Identified, identify};
 
@@ -63,12 +64,13 @@ impl Control {
         let Identified { system_identifier, timeline, .. } = identified;
         tracing::debug!(system_identifier, timeline, "postgres identified itself");
         let system = system_identifier.to_string();
-        let (name, fence) = (&self.parts.meter.name, Arc::clone(&leadership));
-        let positions = Positions::open(&self.sink, name, &source.slot, &system, &self.carrier, fence);
+        let name = &self.parts.meter.name;
+        let positions = Positions::open(&self.sink, name, &source.slot, &system, &self.carrier, &leadership);
         let positions = Arc::new(positions.await?);
         let before = positions.read().await?;
-        if leadership.is_newest(before.claim.as_ref()).await {
-            // It led in the round before.
+        let has_led = leadership.is_newest(before.claim.as_ref()).await;
+        if has_led {
+            // In the round before.
             leadership.admit();
         } else if !leadership.take_over(&positions, before.claim.as_ref(), &self.parts.label_stem).await? {
             return Err(Fault::retry("a load of the process before is still open"));
@@ -76,31 +78,32 @@ impl Control {
         leadership.keep_alive(&self.parts.runtime);
         // What the process before had under way is decided now, its last position included.
         let known = positions.read().await?;
-        if self.prepared.may_be_outdated {
-            return Ok(Begun::Outdated(
-                self.followed().chain(followed_before(&known).into_iter().cloned()).collect(),
-            ));
+        // Whoever led until now may have begun to follow tables after they were looked at here.
+        if self.prepared.may_be_outdated || !has_led && self.prepared.has_missed(&known) {
+            let own = self.followed().filter(|table| !known.has_left(table));
+            return Ok(Begun::Outdated(own.chain(known.followed().into_iter().cloned()).collect()));
         }
         let connection = self.prepared.connector.control().await?;
         self.free_slot(&connection).await;
         let slot = catalog::slot(&connection, &source.slot).await?;
         let tables: Vec<_> =
             self.prepared.followed.iter().map(|followed| followed.table.name.clone()).collect();
+        let followed = self.prepared.followed.iter();
+        check_same(&known, followed.map(|one| (&one.table.name, one.table.oid)))?;
         check_failover(&self.prepared.connector, &identified, &known, slot.as_ref()).await?;
         let beginning = decide(source, &known, slot.as_ref(), Some(system_identifier), &tables)?;
         if let Some(timeline) = known.timeline {
             positions.follow_timeline(timeline);
         }
-        for left in followed_before(&known) {
-            if tables.iter().any(|table| table.to_string() == *left) {
-                continue;
+        let from = beginning.from().unwrap_or_default();
+        for left in known.followed() {
+            if !tables.iter().any(|table| table.to_string() == *left) {
+                positions.left(left, &known, from).await?;
             }
-            // Its changes pass by from now on: should it come back, it has to be copied anew.
-            positions.forget_table(left).await?;
         }
         let mut query = Query::connect(&self.sink).await?;
         let unknown = recall(&mut self.prepared.followed, &known, &beginning, &mut query).await?;
-        positions.remember(&unknown, beginning.from().unwrap_or_default()).await?;
+        positions.remember(&unknown, from).await?;
         for followed in &mut self.prepared.followed {
             if let Some(copied) = known.copied.get(&followed.table.name.to_string()) {
                 followed.copied_upto = *copied;
@@ -170,11 +173,6 @@ impl Control {
             Err(fault) => Err(fault.into()),
         }
     }
-}
-
-/// Tables of which positions tell.
-fn followed_before(known: &Known) -> BTreeSet<&String> {
-    known.copied.keys().chain(known.columns.keys()).collect()
 }
 
 pub(super) fn standing_by(source: &Postgres) -> Fault {

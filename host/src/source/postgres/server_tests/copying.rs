@@ -25,7 +25,7 @@ struct Received {
 }
 
 fn lines(data: &CopyData) -> impl Iterator<Item = String> {
-    data.lines().map(|line| std::str::from_utf8(line).expect("UTF-8").to_owned())
+    data.lines().map(|line| std::str::from_utf8(line.expect("rows are whole")).expect("UTF-8").to_owned())
 }
 
 async fn receive(mut copying: Copying, plan: &CopyPlan) -> HashMap<String, Received> {

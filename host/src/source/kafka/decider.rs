@@ -1,0 +1,178 @@
+//! Writes decisions into Kafka: offsets with what was decided beside them, all or none, in the name of one member
+//! and generation (delivery.md §3 rule 4).
+//!
+//! A plain commit would do neither: its generation is taken when it is sent, partitions can fail one by one, and
+//! when its answer is lost nobody knows what was decided. A transaction that ends without an answer is settled by
+//! the next producer with the same id.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rdkafka::config::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, DefaultProducerContext, Producer as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::consumer::{Reader, secure};
+use super::membership::{Membership, NotSent};
+use crate::config::model::Kafka;
+use crate::delivery::decision::Decision;
+use crate::fault::Fault;
+
+/// How long the brokers keep an open transaction whose producer has died: as long as the group waits for a member.
+const TRANSACTION_TIMEOUT_MS: u32 = 10_000;
+/// How long one step may take. The control thread waits for it, and the group meanwhile for us.
+const STEP_PATIENCE: Duration = Duration::from_secs(10);
+/// Settings of `properties` that are of any client.
+const CONNECTION_PROPERTIES: [&str; 7] =
+    ["ssl.", "sasl.", "socket.", "broker.", "reconnect.", "metadata.", "enable.ssl."];
+/// A metadata text that is as long as any of ours: the claim is padded to it, and shows at once whether the brokers
+/// take such texts for all partitions together (`offset.metadata.max.bytes`, 4096 by default).
+pub(super) const METADATA_BYTES: usize = 320;
+
+/// Offsets (the next one to read) and what stands beside them, by topic and partition.
+pub(super) type Standings = BTreeMap<(String, i32), (i64, Decision)>;
+
+/// What became of a decision.
+#[derive(Debug)]
+#[must_use]
+pub(super) enum Written {
+    /// It stands.
+    Yes,
+    /// It does not, and never will.
+    No(Fault),
+    /// Nobody knows: to be settled before anything else.
+    Unknown(Fault),
+}
+
+/// The producer of one process for its decisions.
+pub(super) struct Decider {
+    config: ClientConfig,
+    id: String,
+    producer: Option<BaseProducer>,
+}
+
+impl Decider {
+    /// A decider whose transactions are those of this life of the process.
+    pub(super) fn new(kafka: &Kafka, label_stem: &str) -> Decider {
+        let mut config = ClientConfig::new();
+        // What concerns connections concerns this one, too; the rest is a consumer's.
+        let shared = |key: &str| CONNECTION_PROPERTIES.iter().any(|prefix| key.starts_with(prefix));
+        for (key, value) in kafka.properties.iter().filter(|(key, _)| shared(key)) {
+            config.set(key, value);
+        }
+        secure(&mut config, &kafka.security);
+        config.set("bootstrap.servers", kafka.brokers.join(","));
+        config.set("client.id", "tidemill-decisions");
+        config.set("transactional.id", label_stem);
+        config.set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS.to_string());
+        Decider { config, id: label_stem.to_owned(), producer: None }
+    }
+
+    /// Makes the producer, if there is none, which settles what the last one left open.
+    ///
+    /// # Errors
+    /// Retry, if the brokers do not answer; halt, if they refuse.
+    pub(super) fn settle(&mut self) -> Result<(), Fault> {
+        if self.producer.is_some() {
+            return Ok(());
+        }
+        let producer: BaseProducer<DefaultProducerContext> = self.config.create().map_err(|error| {
+            let hint = "mend the setting that the message names, in [source.kafka]";
+            Fault::halt(format!("cannot make a producer for decisions: {error}"), hint)
+        })?;
+        producer.init_transactions(STEP_PATIENCE).map_err(|error| self.refused(error))?;
+        self.producer = Some(producer);
+        Ok(())
+    }
+
+    fn refused(&self, error: KafkaError) -> Fault {
+        let denied = [
+            RDKafkaErrorCode::TransactionalIdAuthorizationFailed,
+            RDKafkaErrorCode::ClusterAuthorizationFailed,
+        ];
+        if error.rdkafka_error_code().is_some_and(|code| denied.contains(&code)) {
+            return Fault::halt(
+                format!("kafka does not let this user write transactions as `{}`", self.id),
+                "exactly_once needs it: grant WRITE and DESCRIBE on TransactionalId with the pipeline's name as \
+                 prefix, or set delivery = \"at_least_once\"",
+            );
+        }
+        Fault::retry("cannot begin transactions in Kafka").caused_by(error)
+    }
+
+    /// Writes all `standings` in one transaction, unless the member is not the one that was given these
+    /// partitions: `still_owned` is asked after the membership was taken.
+    pub(super) fn write(
+        &mut self,
+        reader: &Reader,
+        standings: &Standings,
+        still_owned: impl FnOnce() -> bool,
+    ) -> Written {
+        if let Err(fault) = self.settle() {
+            return Written::No(fault);
+        }
+        let Some(producer) = &self.producer else { return Written::No(Fault::retry("no producer")) };
+        let offsets = match offsets_of(standings) {
+            Ok(offsets) => offsets,
+            Err(error) => {
+                let fault = Fault::halt("cannot name the offsets of a decision", "report this defect");
+                return Written::No(fault.caused_by(error));
+            }
+        };
+        let membership = Membership::of(reader).filter(Membership::is_known);
+        let Some(membership) = membership.filter(|_| still_owned()) else {
+            return Written::No(Fault::retry("this process is no member of its group just now"));
+        };
+        if let Err(error) = producer.begin_transaction() {
+            self.producer = None;
+            return Written::No(Fault::retry("cannot begin a transaction").caused_by(error));
+        }
+        // After whatever does not go well the next producer begins, and has the brokers end this transaction: a try
+        // that is still on its way must not join the next one.
+        if let Err(refused) = membership.send_offsets(producer, &offsets, STEP_PATIENCE) {
+            self.producer = None;
+            // No end was sent, so the brokers can only abort it.
+            return Written::No(not_taken(&refused));
+        }
+        match producer.commit_transaction(STEP_PATIENCE) {
+            Ok(()) => Written::Yes,
+            Err(error) => {
+                self.producer = None;
+                Written::Unknown(Fault::retry("the answer to a decision did not come").caused_by(error))
+            }
+        }
+    }
+}
+
+/// The group's answer to offsets in a transaction.
+fn not_taken(refused: &NotSent) -> Fault {
+    let what = format!("the group did not take the decision: {}", refused.text);
+    match refused.code {
+        RDKafkaErrorCode::GroupAuthorizationFailed | RDKafkaErrorCode::TopicAuthorizationFailed => {
+            Fault::halt(what, "grant the user READ on the group and on the topics")
+        }
+        RDKafkaErrorCode::OffsetMetadataTooLarge => Fault::halt(
+            what,
+            format!(
+                "exactly_once keeps up to {METADATA_BYTES} bytes beside an offset: raise the brokers' offset.metadata.max.bytes"
+            ),
+        ),
+        RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize => Fault::halt(
+            what,
+            "one process has too many partitions for one commit: run more processes, or raise the brokers' message.max.bytes",
+        ),
+        _passing => Fault::retry(what),
+    }
+}
+
+fn offsets_of(standings: &Standings) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::new();
+    for ((topic, partition), (offset, decision)) in standings {
+        let mut element = list.add_partition(topic, *partition);
+        element.set_offset(Offset::Offset(*offset))?;
+        // White space behind a JSON document means nothing.
+        element.set_metadata(format!("{:<METADATA_BYTES$}", decision.to_metadata()));
+    }
+    Ok(list)
+}

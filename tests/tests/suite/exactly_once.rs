@@ -1,0 +1,214 @@
+//! `delivery = "exactly_once"`: every record once in a Duplicate Key table, whatever is killed, frozen or lost.
+
+use std::time::Duration;
+
+use rand::RngExt as _;
+use tidemill_sandbox::{AnswerFault, FaultKind, Hop, Options};
+use tidemill_tests::{
+    kafka::{self, Record},
+    limit::within,
+    machine,
+    oracle::Promise,
+    pipeline::{Pipeline, transform},
+    stand::{Model, Stand},
+    wait_until,
+};
+
+/// Many small epochs need a compaction that keeps up.
+fn stand(name: &str, partitions: i32) -> Stand {
+    let options = Options { compaction: Some(Duration::from_secs(1)), ..Options::default() };
+    Stand::on(kafka::shared(), name, partitions, Model::Duplicate, options)
+}
+
+fn pipeline(stand: &Stand, batch: &str) -> Pipeline {
+    Pipeline { delivery: "exactly_once".to_owned(), batch: batch.to_owned(), ..stand.pipeline() }
+}
+
+#[test]
+fn records_are_loaded_once_and_the_group_knows_it_when_all_is_drained() {
+    within(90, || {
+        let stand = stand("once", 3);
+        stand.produce(0..30_000);
+        let mut tidemill = stand.run(&pipeline(&stand, "max_rows = 2_000\nlinger = \"200ms\""));
+        stand.until_released(60, 30_000);
+        stand.produce(30_000..30_100);
+        stand.until_released(30, 30_100);
+        tidemill.drain(30);
+        stand.judge(30_100).must_keep(Promise::Once);
+        // The next one begins where this one ended.
+        stand.produce(30_100..30_200);
+        let mut next = stand.run(&pipeline(&stand, "linger = \"100ms\""));
+        stand.until_released(30, 30_200);
+        next.drain(30);
+        stand.judge(30_200).must_keep(Promise::Once);
+    });
+}
+
+#[test]
+fn ten_kills_in_the_midst_of_epochs_lose_and_double_nothing() {
+    const KILLS: u32 = 10;
+    const EACH: u64 = 80_000;
+    within(420, || {
+        let stand = stand("once_kills", 4);
+        let mut random = rand::rng();
+        let pipeline = pipeline(&stand, "max_rows = 500\nlinger = \"200ms\"");
+        // Each step of an epoch takes a while, so that kills come between them.
+        stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 30 });
+        let mut sent = 0;
+        let offsets = stand.offsets();
+        for kill in 1..=KILLS {
+            stand.produce(sent..sent + EACH);
+            sent += EACH;
+            let before = offsets.sum();
+            let mut tidemill = stand.run(&pipeline);
+            // What the one before left open in Kafka is waited for first.
+            stand.until_released(60, before + 1);
+            let life = Duration::from_millis(random.random_range(0..900));
+            let _ = wait_until(life, || (offsets.sum() >= sent).then_some(()));
+            assert!(offsets.sum() < sent, "kill {kill} of {KILLS} hits a process that is loading");
+            tidemill.kill();
+        }
+        stand.warehouse.clear_faults();
+        let mut last = stand.run(&pipeline);
+        stand.until_released(120, sent);
+        last.drain(30);
+        stand.judge(sent).must_keep(Promise::Once);
+    });
+}
+
+#[test]
+fn lost_answers_lose_and_double_nothing() {
+    within(180, || {
+        let stand = stand("once_answers", 2);
+        let mut tidemill = stand.run(&pipeline(&stand, "max_rows = 200\nlinger = \"100ms\""));
+        let mut sent = 0;
+        for how in [AnswerFault::Dropped, AnswerFault::Truncated, AnswerFault::Empty, AnswerFault::Http502] {
+            for (at, committed) in
+                [(Hop::Backend, true), (Hop::Backend, false), (Hop::Frontend, false), (Hop::State, false)]
+            {
+                stand.warehouse.fault_times(FaultKind::AnswerLost { at, how, committed }, 2);
+                stand.produce(sent..sent + 500);
+                sent += 500;
+                stand.until_released(60, sent);
+            }
+        }
+        assert!(stand.warehouse.faults_fired() >= 16, "{} faults fired", stand.warehouse.faults_fired());
+        tidemill.drain(30);
+        stand.judge(sent).must_keep(Promise::Once);
+    });
+}
+
+#[test]
+fn bad_rows_become_dead_letters_and_the_others_come_once() {
+    within(120, || {
+        let stand = stand("once_rejects", 2);
+        let letters = tempfile::tempdir().expect("a folder");
+        let mut with_letters = pipeline(&stand, "max_rows = 2_000\nlinger = \"500ms\"");
+        with_letters.dead_letters = format!("directory = {:?}", letters.path());
+        stand.produce(0..1_000);
+        let bad = ["{\"id\": 7", "{\"id\":\"no number\",\"amount\":1,\"note\":\"x\"}", "[1]"];
+        stand.kafka.produce(&stand.name, bad.map(|text| Record::of(text).on(0)));
+        stand.produce(1_000..2_000);
+        let mut tidemill = stand.run(&with_letters);
+        stand.until_released(60, 2_003);
+        let metrics = tidemill.metrics().expect("metrics");
+        assert_eq!(metrics.count("tidemill_records_dead_lettered_total", &[]), 3, "{metrics:?}");
+        tidemill.drain(30);
+        stand.judge(2_000).must_keep(Promise::Once);
+    });
+}
+
+#[test]
+fn members_that_come_go_and_freeze_lose_and_double_nothing() {
+    within(300, || {
+        const ROUNDS: u64 = 8;
+        const EACH: u64 = 10_000;
+        let stand = stand("once_members", 6);
+        stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 20 });
+        let pipeline = pipeline(&stand, "max_rows = 1_000\nlinger = \"100ms\"");
+        let mut members: Vec<_> = (0..2).map(|_| stand.run(&pipeline)).collect();
+        for round in 0..ROUNDS {
+            stand.produce(round * EACH..(round + 1) * EACH);
+            stand.until_released(90, round * EACH + EACH / 4);
+            match round {
+                1 | 4 => members.push(stand.run(&pipeline)),
+                2 => members.remove(0).drain(60),
+                // Past the session's time-out: another one has its partitions when it comes back.
+                3 | 6 => {
+                    let frozen = members.last().expect("a member");
+                    frozen.freeze();
+                    stand.until_released(90, (round + 1) * EACH);
+                    frozen.thaw();
+                }
+                5 => members.remove(0).kill(),
+                _ => {}
+            }
+        }
+        stand.until_released(120, ROUNDS * EACH);
+        members.iter_mut().for_each(|member| member.drain(60));
+        stand.judge(ROUNDS * EACH).must_keep(Promise::Once);
+    });
+}
+
+#[test]
+fn a_broker_that_dies_while_epochs_are_decided_loses_and_doubles_nothing() {
+    within(240, || {
+        const EACH: u64 = 4_000;
+        let mut broker = kafka::own_broker(&[]);
+        let options = Options { compaction: Some(Duration::from_secs(1)), ..Options::default() };
+        let stand = Stand::on(kafka::Kafka::of(&broker), "once_broker", 3, Model::Duplicate, options);
+        stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 20 });
+        let mut tidemill = stand.run(&pipeline(&stand, "max_rows = 100\nlinger = \"50ms\""));
+        for round in 0..4 {
+            stand.produce(round * EACH..(round + 1) * EACH);
+            // In the midst of its epochs.
+            stand.until_released(60, round * EACH + EACH / 8);
+            broker.kill();
+            broker.start_again().expect("the broker starts again");
+            stand.until_released(120, (round + 1) * EACH);
+        }
+        tidemill.drain(60);
+        stand.judge(4 * EACH).must_keep(Promise::Once);
+    });
+}
+
+#[test]
+fn the_tables_of_an_epoch_are_loaded_once_each_whenever_the_process_is_killed() {
+    within(180, || {
+        const RECORDS: u64 = 40_000;
+        let stand = stand("once_tables", 2);
+        for table in ["clicks", "views"] {
+            stand.warehouse.duplicate_table(table);
+        }
+        let kinds = ["click", "view", "view"];
+        let record = |id: u64| {
+            let kind = kinds[usize::try_from(id % 3).expect("small")];
+            Record::of(format!(r#"{{"id":{id},"amount":1,"note":"n","kind":"{kind}"}}"#))
+        };
+        stand.kafka.produce(&stand.name, (0..RECORDS).map(record));
+        let mut pipeline = pipeline(&stand, "max_rows = 300\nlinger = \"100ms\"");
+        pipeline.transforms = transform(
+            &machine::plugin("route"),
+            r#"{ field = "kind", tables = { click = "clicks", view = "views" } }"#,
+        );
+        pipeline.sink_more = "tables = [\"clicks\", \"views\"]".to_owned();
+        stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 20 });
+        for kill in 1..6 {
+            let mut tidemill = stand.run(&pipeline);
+            stand.until_released(60, kill * RECORDS / 10);
+            tidemill.kill();
+        }
+        stand.warehouse.clear_faults();
+        let mut last = stand.run(&pipeline);
+        stand.until_released(90, RECORDS);
+        last.drain(30);
+        let mut all: Vec<u64> =
+            ["clicks", "views"].iter().flat_map(|table| stand.warehouse.ids(table)).collect();
+        all.sort_unstable();
+        assert!(
+            all.iter().copied().eq(0..RECORDS),
+            "{} rows of {RECORDS}, each in its table once",
+            all.len()
+        );
+    });
+}
