@@ -269,13 +269,16 @@ impl Looking<'_> {
     /// miss the changes in between.
     async fn check_published(&self, facts: &Facts) -> Result<(), Fault> {
         let is_missing = |relation: &&Relation| !preflight::is_listed(facts, relation);
-        let missing = facts.chosen().into_iter().filter(is_missing).map(|relation| relation.name.clone());
-        let mut missing: Vec<TableName> = missing.collect();
+        let missing: Vec<&Relation> = facts.chosen().into_iter().filter(is_missing).collect();
         if missing.is_empty() || facts.publication.is_none() || !preflight::follows(self.source) {
             return Ok(());
         }
-        let copied = self.known().await?.copied;
-        missing.retain(|table| copied.contains_key(&table.to_string()));
+        let known = self.known().await?;
+        // Another table of the name was never in it, and one that was not followed meanwhile need not be.
+        roster::check_same(&known, missing.iter().map(|relation| (&relation.name, relation.oid)))?;
+        let missing = missing.into_iter().map(|relation| relation.name.clone());
+        let missing: Vec<TableName> =
+            missing.filter(|table| known.copied.contains_key(&table.to_string())).collect();
         if missing.is_empty() { Ok(()) } else { Err(roster::unpublished(&missing, self.source)) }
     }
 
