@@ -172,7 +172,7 @@ user = "root"
         text,
         &[
             "2:8: `name` is \"my orders\": ' ' cannot be part of a label; expected 1 to 64 of A-Z a-z 0-9 _ -, such as \"orders\"",
-            "3:12: `delivery` is \"at_most_once\"; expected \"at_least_once\" or \"exactly_once\"",
+            "3:12: `delivery` is \"at_most_once\"; expected \"at_least_once\" or \"exactly_once\"; did you mean `\"at_least_once\"`?",
             "5:1: missing key `brokers` in [source.kafka]; expected a line such as brokers = [\"localhost:9092\"]",
             "6:21: `topics` names \"orders\" twice",
             "9:1: unknown key `max_row` in [batch]; expected one of `max_rows`, `max_bytes`, `linger`; did you mean `max_rows`?",

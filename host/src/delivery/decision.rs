@@ -208,7 +208,7 @@ mod tests {
             Decision::read(&newer).is_err(),
             "a form of a later version is neither guessed at nor passed over"
         );
-        let cut = Decision::empty("s", 1, &terms()).to_metadata().replace("\"db\":\"shop\",", "");
+        let cut = Decision::empty("s", 1, &terms()).to_metadata().replace(",\"db\":\"shop\"", "");
         assert!(Decision::read(&cut).is_err(), "{cut}");
     }
 
