@@ -446,7 +446,9 @@ impl Control {
             deciding.abandon();
         }
         if !revoking.dropped {
-            if !late && !self.lanes.iter().all(|lane| lane.orders.are_seen()) {
+            // A lane that has ended looks at no orders, and reads nothing.
+            let seen = |lane: &Lane| lane.thread.is_none() || lane.orders.are_seen();
+            if !late && !self.lanes.iter().all(seen) {
                 self.revoking = Some(revoking);
                 return Ok(());
             }

@@ -279,12 +279,15 @@ impl Control {
 
     /// Decides the epoch on offer, once everything before the end of its records is safe.
     fn decide(&mut self, offer: &Offer) -> Result<(), Fault> {
+        let is_member = self.is_member();
         let Some(deciding) = &mut self.deciding else { return Ok(()) };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let age = now.saturating_sub(Duration::from_secs(offer.decision.prepared_at_s));
         let known: BTreeSet<Stay> = self.parts.ledger.stays().into_iter().collect();
         let gone = offer.tickets.keys().any(|(stay, _)| !known.contains(stay));
+        // Put out of the group, it loses its partitions once what waits for this epoch is answered.
         if gone
+            || !is_member
             || !may_decide(age, deciding.parts.epochs.terms.prepared_timeout)
             || self.reader.assignment_lost()
         {
