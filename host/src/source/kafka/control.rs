@@ -331,7 +331,7 @@ impl Control {
                 Err(fault) => Err(fault),
             },
             Some(Note::Revoked(list)) => {
-                self.begin_revocation(list);
+                self.begin_revocation(&list);
                 Ok(())
             }
             Some(Note::RebalanceFailed(code)) => Err(Fault::halt(
@@ -413,14 +413,16 @@ impl Control {
         Ok(())
     }
 
-    fn begin_revocation(&mut self, list: TopicPartitionList) {
+    fn begin_revocation(&mut self, list: &TopicPartitionList) {
         let lost = self.reader.assignment_lost();
-        let mut stays = Vec::new();
+        let (mut stays, mut given) = (Vec::new(), TopicPartitionList::new());
         for element in list.elements() {
             let place = (element.topic().to_owned(), element.partition());
+            // One that was never taken, because the group had put us out before, is not to be given back.
             if let Some(held) = self.held.get(&place) {
                 self.lanes[held.lane].orders.take_back(std::slice::from_ref(&held.stay));
                 stays.push(held.stay.clone());
+                given.add_partition(&place.0, place.1);
             }
         }
         let name = &self.parts.meter.name;
@@ -429,7 +431,7 @@ impl Control {
         if let Some(deciding) = &self.deciding {
             deciding.close();
         }
-        self.revoking = Some(Revocation { list, stays, lost, since: Instant::now(), dropped: false });
+        self.revoking = Some(Revocation { list: given, stays, lost, since: Instant::now(), dropped: false });
     }
 
     fn advance_revocation(&mut self) -> Result<(), Fault> {
