@@ -424,7 +424,8 @@ impl Control {
     }
 
     fn begin_revocation(&mut self, list: &TopicPartitionList) {
-        let lost = self.reader.assignment_lost();
+        // The answer to an assignment that waited while the group put us out has cleared librdkafka's own mark.
+        let lost = self.reader.assignment_lost() || !self.is_member();
         let (mut stays, mut given) = (Vec::new(), TopicPartitionList::new());
         for element in list.elements() {
             let place = (element.topic().to_owned(), element.partition());

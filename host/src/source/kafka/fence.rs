@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -180,11 +180,14 @@ impl GroupFence {
     }
 
     async fn validate(&self, number: u64) -> Result<(), Fault> {
+        let began = Instant::now();
         let stays = self.lock().undecided.get(&number).cloned();
         let held = match stays {
             Some(stays) => self.ask(stays).await,
             None => Err(Fault::retry("the label of a load was never claimed")),
         };
+        let took_ms = began.elapsed().as_millis();
+        tracing::debug!(pipeline = %self.meter.name, number, took_ms, holds = held.is_ok(), "asked the group");
         held.inspect_err(|why| {
             self.meter.fence_refusals.inc();
             tracing::warn!(

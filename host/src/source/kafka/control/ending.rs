@@ -7,6 +7,7 @@ use rdkafka::consumer::Consumer as _;
 use super::{ASK_AGAIN_AFTER, Control, Note, POLL_WAIT};
 use crate::fault::Fault;
 use crate::position::Stay;
+use crate::source::kafka::consumer::leave;
 
 /// How long a halted pipeline waits for loads that are on their way: what they load would be loaded again
 /// at the next start.
@@ -161,12 +162,7 @@ impl Control {
             }
         }
         self.lanes.clear();
-        self.reader.context().close();
-        // Leaving at once spares the group the session time-out.
-        if let Err(error) = self.reader.unassign() {
-            tracing::debug!(%error, "unassigning at the end failed");
-        }
-        self.reader.unsubscribe();
+        leave(&self.reader);
     }
 }
 
