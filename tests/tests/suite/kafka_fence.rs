@@ -192,9 +192,6 @@ fn without_transactions_in_kafka_loads_are_guarded_by_plain_commits_and_a_warnin
         let stand = Stand::on(Kafka::of(&broker), "fence_plain", 1, Model::Primary, Options::default());
         let mut frozen =
             about_to_load(&stand, &stand.pipeline(), FaultKind::LateBegin { delay_ms: LATE_BEGIN_MS });
-        let metrics = frozen.metrics().expect("metrics");
-        assert_eq!(metrics.count("tidemill_claims_unfenced", &[]), 1);
-        frozen.until_logged(1, "grant WRITE and DESCRIBE on TransactionalId");
         frozen.freeze();
         let expected = set_and_delete(&stand, 3);
         let mut successor = stand.run(&stand.pipeline());
@@ -202,6 +199,9 @@ fn without_transactions_in_kafka_loads_are_guarded_by_plain_commits_and_a_warnin
         frozen.thaw();
         until_decided(&stand, 60);
         must_show(&stand, &expected);
+        let metrics = successor.metrics().expect("metrics");
+        assert_eq!(metrics.count("tidemill_claims_unfenced", &[]), 1);
+        successor.until_logged(1, "grant WRITE and DESCRIBE on TransactionalId");
         successor.drain(30);
         frozen.kill();
     });
@@ -229,5 +229,45 @@ fn an_orderly_rebalance_and_a_drain_leave_nothing_to_look_for() {
         }
         must_show(&stand, &(0..KEYS).map(|id| (id, 2)).collect());
         third.drain(30);
+    });
+}
+
+#[test]
+fn a_load_costs_one_commit_and_tables_of_other_models_cost_none() {
+    within(180, || {
+        const ROWS: u64 = 10_000;
+        for model in [Model::Primary, Model::Duplicate] {
+            let stand = Stand::on(
+                kafka::shared(),
+                "fence_cost",
+                2,
+                model,
+                Options { compaction: Some(Duration::from_millis(200)), ..Options::default() },
+            );
+            stand.produce(0..ROWS);
+            let pipeline =
+                Pipeline { batch: "max_rows = 100\nlinger = \"100ms\"".to_owned(), ..stand.pipeline() };
+            let mut tidemill = stand.run(&pipeline);
+            tidemill.until_settled(60, ROWS);
+            stand.until_released(30, ROWS);
+            let metrics = tidemill.metrics().expect("metrics");
+            let loads = metrics.count("tidemill_loads_total", &[]);
+            let waits = metrics.count("tidemill_fence_wait_seconds_count", &[]);
+            let mean_ms = 1_000.0 * metrics.sum("tidemill_fence_wait_seconds_sum", &[]) / waits.max(1) as f64;
+            let load_ms = 1_000.0 * metrics.sum("tidemill_load_seconds_sum", &[]) / loads.max(1) as f64;
+            let commits = metrics.count("tidemill_commits_total", &[]);
+            println!(
+                "{model:?}: {loads} loads of {load_ms:.1} ms, {waits} waits of {mean_ms:.1} ms, {commits} commits"
+            );
+            assert!(loads >= ROWS / 100, "{metrics:?}");
+            match model {
+                Model::Primary => {
+                    assert_eq!(waits, loads, "each load asks once");
+                    assert!(mean_ms < 500.0, "a wait takes {mean_ms} ms");
+                }
+                Model::Duplicate => assert_eq!(waits, 0),
+            }
+            tidemill.drain(30);
+        }
     });
 }

@@ -72,7 +72,7 @@ mod tests {
     fn a_claim_is_read_as_it_was_written() {
         let claim = Claim::of("orders-00ff", 40, 2, [3, 39, 40].into_iter());
         let text = claim.text();
-        assert_eq!(text, r#"{"end":42,"from":40,"open":[37,1],"stem":"orders-00ff","v":1}"#);
+        assert_eq!(text, r#"{"v":1,"stem":"orders-00ff","from":40,"end":42,"open":[37,1]}"#);
         assert_eq!(Claim::read(&text), Some(claim.clone()));
         let labels: Vec<String> = claim.labels().collect();
         assert_eq!(labels, ["orders-00ff-3", "orders-00ff-39", "orders-00ff-40", "orders-00ff-41"]);

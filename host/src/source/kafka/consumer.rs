@@ -290,6 +290,8 @@ mod tests {
                 }
             }
         }
+        // Those that hold back an answer would not be dropped otherwise.
+        readers.iter().for_each(|reader| leave(reader));
         panic!("the group does not come to it within {PATIENCE:?}");
     }
 
