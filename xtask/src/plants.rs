@@ -240,7 +240,9 @@ fn verdict(plant: &Plant, printed: &str, passed: bool) -> Verdict {
 fn panic_of(printed: &str) -> Option<String> {
     let mut lines = printed.lines().skip_while(|line| !line.contains(" panicked at "));
     lines.next()?;
-    let ends = |line: &&str| line.is_empty() || line.starts_with("note: ") || line.starts_with("---");
+    let ends = |line: &&str| {
+        line.is_empty() || ["note: ", "stack backtrace:", "---"].iter().any(|end| line.starts_with(end))
+    };
     let message: Vec<&str> = lines.take_while(|line| !ends(line)).map(str::trim).collect();
     Some(message.join(" "))
 }

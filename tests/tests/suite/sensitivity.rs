@@ -187,43 +187,38 @@ fn a_decision_stands_until_its_loads_are_committed() {
 /// The order of a confirmation, looked at while it takes its time: rows, position row, the server's log.
 #[test]
 fn no_place_in_the_log_is_confirmed_before_its_position_row_is_visible() {
+    // The server is told every 10 s: once at least while the position row is on its way.
+    const POSITION_TAKES_MS: u64 = 13_000;
     within(120, || {
         let replica = Replica::new("confirmed");
         replica.postgres.run("CREATE TABLE orders (id bigint PRIMARY KEY, note text)");
         let mut tidemill = replica.run(&replica.pipeline());
         replica.postgres.until_streaming(60, &replica.slot());
         let place = |what: &str| replica.postgres.number(&format!("SELECT {what} - '0/0'::pg_lsn"));
-        let confirmed = || {
-            let slot = replica.slot();
-            let all = "SELECT confirmed_flush_lsn FROM pg_replication_slots";
-            place(&format!("({all} WHERE slot_name = '{slot}')"))
-        };
+        let slot = replica.slot();
+        let all = "SELECT confirmed_flush_lsn FROM pg_replication_slots";
+        let confirmed = || place(&format!("({all} WHERE slot_name = '{slot}')"));
         let position = || {
-            let rows = replica
-                .warehouse
-                .execute("SELECT lsn FROM shop.tidemill_positions WHERE source_table = ''")
-                .into_iter()
-                .flatten()
-                .flatten();
+            let stream = "SELECT lsn FROM shop.tidemill_positions WHERE source_table = ''";
+            let rows = replica.warehouse.execute(stream).into_iter().flatten().flatten();
             rows.filter_map(|lsn| lsn.parse::<u64>().ok()).max().unwrap_or(0)
         };
-        let follow = |id: u64, seconds: u64| {
-            replica.postgres.run(&format!("INSERT INTO orders VALUES ({id}, 'followed')"));
-            let written = place("pg_current_wal_lsn()");
-            let ordered = wait_until(Duration::from_secs(seconds), || {
-                // In this order: the position may only have grown since.
-                let (confirmed, position) = (confirmed(), position());
-                assert!(confirmed <= position, "{confirmed} is confirmed, the position row says {position}");
-                (confirmed >= written).then_some(())
-            });
-            ordered.unwrap_or_else(|late| panic!("place {written} is to be confirmed: {late}"));
-        };
-        replica.warehouse.until_rows(30, "tidemill_positions", 1);
-        follow(1, 30);
-        replica.warehouse.fault_on("tidemill_positions", FaultKind::SlowLoad { delay_ms: 1_500 });
-        follow(2, 30);
-        replica.until_equal(10, &["orders"]);
+        let known = wait_until(Duration::from_secs(30), || (position() > 0).then_some(()));
+        known.expect("the stream has a position from its begin on");
+        let takes = FaultKind::SlowLoad { delay_ms: POSITION_TAKES_MS };
+        replica.warehouse.fault_on("tidemill_positions", takes);
+        replica.postgres.run("INSERT INTO orders VALUES (1, 'followed')");
+        let written = place("pg_current_wal_lsn()");
+        let ordered = wait_until(Duration::from_secs(60), || {
+            // In this order: the position may only have grown since.
+            let (confirmed, position) = (confirmed(), position());
+            assert!(confirmed <= position, "{confirmed} is confirmed, the position row says {position}");
+            (confirmed >= written).then_some(())
+        });
+        ordered.unwrap_or_else(|late| panic!("place {written} is to be confirmed: {late}"));
+        assert!(replica.warehouse.faults_fired() > 0, "the position was not slow: this shows nothing");
         replica.warehouse.clear_faults();
+        replica.until_equal(10, &["orders"]);
         tidemill.drain(30);
     });
 }

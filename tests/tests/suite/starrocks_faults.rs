@@ -245,9 +245,11 @@ fn a_backend_that_is_down_is_waited_for() {
         let mut pipeline = stand.pipeline();
         pipeline.process = "stall_after = \"2s\"".to_owned();
         let mut tidemill = stand.run(&pipeline);
+        // Red it is also before it has begun.
+        tidemill.until_ready(30);
         let why = tidemill.until_answer(60, "/ready", 503);
         assert!(!why.is_empty(), "it says what it waits for");
-        assert_eq!(stand.committed(), 0);
+        assert_eq!(stand.committed(), 0, "nothing is released that is not loaded");
         stand.warehouse.clear_faults();
         tidemill.until_settled(90, 1_000);
         tidemill.until_ready(30);
