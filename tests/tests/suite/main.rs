@@ -28,6 +28,7 @@ mod postgres_tables;
 mod postgres_types;
 mod records;
 mod rejects;
+mod sensitivity;
 mod several;
 mod shutdown;
 mod starrocks_faults;

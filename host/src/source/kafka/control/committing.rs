@@ -7,7 +7,8 @@ use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::{Control, place_of};
+use super::{Control, Held, place_of};
+use crate::planted::{Bug, planted};
 use crate::position::Watermark;
 
 impl Control {
@@ -35,9 +36,17 @@ impl Control {
         for Watermark { stay, upto } in self.parts.ledger.progress() {
             self.parts.meter.health.progress();
             let place = place_of(&stay);
-            if self.held.get(&place).is_some_and(|held| held.stay == stay) {
+            let is_held = self.held.get(&place).is_some_and(|held| held.stay == stay);
+            if is_held || planted(Bug::RevokedStillCommitted) {
                 self.uncommitted.insert(place, upto);
             }
+        }
+        if planted(Bug::ReleaseBeforeDurable) {
+            let ledger = &self.parts.ledger;
+            let read = |(place, held): (&(String, i32), &Held)| {
+                Some((place.clone(), ledger.opened_upto(&held.stay)?))
+            };
+            self.uncommitted.extend(self.held.iter().filter_map(read));
         }
         if self.committed_at.elapsed() >= self.kafka.commit_interval {
             self.send_commit();
