@@ -215,7 +215,7 @@ impl<F: Feed> Lane<F> {
         let pieces: Vec<(TableIndex, Piece)> = segments
             .into_iter()
             .map(|segment| {
-                let charged = self.parts.owner.share.overdraft(segment.body.len() as u64);
+                let charged = permit.empty();
                 let body = Bytes::from(segment.body);
                 let (plugin, owner) = (self.plugin.clone(), Arc::clone(&self.parts.owner));
                 let piece = Piece::new(body, segment.index, plugin, ticket.hold(), charged, owner);

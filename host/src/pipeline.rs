@@ -197,7 +197,7 @@ impl Wiring<'_> {
 
         // The shared stage, and what carries its batches away.
         let shapes = destinations.shapes(sink, &models);
-        let exactly = exactly_once(pipeline, &shapes, carrier)?;
+        let exactly = exactly_once(pipeline, &shapes, carrier, &self.rejects)?;
         let epochs = exactly.as_ref().map(|exactly| -> Arc<dyn EpochOutlet> {
             Arc::new(EpochCarrier::new(carrier.clone(), exactly.epochs.clone(), Arc::clone(&owner)))
         });
@@ -232,6 +232,7 @@ fn exactly_once(
     pipeline: &Pipeline,
     destinations: &[Arc<Destination>],
     carrier: &Carrier,
+    rejects: &Rejects,
 ) -> Result<Option<kafka::Exactly>, Fault> {
     let (Delivery::ExactlyOnce, Some(first)) = (pipeline.delivery, destinations.first()) else {
         return Ok(None);
@@ -247,7 +248,11 @@ fn exactly_once(
         prepared_timeout: pipeline.sink.prepared_timeout,
         database: pipeline.sink.database.clone(),
     });
-    Ok(Some(kafka::Exactly { epochs, carrier: carrier.clone(), destination: Arc::clone(first) }))
+    let letters = match rejects {
+        Rejects::Keep(letters, _) => letters.outbox().cloned(),
+        Rejects::Halt | Rejects::Answer => None,
+    };
+    Ok(Some(kafka::Exactly { epochs, carrier: carrier.clone(), destination: Arc::clone(first), letters }))
 }
 
 /// Where a pipeline's rejects go.
@@ -267,7 +272,14 @@ fn rejects_of(
         Source::Postgres(_) | Source::Http(_) => None,
     };
     let tolerance = pipeline.max_rejects.filter(|_| !answers);
-    let letters = DeadLetterBox::open(settings, kafka, runtime, meter, alarm)?;
+    let decided = match pipeline.delivery {
+        Delivery::ExactlyOnce => DeadLetterBox::decided(settings, kafka, meter),
+        Delivery::AtLeastOnce => None,
+    };
+    let letters = match decided {
+        Some(decided) => decided,
+        None => DeadLetterBox::open(settings, kafka, runtime, meter, alarm)?,
+    };
     Ok(Rejects::Keep(letters, tolerance.map(|max| Arc::new(Tolerance::new(max)))))
 }
 
