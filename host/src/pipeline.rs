@@ -75,9 +75,10 @@ pub fn lane_count(process: &Process) -> usize {
     process.lanes.unwrap_or(cores).clamp(1, LANES_MAX)
 }
 
-/// Most instances of plugins that the pipelines need at a time.
+/// Most instances of plugins that the pipelines need at a time: a lane that verifies starts one beside its own.
 pub fn plugin_instances(process: &Process, pipelines: &[Arc<Pipeline>]) -> usize {
-    pipelines.iter().map(|pipeline| pipeline.transforms.len() * lane_count(process)).sum()
+    let each = |pipeline: &Pipeline| pipeline.transforms.len() + usize::from(pipeline.verify);
+    pipelines.iter().map(|pipeline| each(pipeline) * lane_count(process)).sum()
 }
 
 /// Asks StarRocks for the model of each table, unless the file says it.
@@ -219,7 +220,7 @@ impl Wiring<'_> {
             targets: destinations.targets(&models, pipeline),
             line_feeds: gathering.line_feeds,
         };
-        let lanes = Lanes { parts, plugins: self.plugins.clone(), destinations };
+        let lanes = Lanes { parts, plugins: self.plugins.clone(), destinations, verify: pipeline.verify };
 
         // The source: this thread is its control.
         let parts = lanes.source_parts(gathering, shared, self.stop, carrier.stem(&pipeline.name));
@@ -361,6 +362,7 @@ struct Lanes {
     parts: LaneParts,
     plugins: Vec<Arc<Plugin>>,
     destinations: Arc<Destinations>,
+    verify: bool,
 }
 
 impl Lanes {
@@ -388,7 +390,7 @@ impl Lanes {
     /// The same lanes without the plugins, for rows that have been through them.
     fn past_plugins(&self) -> Lanes {
         let destinations = Arc::clone(&self.destinations);
-        Lanes { parts: self.parts.clone(), plugins: Vec::new(), destinations }
+        Lanes { parts: self.parts.clone(), plugins: Vec::new(), destinations, verify: false }
     }
 
     fn spawn<F: Feed + Send + 'static>(
@@ -396,14 +398,14 @@ impl Lanes {
         number: usize,
         feed: F,
     ) -> std::io::Result<JoinHandle<Result<(), Fault>>> {
-        let parts = self.parts.clone();
+        let (parts, verify) = (self.parts.clone(), self.verify);
         let (plugins, destinations) = (self.plugins.clone(), Arc::clone(&self.destinations));
         // Whatever the lane logs says whose it is, also below this crate's own lines.
         let whose = tracing::error_span!("lane", pipeline = %parts.owner.meter.name, number);
         std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
             let _whose = whose.enter();
             let chain = Chain::start(&plugins, &|plugin| destinations.of_plugin(plugin))?;
-            Lane::new(parts, feed, chain).run()
+            Lane::new(parts, feed, chain).verifying(verify).run()
         })
     }
 }

@@ -156,9 +156,15 @@ mod tests {
         while rest.is_on() {
             rest.a_while(Duration::from_millis(5)).await;
         }
-        rest.begin(Pace { base: Duration::from_secs(3600), cap: Duration::from_secs(3600), ..Pace::OVERLOADED });
+        rest.begin(Pace {
+            base: Duration::from_secs(3600),
+            cap: Duration::from_secs(3600),
+            ..Pace::OVERLOADED
+        });
         assert!(rest.is_on());
-        tokio::time::timeout(Duration::from_secs(60), rest.a_while(Duration::from_millis(1))).await.expect("in parts");
+        tokio::time::timeout(Duration::from_secs(60), rest.a_while(Duration::from_millis(1)))
+            .await
+            .expect("in parts");
         rest.begin(Pace { base: Duration::from_millis(1), ..Pace::PASSING });
         tokio::time::timeout(Duration::from_secs(60), rest.to_its_end()).await.expect("a pace of its own");
         assert!(!rest.is_on());

@@ -22,10 +22,12 @@ mod feed;
 mod membership;
 mod orders;
 mod queue;
+mod rights;
 mod start;
 
 pub(crate) use control::Exactly;
 pub(crate) use feed::KafkaFeed;
+pub(crate) use rights::check_transactions;
 
 /// Events of the client that are looked at for why no broker answers.
 const EVENTS_LOOKED_AT: usize = 32;

@@ -128,7 +128,8 @@ impl Gathering {
 
     fn drop_pieces(&mut self, is_gone: impl Fn(&Piece) -> bool) -> u64 {
         let batches = self.ready.iter_mut().flatten().map(|batch| &mut batch.pieces);
-        let dropped = self.open.values_mut().chain(batches).map(|pieces| forget_where(pieces, &is_gone)).sum();
+        let dropped =
+            self.open.values_mut().chain(batches).map(|pieces| forget_where(pieces, &is_gone)).sum();
         self.open.retain(|_, pieces| !pieces.is_empty());
         for batches in &mut self.ready {
             batches.retain(|batch| !batch.pieces.is_empty());

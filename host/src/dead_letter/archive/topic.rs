@@ -15,8 +15,8 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::Visit;
 use crate::config::model::Kafka;
-use crate::dead_letter::kept::{self, Kept, Place, Unreadable};
 use crate::dead_letter::envelope::FIRST_HEADER;
+use crate::dead_letter::kept::{self, Kept, Place, Unreadable};
 use crate::dead_letter::topic::{MARK_HEADER, cluster};
 use crate::dead_letter::{Content, DeadLetter, Holds};
 use crate::fault::Fault;

@@ -149,10 +149,8 @@ pub(super) fn not_made(error: KafkaError) -> Fault {
 
 /// The brokers' answer to a producer that wants to begin transactions as `id`.
 pub(super) fn denied(id: &str, error: KafkaError) -> Fault {
-    let denied = [
-        RDKafkaErrorCode::TransactionalIdAuthorizationFailed,
-        RDKafkaErrorCode::ClusterAuthorizationFailed,
-    ];
+    let denied =
+        [RDKafkaErrorCode::TransactionalIdAuthorizationFailed, RDKafkaErrorCode::ClusterAuthorizationFailed];
     if error.rdkafka_error_code().is_some_and(|code| denied.contains(&code)) {
         return Fault::halt(
             format!("kafka does not let this user write transactions as `{id}`"),

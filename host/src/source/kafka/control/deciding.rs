@@ -242,7 +242,8 @@ mod tests {
             [(place(0), (10, decision.clone())), (place(1), (25, decision.clone()))].into_iter().collect();
         let asked = Asked { standings, letters: Vec::new(), epoch: false };
         let told = |committed: &[(i32, i64)]| {
-            let committed = committed.iter().map(|(partition, offset)| (place(*partition), *offset)).collect();
+            let committed =
+                committed.iter().map(|(partition, offset)| (place(*partition), *offset)).collect();
             asked.telling(&committed).map(|((_, partition), (offset, _))| (*partition, *offset))
         };
         assert_eq!(told(&[(0, 10), (1, 20)]), Some((1, 25)));

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rdkafka::consumer::Consumer as _;
 
 use super::Control;
-use super::deciding::{Asked, Stands};
 pub(super) use super::deciding::Deciding;
+use super::deciding::{Asked, Stands};
 use crate::dead_letter::Outbox;
 use crate::delivery::decision::{Decision, Extent, UnknownForm, may_decide};
 use crate::delivery::epoch::Offer;
