@@ -164,7 +164,7 @@ impl Piece {
     }
 
     /// Each row with the position of its record.
-    pub fn iter(&self) -> impl Iterator<Item = (i64, &[u8])> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (i64, &[u8])> {
         self.rows.clone().map(|row| {
             let delta = self.index.deltas[row] & POSITION_BITS;
             (

@@ -387,6 +387,15 @@ impl Stage {
     }
 }
 
+/// Drops the unsent pieces that are gone; returns how many records they were.
+fn forget_where(pieces: &mut Vec<Piece>, is_gone: impl Fn(&Piece) -> bool) -> u64 {
+    let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(pieces).into_iter().partition(is_gone);
+    *pieces = kept;
+    let dropped = gone.iter().map(Piece::records).sum();
+    gone.into_iter().for_each(Piece::forget);
+    dropped
+}
+
 #[cfg(test)]
 pub(crate) mod fakes;
 #[cfg(test)]

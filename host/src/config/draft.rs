@@ -76,8 +76,10 @@ impl Draft {
         let delivery = heading.as_ref().and_then(|table| table.get(&sections::pipeline::DELIVERY));
         let source_table = choice::source(root);
         let source = source_table.as_ref().and_then(|table| read_source(table, name.as_deref()));
+        let verify = heading.as_ref().and_then(|table| table.get(&sections::pipeline::VERIFY));
         if let (Some(heading), Some(delivery)) = (&heading, delivery) {
             check_delivery(heading, delivery, source.as_ref());
+            check_verify(heading, delivery, verify);
         }
         let transforms: Vec<_> =
             root.tables(&sections::transform::SECTION).iter().map(read_transform).collect();
@@ -95,6 +97,7 @@ impl Draft {
                 name: name?,
                 file: root.source.path.clone(),
                 delivery: delivery?,
+                verify: verify?,
                 source: source?,
                 transforms: transforms.into_iter().collect::<Option<Vec<_>>>()?,
                 batch: batch?,
@@ -143,6 +146,19 @@ fn check_delivery(heading: &Table<'_>, delivery: Delivery, source: Option<&Model
     heading.note_at("delivery", what, |problem| {
         problem.expected("\"at_least_once\", or a Kafka source with it")
     });
+}
+
+/// Where rows may come twice, nothing hangs on plugins that make the same ones twice.
+fn check_verify(heading: &Table<'_>, delivery: Delivery, verify: Option<bool>) {
+    match (delivery, verify) {
+        (Delivery::ExactlyOnce, _) | (Delivery::AtLeastOnce, Some(false) | None) => {}
+        (Delivery::AtLeastOnce, Some(true)) => {
+            let what = "`verify` is true and `delivery` is \"at_least_once\", which promises nothing that hangs on it";
+            heading.note_at("verify", what, |problem| {
+                problem.expected("it with delivery = \"exactly_once\" only")
+            });
+        }
+    }
 }
 
 /// `[pipeline]`, which must be there.

@@ -43,6 +43,8 @@ pub struct Pipeline {
     pub file: PathBuf,
     /// What is promised.
     pub delivery: Delivery,
+    /// Plugins have to make the rows of some chunks twice; with exactly_once only.
+    pub verify: bool,
     /// Where records come from.
     pub source: Source,
     /// The chain of plugins, in order; may be empty.

@@ -304,6 +304,21 @@ fn exactly_once_is_promised_only_where_it_can_be_kept() {
 }
 
 #[test]
+fn plugins_are_verified_only_where_something_hangs_on_it() {
+    let with = |delivery: &str| {
+        instead("name", &format!("name = \"orders\"\ndelivery = \"{delivery}\"\nverify = true"))
+    };
+    assert!(read(&with("exactly_once")).expect("it may").pipelines[0].verify);
+    check(
+        &with("at_least_once"),
+        &[
+            "4:10: `verify` is true and `delivery` is \"at_least_once\", which promises nothing that hangs on it; expected it \
+           with delivery = \"exactly_once\" only",
+        ],
+    );
+}
+
+#[test]
 fn the_mark_of_a_delete_is_the_last_of_jsonpaths() {
     let with = |model: &str, paths: &str| {
         let properties = format!("properties = {{ columns = \"id,v\", jsonpaths = '{paths}' }}");

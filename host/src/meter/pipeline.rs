@@ -51,6 +51,7 @@ pub(super) struct PipelineFamilies {
     claims_unfenced: PerPipelineGauge,
     epochs_decided: PerPipeline,
     epochs_rolled_back: PerPipeline,
+    chunks_verified: PerPipeline,
     batches_cut: Family<CutLabels, Counter>,
 }
 
@@ -135,6 +136,11 @@ impl PipelineFamilies {
                 "epochs_rolled_back",
                 "With exactly_once: tries of an epoch that were rolled back, for whatever reason",
             ),
+            chunks_verified: family(
+                registry,
+                "chunks_verified",
+                "With verify: chunks of which fresh instances of the plugins made the same rows once more",
+            ),
             batches_cut: family(registry, "batches_cut", "Batches cut, by reason"),
         }
     }
@@ -167,6 +173,7 @@ impl PipelineFamilies {
             claims_unfenced: gauge_of(&self.claims_unfenced),
             epochs_decided: of(&self.epochs_decided),
             epochs_rolled_back: of(&self.epochs_rolled_back),
+            chunks_verified: of(&self.chunks_verified),
             postgres,
             batches_cut: self.batches_cut.clone(),
             http,
@@ -213,6 +220,8 @@ pub struct PipelineMeter {
     pub epochs_decided: Counter,
     /// With exactly_once: tries of an epoch that were rolled back.
     pub epochs_rolled_back: Counter,
+    /// With verify: chunks that were processed twice, with the same rows.
+    pub chunks_verified: Counter,
     postgres: PostgresFamilies,
     batches_cut: Family<CutLabels, Counter>,
     http: HttpFamilies,

@@ -6,6 +6,7 @@ mod granted;
 mod isolated;
 mod limits;
 mod refused;
+mod verified;
 mod wat;
 
 use std::path::{Path, PathBuf};

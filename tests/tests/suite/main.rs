@@ -5,6 +5,7 @@ mod crash;
 mod demo;
 mod dlq;
 mod exactly_once;
+mod exactly_once_letters;
 mod formats;
 mod group;
 mod halts;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{EpochOutlet, TableIndex};
+use super::{EpochOutlet, TableIndex, forget_where};
 use crate::batch::{Batch, Cut, Fill, Piece, decide};
 use crate::budget::Share;
 use crate::config::model::BatchLimits;
@@ -127,17 +127,9 @@ impl Gathering {
     }
 
     fn drop_pieces(&mut self, is_gone: impl Fn(&Piece) -> bool) -> u64 {
-        let mut dropped = 0;
-        let mut keep = |pieces: &mut Vec<Piece>| {
-            let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(pieces).into_iter().partition(&is_gone);
-            *pieces = kept;
-            for piece in gone {
-                dropped += piece.records();
-                piece.forget();
-            }
-        };
-        self.open.values_mut().for_each(&mut keep);
-        self.ready.iter_mut().flatten().for_each(|batch| keep(&mut batch.pieces));
+        let batches = self.ready.iter_mut().flatten().map(|batch| &mut batch.pieces);
+        let dropped =
+            self.open.values_mut().chain(batches).map(|pieces| forget_where(pieces, &is_gone)).sum();
         self.open.retain(|_, pieces| !pieces.is_empty());
         for batches in &mut self.ready {
             batches.retain(|batch| !batch.pieces.is_empty());

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Outlet, PipelineId};
+use super::{Outlet, PipelineId, forget_where};
 use crate::batch::{Batch, Cut, Fill, Piece, decide};
 use crate::config::model::BatchLimits;
 use crate::position::{Epoch, Partition, Stay};
@@ -182,17 +182,9 @@ impl Table {
     }
 
     fn drop_pieces(&mut self, is_gone: impl Fn(&Piece) -> bool) -> u64 {
-        let mut dropped = 0;
-        let mut keep = |pieces: &mut Vec<Piece>| {
-            let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(pieces).into_iter().partition(&is_gone);
-            *pieces = kept;
-            for piece in gone {
-                dropped += piece.records();
-                piece.forget();
-            }
-        };
-        keep(&mut self.open);
-        self.ready.iter_mut().for_each(|batch| keep(&mut batch.pieces));
+        let batches = self.ready.iter_mut().map(|batch| &mut batch.pieces);
+        let all = std::iter::once(&mut self.open).chain(batches);
+        let dropped = all.map(|pieces| forget_where(pieces, &is_gone)).sum();
         self.ready.retain(|batch| !batch.pieces.is_empty());
         self.rows = self.open.iter().map(|piece| piece.len() as u64).sum();
         self.bytes = self.open.iter().map(Piece::bytes).sum();

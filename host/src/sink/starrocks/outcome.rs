@@ -57,8 +57,10 @@ pub fn classify(seen: &Seen<'_>) -> Classified {
         return Classified::plain(without_status(seen));
     };
     match status.to_ascii_lowercase().replace('_', " ").as_str() {
-        "success" | "ok" => Classified::plain(committed(seen, fields, true)),
-        "publish timeout" => Classified::plain(committed(seen, fields, false)),
+        "success" => Classified::plain(committed(seen, fields)),
+        // Of a step of a transaction: rows are counted when it is prepared, and what a BE says before means nothing.
+        "ok" => Classified::plain(taken(seen, fields, true)),
+        "publish timeout" => Classified::plain(taken(seen, fields, false)),
         "label already exists" => conflict(seen, fields),
         "txn in processing" => {
             Classified::plain(Outcome::Overloaded(Fault::retry(refusal(seen, &fields.message()))))
@@ -67,7 +69,19 @@ pub fn classify(seen: &Seen<'_>) -> Classified {
     }
 }
 
-fn committed(seen: &Seen<'_>, fields: &Fields, visible: bool) -> Outcome {
+/// A Stream Load that succeeded, if it can be true.
+fn committed(seen: &Seen<'_>, fields: &Fields) -> Outcome {
+    let load = seen.load;
+    if seen.body_left && load.rows > 0 && fields.number("numbertotalrows") == Some(0) {
+        return Outcome::Unsure(Fault::retry(format!(
+            "StarRocks counted no row in load {}, {} were sent",
+            load.label, load.rows
+        )));
+    }
+    taken(seen, fields, true)
+}
+
+fn taken(seen: &Seen<'_>, fields: &Fields, visible: bool) -> Outcome {
     let load = seen.load;
     if !seen.body_left && load.bytes > 0 {
         return Outcome::Unsure(Fault::retry(format!(
@@ -75,14 +89,7 @@ fn committed(seen: &Seen<'_>, fields: &Fields, visible: bool) -> Outcome {
             load.label
         )));
     }
-    let count = |name: &str| fields.number(name).and_then(|rows| u64::try_from(rows).ok());
-    if visible && load.rows > 0 && count("numbertotalrows") == Some(0) {
-        return Outcome::Unsure(Fault::retry(format!(
-            "StarRocks counted no row in load {}, {} were sent",
-            load.label, load.rows
-        )));
-    }
-    let loaded = count("numberloadedrows");
+    let loaded = fields.number("numberloadedrows").and_then(|rows| u64::try_from(rows).ok());
     let txn = fields.number("txnid").filter(|id| *id > 0);
     Outcome::Durable(Receipt { txn, loaded_rows: loaded, visible })
 }

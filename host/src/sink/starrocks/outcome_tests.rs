@@ -94,6 +94,19 @@ fn success_is_not_believed_when_it_cannot_be_true() {
 }
 
 #[test]
+fn rows_of_a_transaction_are_counted_when_it_is_prepared_and_not_before() {
+    let taken = Short::Durable { visible: true };
+    check(
+        200,
+        Sent::Body,
+        r#"{"Status":"OK","TxnId":7,"Label":"l","NumberTotalRows":0,"LoadBytes":78}"#,
+        taken,
+    );
+    check(200, Sent::Body, r#"{"Status":"OK","TxnId":7,"Label":"l","LoadBytes":78}"#, taken);
+    check(200, Sent::Nothing, r#"{"Status":"OK","NumberTotalRows":0}"#, Short::Unsure);
+}
+
+#[test]
 fn another_count_of_rows_is_durable_all_the_same() {
     // The rows are in the table: halting would load them again at the next start. The receipt has the
     // count, so that whoever settles the batch can say it.
