@@ -4,9 +4,7 @@
 
 use crate::kafka::Kafka;
 use rdkafka::{
-    bindings::{
-        self as native, rd_kafka_AclOperation_t, rd_kafka_ResourcePatternType_t, rd_kafka_ResourceType_t,
-    },
+    bindings::{self as native, rd_kafka_ResourcePatternType_t, rd_kafka_ResourceType_t},
     producer::{BaseProducer, Producer},
 };
 use std::{ffi::CString, ptr};

@@ -131,6 +131,11 @@ impl Outbox {
         tickets
     }
 
+    /// Whether no letter waits.
+    pub fn is_empty(&self) -> bool {
+        self.lock().waiting.is_empty()
+    }
+
     /// Whether lanes wait for a decision to make room.
     pub fn is_full(&self) -> bool {
         self.lock().bytes >= WAITING_BYTES_MAX

@@ -396,7 +396,7 @@ struct Progress {
 fn is_due(deciding: &Deciding, interval: Duration, progress: Progress) -> bool {
     let Progress { moved, is_waited_for } = progress;
     let idle = deciding.written_at.elapsed() >= interval && (!deciding.is_done() || moved);
-    let letters = deciding.parts.letters.as_ref().filter(|_| moved);
+    let letters = deciding.parts.letters.as_ref().filter(|letters| moved && !letters.is_empty());
     let pressing = letters.is_some_and(|letters| deciding.draining || is_waited_for || letters.is_full());
     idle || pressing || deciding.parts.epochs.is_exhausted()
 }
