@@ -31,3 +31,4 @@ mod rejects;
 mod several;
 mod shutdown;
 mod starrocks_faults;
+mod version_pressure;
