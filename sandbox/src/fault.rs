@@ -142,6 +142,8 @@ pub enum FaultKind {
         /// FE or BE.
         at: Hop,
     },
+    /// The user lacks the OPERATE privilege on SYSTEM: `SHOW TABLET` is refused.
+    TabletsDenied,
     /// The load takes longer: between the body and the commit.
     SlowLoad {
         /// Milliseconds.

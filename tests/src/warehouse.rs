@@ -112,6 +112,12 @@ impl Warehouse {
         self.sandbox().faults().iter().map(|report| report.fired).sum()
     }
 
+    /// From now on a table may have so many versions.
+    pub fn allow_versions(&self, tablet_max_versions: u32) {
+        let limits = VersionLimits { tablet_max_versions, ..self.sandbox().version_limits() };
+        self.sandbox().set_version_limits(limits);
+    }
+
     /// From now on versions are merged this often.
     pub fn compact_every(&self, every: Duration) {
         let limits = VersionLimits { compaction: Some(every), ..self.sandbox().version_limits() };
