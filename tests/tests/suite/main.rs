@@ -34,3 +34,4 @@ mod sensitivity;
 mod several;
 mod shutdown;
 mod starrocks_faults;
+mod version_pressure;

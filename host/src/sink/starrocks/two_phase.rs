@@ -12,7 +12,7 @@ use crate::delivery::decision::{Decision, Extent, Recovery, recover};
 use crate::fault::{Fault, FaultKind};
 use crate::planted::{Bug, planted};
 use crate::retry::{Backoff, Pace};
-use crate::sink::{Destination, Load, Outcome, Receipt, Rejection};
+use crate::sink::{Destination, Load, Outcome, Receipt, Rejection, Scarce};
 
 /// How often a commit is asked for before somebody hears that it is not made.
 const COMMITS_PER_TRY: u32 = 3;
@@ -31,7 +31,7 @@ pub enum FirstPhase {
     /// A person is needed.
     Halt(Fault),
     /// StarRocks takes no more just now.
-    Overloaded(Fault),
+    Overloaded(Fault, Scarce),
     /// Not done, or not known to be: to be rolled back, and begun under another label.
     Unknown(Fault),
 }
@@ -65,7 +65,7 @@ fn not_taken(outcome: Outcome) -> FirstPhase {
     match outcome {
         Outcome::Durable(receipt) => FirstPhase::Prepared(receipt),
         Outcome::BadRows(rejection) => FirstPhase::BadRows(rejection),
-        Outcome::Overloaded(fault) => FirstPhase::Overloaded(fault),
+        Outcome::Overloaded(fault, scarce) => FirstPhase::Overloaded(fault, scarce),
         Outcome::Refused(fault) if fault.kind == FaultKind::Halt => FirstPhase::Halt(fault),
         Outcome::Refused(fault) | Outcome::Unsure(fault) => FirstPhase::Unknown(fault),
     }
