@@ -14,6 +14,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use crate::budget::{Permit, Share};
 use crate::config::model::{DeadLetters, Kafka};
 use crate::delivery::Alarm;
+use crate::failpoint;
 use crate::fault::Fault;
 use crate::ledger::{Refused, Ticket};
 use crate::meter::PipelineMeter;
@@ -332,6 +333,7 @@ fn write(mut store: Store, mut bundles: mpsc::Receiver<Bundle>, meter: &Pipeline
         while let Ok(next) = bundles.try_recv() {
             group.push(next);
         }
+        failpoint::at("letters.before_write");
         let kept = store.keep(&mut group.iter().flat_map(Bundle::letters));
         if let Err(fault) = kept {
             alarm.raise(fault);
@@ -339,11 +341,13 @@ fn write(mut store: Store, mut bundles: mpsc::Receiver<Bundle>, meter: &Pipeline
             group.into_iter().for_each(Bundle::forget);
             break;
         }
+        failpoint::at("letters.kept");
         notice.kept(&meter.name, group.iter().flat_map(Bundle::letters));
         for Rejected { ticket, records, .. } in group.into_iter().flat_map(|bundle| bundle.rejected) {
             meter.leave(&meter.records_dead_lettered, records);
             let _ = ticket.settle_kept(records);
         }
+        failpoint::at("letters.settled");
     }
     notice.end(&meter.name);
 }

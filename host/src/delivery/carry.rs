@@ -15,6 +15,7 @@ use super::owner::Owner;
 use super::refused::{BadRow, bad_syntax, give_up_on, refusal, set_aside};
 use crate::batch::stage::{Done, Outlet, PipelineId};
 use crate::batch::{Batch, Piece};
+use crate::failpoint;
 use crate::fault::Fault;
 use crate::meter::Waiting;
 use crate::position::Stay;
@@ -234,6 +235,7 @@ impl Shared {
             })
         };
         landed.into_iter().for_each(close);
+        failpoint::at("load.settled");
         for piece in safe.into_iter().map(Hidden::into_piece) {
             let meter = Arc::clone(&piece.owner().meter);
             meter.leave(&meter.records_loaded, piece.records());

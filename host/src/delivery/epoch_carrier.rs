@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
@@ -13,6 +13,8 @@ use super::isolation::{ISOLATING_LOADS_MAX, Parts};
 use super::owner::Owner;
 use crate::batch::stage::{Done, EpochOutlet};
 use crate::batch::{Batch, Piece};
+use crate::clock;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::Waiting;
 use crate::retry::{Backoff, Pace};
@@ -97,6 +99,7 @@ impl EpochCarrier {
                 }
                 Err(hitch) => hitch,
             };
+            failpoint::at("epoch.before_rollback");
             // Nothing hangs on when they go: their labels are never used again.
             let (client, loads) = (self.carrier.client().clone(), labels_of(&turn, &tables));
             self.carrier.runtime().spawn(async move { roll_back_all(&client, loads).await });
@@ -148,6 +151,9 @@ impl EpochCarrier {
             let (client, timeout) = (self.carrier.client().clone(), self.epochs.terms.prepared_timeout);
             loads.spawn(async move {
                 let phase = two_phase::prepare(&client, &mut load, timeout).await;
+                if matches!(phase, FirstPhase::Prepared(_)) {
+                    failpoint::at("epoch.prepared");
+                }
                 (place as usize, load, phase)
             });
         }
@@ -198,6 +204,7 @@ impl EpochCarrier {
         let mut troubles = Troubles::new(&self.owner);
         let loads: Vec<_> =
             prepared.iter().map(|one| (Arc::clone(&one.load.destination), one.load.label.clone())).collect();
+        failpoint::at("epoch.before_commit");
         let lost = loop {
             match two_phase::commit_all(self.carrier.client(), &loads, decision).await {
                 Ok(()) => break false,
@@ -218,11 +225,13 @@ impl EpochCarrier {
             tables.into_iter().flat_map(|table| table.pieces).for_each(Piece::forget);
             return;
         }
+        failpoint::at("epoch.committed");
         self.owner.meter.epochs_decided.inc();
         for (table, PreparedLoad { load, receipt }) in tables.into_iter().zip(prepared) {
             count(&table.pieces, &load, &receipt, began.elapsed());
             table.pieces.into_iter().for_each(close);
         }
+        failpoint::at("epoch.settled");
         self.epochs.leave();
     }
 
@@ -394,6 +403,7 @@ async fn roll_back_all(client: &Client, loads: Vec<(Arc<Destination>, String)>) 
         rolling.spawn(async move { two_phase::roll_back(&client, &destination, &label).await });
     }
     while rolling.join_next().await.is_some() {}
+    failpoint::at("epoch.rolled_back");
 }
 
 /// What an epoch waits for, told once and shown in `/ready`.
@@ -435,5 +445,5 @@ impl Troubles {
 }
 
 fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    clock::since_1970().as_secs()
 }

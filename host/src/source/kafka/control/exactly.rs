@@ -3,14 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer as _;
 
 use super::{Control, place_of};
+use crate::clock;
 use crate::delivery::carry::Carrier;
 use crate::delivery::decision::{Decision, UnknownForm, may_decide};
 use crate::delivery::epoch::{Epochs, Offer};
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::position::Stay;
 use crate::sink::Destination;
@@ -138,12 +140,13 @@ impl Control {
         for decision in before.iter().filter(|decision| decision.tables > 0) {
             let name = &self.parts.meter.name;
             tracing::info!(pipeline = %name, %decision, "finishing what was decided before");
+            failpoint::at("epoch.recovering");
             let loads: Vec<_> = decision.labels().map(|label| (Arc::clone(destination), label)).collect();
             let finish = two_phase::commit_all(carrier.client(), &loads, decision);
             // All of them, also when one is lost: the mend takes the decisions away.
             match self.parts.runtime.block_on(finish) {
                 Err(fault) if worst.is_ok() || fault.kind == FaultKind::Halt => worst = Err(fault),
-                Ok(()) | Err(_) => {}
+                Ok(()) | Err(_) => failpoint::at("epoch.recovered"),
             }
         }
         worst
@@ -281,8 +284,7 @@ impl Control {
     fn decide(&mut self, offer: &Offer) -> Result<(), Fault> {
         let is_member = self.is_member();
         let Some(deciding) = &mut self.deciding else { return Ok(()) };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let age = now.saturating_sub(Duration::from_secs(offer.decision.prepared_at_s));
+        let age = clock::since_1970().saturating_sub(Duration::from_secs(offer.decision.prepared_at_s));
         let known: BTreeSet<Stay> = self.parts.ledger.stays().into_iter().collect();
         let gone = offer.tickets.keys().any(|(stay, _)| !known.contains(stay));
         // Put out of the group, it loses its partitions once what waits for this epoch is answered.
@@ -296,6 +298,7 @@ impl Control {
         }
         // Not before its dead letters are durable.
         let Some(safe) = self.parts.ledger.safe_with(&offer.tickets) else { return Ok(()) };
+        failpoint::at("epoch.before_decision");
         let mut standings = Standings::new();
         for (place, held) in &self.held {
             let Some(upto) = safe.get(&held.stay) else { continue };
@@ -305,6 +308,7 @@ impl Control {
         let reader = Arc::clone(&self.reader);
         match deciding.decider.write(&reader, &standings, || !reader.assignment_lost()) {
             Written::Yes => {
+                failpoint::at("epoch.decided");
                 self.hear_decided(standings);
                 Ok(())
             }
@@ -381,8 +385,10 @@ impl Control {
             return Ok(());
         }
         let reader = Arc::clone(&self.reader);
+        failpoint::at("epoch.before_done");
         match deciding.decider.write(&reader, &standings, || !reader.assignment_lost()) {
             Written::Yes => {
+                failpoint::at("epoch.done");
                 for (place, (offset, _)) in standings {
                     deciding.committed.insert(place, offset);
                 }
