@@ -4,6 +4,7 @@
 pub mod book;
 pub mod flow;
 pub mod members;
+mod neighbour;
 pub mod profile;
 pub mod replica;
 pub mod schedule;
@@ -29,6 +30,9 @@ pub const BINARY_VARIABLE: &str = "TIDEMILL_FAULTS_BIN";
 const STEPS_SHOWN: usize = 40;
 /// A run that has to reach a number goes on for so many times its minutes, and then fails.
 const PATIENCE: u32 = 6;
+
+/// A run that has dealt its deck so often must have seen every kind of fault and of recovery.
+const DECKS: usize = 2;
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -122,7 +126,18 @@ fn verdict(profile: Profile, settings: &Settings, tally: &Tally, took: Duration)
     const SHOWN: usize = 20;
     let mut text =
         format!("\n=== {} after {} s, seed {}\n{tally}", profile.name(), took.as_secs(), settings.seed);
-    let unreached = tally.unreached(&profile.faults(), &profile.recoveries());
+    let is_full = tally.steps >= DECKS * profile.cards();
+    let mut faults: Vec<&str> = tally.taken.iter().copied().collect();
+    if is_full {
+        faults.extend(profile.faults());
+        faults.sort_unstable();
+        faults.dedup();
+    } else {
+        let _ =
+            writeln!(text, "({} steps: too few to ask for every kind of fault and recovery)", tally.steps);
+    }
+    let recoveries = if is_full { profile.recoveries() } else { profile.usual() };
+    let unreached = tally.unreached(&faults, &recoveries);
     let short = settings.least.unreached(tally);
     let unreached = unreached.iter().map(ToString::to_string).chain(short).collect::<Vec<_>>();
     // Writing to a String cannot fail.

@@ -26,9 +26,9 @@ struct Arguments {
     /// Go on until so many answers were lost
     #[arg(long, default_value_t = 0)]
     lost: u64,
-    /// Instead: every failpoint once
-    #[arg(long)]
-    sweep: bool,
+    /// Instead: every failpoint once, or those whose names begin so
+    #[arg(long, value_name = "POINT", num_args = 0..)]
+    sweep: Option<Vec<String>>,
 }
 
 fn profile(name: &str) -> Result<Profile, String> {
@@ -50,6 +50,9 @@ fn main() -> ExitCode {
         faults_for: Duration::from_secs_f64((arguments.minutes * 60.0 / share).clamp(1.0, 1e6)),
         least: Least { kills: arguments.kills, rebalances: arguments.rebalances, lost: arguments.lost },
     };
-    let kept = if arguments.sweep { chaos::sweep::run(&[], seed) } else { chaos::run(&profiles, &settings) };
+    let kept = match arguments.sweep {
+        Some(points) => chaos::sweep::run(&points, seed),
+        None => chaos::run(&profiles, &settings),
+    };
     if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -185,6 +185,23 @@ pub fn write(kafka: &Kafka, book: &Arc<Book>, count: u64) {
     flush(&producer);
 }
 
+/// Sends records until one was among them that can be loaded, waits until the broker has it, and returns its identifier.
+///
+/// # Panics
+/// When the broker does not answer.
+pub fn write_good(kafka: &Kafka, book: &Arc<Book>) -> u64 {
+    let producer = producer(kafka, book);
+    let id = loop {
+        let id = book.issue();
+        send_one(&producer, book, id);
+        if !book.payload.is_bad(id) {
+            break id;
+        }
+    };
+    flush(&producer);
+    id
+}
+
 fn flush(producer: &BaseProducer<Scribe>) {
     producer.flush(FLUSHED_WITHIN).expect("the broker answers for all records");
 }
@@ -202,16 +219,19 @@ fn producer(kafka: &Kafka, book: &Arc<Book>) -> BaseProducer<Scribe> {
 
 fn send(producer: &BaseProducer<Scribe>, book: &Arc<Book>, count: u64) {
     for _ in 0..count {
-        let id = book.issue();
-        let value = book.payload.value(id);
-        let mut record = BaseRecord::<(), String, Box<u64>>::with_opaque_to(&book.topic, Box::new(id))
-            .partition(book.payload.partition(id))
-            .payload(&value);
-        while let Err((error, unsent)) = producer.send(record) {
-            let full = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
-            assert_eq!(error, full, "produce into {}", book.topic);
-            producer.poll(Duration::from_millis(10));
-            record = unsent;
-        }
+        send_one(producer, book, book.issue());
+    }
+}
+
+fn send_one(producer: &BaseProducer<Scribe>, book: &Arc<Book>, id: u64) {
+    let value = book.payload.value(id);
+    let mut record = BaseRecord::<(), String, Box<u64>>::with_opaque_to(&book.topic, Box::new(id))
+        .partition(book.payload.partition(id))
+        .payload(&value);
+    while let Err((error, unsent)) = producer.send(record) {
+        let full = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
+        assert_eq!(error, full, "produce into {}", book.topic);
+        producer.poll(Duration::from_millis(10));
+        record = unsent;
     }
 }

@@ -2,7 +2,10 @@
 
 use super::book::Book;
 use crate::{
-    judge::records::{Evidence, Payload, Place, Row, judge},
+    judge::{
+        Violation,
+        records::{Counted, Evidence, Payload, Place, Row, judge},
+    },
     kafka::Kafka,
     oracle::Promise,
     pipeline::Pipeline,
@@ -107,7 +110,7 @@ impl Flow {
         warehouse: &Warehouse,
         folder: &Path,
         repeated_max: u64,
-    ) -> (crate::judge::records::Counted, Vec<crate::judge::Violation>) {
+    ) -> (Counted, Vec<Violation>) {
         let (rows, letters, acknowledged) =
             (self.rows(warehouse), self.letters(folder), self.book.acknowledged());
         judge(&Evidence {

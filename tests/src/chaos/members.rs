@@ -11,6 +11,7 @@ use crate::{
     process::Tidemill,
 };
 use std::{
+    collections::VecDeque,
     fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -18,6 +19,10 @@ use std::{
 
 /// How long a process may take to drain while faults go on.
 const DRAINED_WITHIN: Duration = Duration::from_secs(90);
+/// Longer than any run.
+const NEVER: Duration = Duration::from_secs(24 * 3600);
+/// How long a process is left alone that is to fail at a failpoint.
+const ARMED_FOR: Duration = Duration::from_secs(10);
 /// Between two looks at the metrics of a process.
 const SCRAPE_EVERY: Duration = Duration::from_secs(2);
 /// Scrapes of one look: they may come between two additions.
@@ -40,17 +45,29 @@ pub struct Common {
     pub canary: String,
 }
 
+/// What a process is to do to itself.
+#[derive(Clone, Debug, Default)]
+pub struct Arms {
+    /// `FAILPOINTS`.
+    pub failpoints: String,
+    /// How long it stays frozen if it freezes itself.
+    pub freeze: Duration,
+}
+
 /// A place for a process: one after the other lives there.
 #[derive(Debug, Default)]
 struct Slot {
     process: Option<Tidemill>,
     /// `FAILPOINTS` of the process, or of the next one.
     armed: String,
+    /// Those of the ones after it, each for one that is killed.
+    later: VecDeque<String>,
     frozen_until: Option<Instant>,
     /// How long it stays frozen if it freezes itself.
     freeze: Duration,
     asked_at: Option<Instant>,
     back_at: Option<Instant>,
+    begun_at: Option<Instant>,
     scraped_at: Option<Instant>,
 }
 
@@ -71,13 +88,25 @@ impl Members {
         Self { common, slots: slots.collect(), trace_read: 0, trace_lines: Vec::new() }
     }
 
-    /// The place itself if a process runs there, else the next one.
+    /// Before the first tick: the first processes of each place begin with these failpoints, one after the other.
+    pub fn arm(&mut self, lives: &[String]) {
+        for slot in &mut self.slots {
+            slot.later = lives.iter().cloned().collect();
+            slot.armed = slot.later.pop_front().unwrap_or_default();
+        }
+    }
+
+    /// The place itself if a process runs there that something may be done to, else the next one. One that has a
+    /// failpoint before it is left alone for a while.
     #[must_use]
     pub fn running_from(&self, slot: usize) -> Option<usize> {
-        let places = (0..self.slots.len()).map(|step| (slot + step) % self.slots.len());
-        places.into_iter().find(|place| {
+        let mut places = (0..self.slots.len()).map(|step| (slot + step) % self.slots.len());
+        places.find(|place| {
             let slot = &self.slots[*place];
-            slot.process.is_some() && slot.asked_at.is_none() && slot.frozen_until.is_none()
+            let waits_for_it =
+                !slot.armed.is_empty() && slot.begun_at.is_none_or(|at| at.elapsed() < ARMED_FOR);
+            let runs = slot.process.is_some() && slot.asked_at.is_none() && slot.frozen_until.is_none();
+            runs && !waits_for_it
         })
     }
 
@@ -101,15 +130,14 @@ impl Members {
         }
     }
 
-    /// Asks the process at a place to drain; its successor begins `away` later, with these failpoints, which freeze it
-    /// for as long as is said.
-    pub fn drain(&mut self, slot: usize, away: Duration, (armed, freeze): (String, Duration)) {
+    /// Asks the process at a place to drain; its successor begins `away` later, with these failpoints.
+    pub fn drain(&mut self, slot: usize, away: Duration, arms: Arms) {
         let slot = &mut self.slots[slot];
         if let Some(process) = &slot.process {
             process.terminate();
             let now = Instant::now();
             (slot.asked_at, slot.back_at) = (Some(now), Some(now + away));
-            (slot.armed, slot.freeze) = (armed, freeze);
+            (slot.armed, slot.freeze) = (arms.failpoints, arms.freeze);
         }
     }
 
@@ -122,6 +150,7 @@ impl Members {
             {
                 process.thaw();
             }
+            slot.later.clear();
             let armed = !std::mem::take(&mut slot.armed).is_empty();
             if armed && slot.process.is_some() && slot.asked_at.is_none() {
                 // What it was armed with may not have fired: only another process is free of it.
@@ -142,7 +171,7 @@ impl Members {
     pub fn end(&mut self, tally: &mut Tally) -> bool {
         for place in 0..self.slots.len() {
             if self.slots[place].asked_at.is_none() && self.slots[place].process.is_some() {
-                self.drain(place, Duration::from_secs(24 * 3600), (String::new(), Duration::ZERO));
+                self.drain(place, NEVER, Arms::default());
             }
         }
         self.tick(tally);
@@ -167,6 +196,7 @@ impl Members {
             if slot.process.is_none() && slot.back_at.is_some_and(|at| now >= at) {
                 slot.back_at = None;
                 slot.asked_at = None;
+                slot.begun_at = Some(now);
                 slot.process = Some(begin(&self.common, &slot.armed));
                 tally.lives += 1;
             }
@@ -181,6 +211,7 @@ impl Members {
         if let Some(found) = self.trace_lines.iter().position(own) {
             self.trace_lines.remove(found);
             slot.frozen_until = Some(Instant::now() + slot.freeze);
+            slot.armed.clear();
         }
     }
 
@@ -213,7 +244,9 @@ impl Members {
         let slot = &mut self.slots[place];
         if cause != Cause::Asked {
             // What killed this one does not kill the next.
-            *slot = Slot { back_at: Some(now), ..Slot::default() };
+            let mut later = std::mem::take(&mut slot.later);
+            let armed = later.pop_front().unwrap_or_default();
+            *slot = Slot { armed, later, back_at: Some(now), ..Slot::default() };
         } else {
             tally.fired("leave and join");
         }

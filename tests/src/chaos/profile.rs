@@ -27,6 +27,47 @@ const READERS: usize = 2;
 /// Longer than the group waits for a member of ours (1.5 s).
 const FREEZE_MS_MIN: u64 = 2_000;
 
+/// What is dealt, and how often: mostly kills, and each kind at least once.
+const EXACTLY_ONCE: &[(Card, usize)] = &[
+    (Card::Kill, 9),
+    (Card::KillAt, 12),
+    (Card::Freeze, 4),
+    (Card::FreezeAt, 2),
+    (Card::Leave, 3),
+    (Card::Broker, 1),
+    (Card::Lost, 8),
+    (Card::Refused, 3),
+    (Card::LateLoad, 1),
+    (Card::BackendsAway, 1),
+    (Card::Clock, 1),
+    (Card::SlowDisk, 1),
+];
+const AT_LEAST_ONCE: &[(Card, usize)] = &[
+    (Card::Kill, 8),
+    (Card::KillAt, 10),
+    (Card::Freeze, 4),
+    (Card::FreezeAt, 2),
+    (Card::Leave, 3),
+    (Card::Broker, 1),
+    (Card::Lost, 6),
+    (Card::Refused, 6),
+    (Card::LateLoad, 4),
+    (Card::BackendsAway, 1),
+    (Card::Clock, 1),
+    (Card::SlowDisk, 1),
+];
+const POSTGRES: &[(Card, usize)] = &[
+    (Card::Kill, 5),
+    (Card::KillAt, 6),
+    (Card::Leave, 2),
+    (Card::Postgres, 2),
+    (Card::Lost, 4),
+    (Card::Refused, 6),
+    (Card::LateLoad, 2),
+    (Card::BackendsAway, 1),
+    (Card::Clock, 1),
+];
+
 impl Profile {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::ExactlyOnce, Self::AtLeastOnce, Self::Postgres];
@@ -65,71 +106,12 @@ impl Profile {
     fn plan(self) -> Plan {
         let points = failpoints().into_iter().filter(|point| self.passes(point)).collect();
         let lost = lost_answers();
-        match self {
-            Self::ExactlyOnce => Plan {
-                slots: MEMBERS,
-                deck: vec![
-                    (Card::Kill, 9),
-                    (Card::KillAt, 12),
-                    (Card::Freeze, 4),
-                    (Card::FreezeAt, 2),
-                    (Card::Leave, 3),
-                    (Card::Broker, 1),
-                    (Card::Lost, 8),
-                    (Card::Refused, 3),
-                    (Card::LateLoad, 1),
-                    (Card::BackendsAway, 1),
-                    (Card::Clock, 1),
-                    (Card::SlowDisk, 1),
-                ],
-                points,
-                lost,
-                refusals: transaction_refusals(),
-                late_ms_max: 3_000,
-                freeze_ms_min: FREEZE_MS_MIN,
-            },
-            Self::AtLeastOnce => Plan {
-                slots: MEMBERS,
-                deck: vec![
-                    (Card::Kill, 8),
-                    (Card::KillAt, 10),
-                    (Card::Freeze, 4),
-                    (Card::FreezeAt, 2),
-                    (Card::Leave, 3),
-                    (Card::Broker, 1),
-                    (Card::Lost, 6),
-                    (Card::Refused, 4),
-                    (Card::LateLoad, 4),
-                    (Card::BackendsAway, 1),
-                    (Card::Clock, 1),
-                    (Card::SlowDisk, 1),
-                ],
-                points,
-                lost,
-                refusals: load_refusals(),
-                late_ms_max: 30_000,
-                freeze_ms_min: FREEZE_MS_MIN,
-            },
-            Self::Postgres => Plan {
-                slots: READERS,
-                deck: vec![
-                    (Card::Kill, 5),
-                    (Card::KillAt, 6),
-                    (Card::Leave, 2),
-                    (Card::Postgres, 2),
-                    (Card::Lost, 4),
-                    (Card::Refused, 2),
-                    (Card::LateLoad, 2),
-                    (Card::BackendsAway, 1),
-                    (Card::Clock, 1),
-                ],
-                points,
-                lost,
-                refusals: load_refusals(),
-                late_ms_max: 10_000,
-                freeze_ms_min: FREEZE_MS_MIN,
-            },
-        }
+        let (slots, deck, refusals, late_ms_max) = match self {
+            Self::ExactlyOnce => (MEMBERS, EXACTLY_ONCE, transaction_refusals(), 3_000),
+            Self::AtLeastOnce => (MEMBERS, AT_LEAST_ONCE, load_refusals(), 30_000),
+            Self::Postgres => (READERS, POSTGRES, load_refusals(), 10_000),
+        };
+        Plan { slots, deck, points, lost, refusals, late_ms_max, freeze_ms_min: FREEZE_MS_MIN }
     }
 
     /// Whether records of this kind of run pass a failpoint.
@@ -161,6 +143,22 @@ impl Profile {
         let plan = self.plan();
         names.extend(plan.lost.iter().chain(&plan.refusals).map(|(name, _)| *name));
         names
+    }
+
+    /// Cards of its deck.
+    #[must_use]
+    pub fn cards(self) -> usize {
+        self.plan().deck.iter().map(|(_, weight)| weight).sum()
+    }
+
+    /// Ways back that run in every run, however short.
+    #[must_use]
+    pub fn usual(self) -> Vec<&'static str> {
+        match self {
+            Self::ExactlyOnce => vec!["assignments", "epochs decided"],
+            Self::AtLeastOnce => vec!["assignments"],
+            Self::Postgres => Vec::new(),
+        }
     }
 
     /// Ways back that must have run.

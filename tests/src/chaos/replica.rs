@@ -23,6 +23,10 @@ const ROWS: u64 = 3_000;
 /// What a writer rests between two transactions: the judge compares whole tables.
 const PAUSE: Duration = Duration::from_millis(40);
 
+/// How long a step waits for loads since the last one, before it is taken all the same.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(8);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
 /// Runs the profile.
 ///
 /// # Panics
@@ -42,10 +46,14 @@ pub(super) fn run(settings: &Settings) -> Tally {
     stage.begin(&[pipeline], READERS);
     let writers = Workload::start(&postgres, &load);
     let clock = Clock::start(settings);
+    let mut loaded = 0;
     let mut steps = Profile::Postgres.schedule(settings.seed).enumerate();
     while clock.goes_on(&stage.tally) {
         let Some((number, step)) = steps.next() else { break };
         stage.rest(Duration::from_millis(step.pause_ms));
+        if step.action.wants_progress() {
+            loaded = until_more(&mut stage, loaded);
+        }
         println!("{:>5} s {number:>4} {step}", clock.seconds());
         if !stage.take(&step)
             && let Action::Postgres { way } = step.action
@@ -55,6 +63,7 @@ pub(super) fn run(settings: &Settings) -> Tally {
         }
         stage.count_fired();
     }
+    stage.await_faults();
     println!("{:>5} s the faults stop", clock.seconds());
     stage.calm();
     let counts = writers.stop();
@@ -66,7 +75,7 @@ pub(super) fn run(settings: &Settings) -> Tally {
     stage.tally
 }
 
-fn pipeline(postgres: &Postgres, stage: &Stage) -> Pipeline {
+pub(super) fn pipeline(postgres: &Postgres, stage: &Stage) -> Pipeline {
     Pipeline {
         name: postgres.database().to_owned(),
         source: Source::Postgres(pipeline::Postgres::of(postgres)),
@@ -77,6 +86,17 @@ fn pipeline(postgres: &Postgres, stage: &Stage) -> Pipeline {
         dead_letters: format!("directory = {:?}", stage.letters),
         ..Pipeline::default()
     }
+}
+
+/// Waits until there are more loads than `before`, or long enough; returns how many there are.
+fn until_more(stage: &mut Stage, before: usize) -> usize {
+    let begun = Instant::now();
+    let mut found = stage.warehouse.loads().len();
+    while found <= before && begun.elapsed() < PROGRESS_WITHIN {
+        stage.rest(LOOK_AGAIN);
+        found = stage.warehouse.loads().len();
+    }
+    found
 }
 
 fn restart(postgres: &mut Postgres, way: u32) {
@@ -90,7 +110,7 @@ fn restart(postgres: &mut Postgres, way: u32) {
 }
 
 /// Tables that differ from their source, as far as both can be read.
-fn differing(stage: &Stage, postgres: &Postgres) -> Vec<String> {
+pub(super) fn differing(stage: &Stage, postgres: &Postgres, tables: &[&str]) -> Vec<String> {
     let differs = |table: &&str| -> Option<String> {
         let (source, loaded) = (format!("public.{table}"), format!("shop.{table}"));
         // The table may still be to be made, and a column of it to be added.
@@ -101,7 +121,7 @@ fn differing(stage: &Stage, postgres: &Postgres) -> Vec<String> {
             Some(format!("{} differences of {table}, such as {first}", differences.len()))
         })
     };
-    TABLES.iter().filter_map(differs).collect()
+    tables.iter().filter_map(differs).collect()
 }
 
 /// Waits until all tables are equal, and changes a row then.
@@ -110,7 +130,7 @@ fn come_to_rest(stage: &mut Stage, postgres: &Postgres) -> Rest {
         let begun = Instant::now();
         let done = wait_until(limit, || {
             stage.rest(Duration::ZERO);
-            differing(stage, postgres).is_empty().then_some(())
+            differing(stage, postgres, &TABLES).is_empty().then_some(())
         });
         done.is_ok().then(|| begun.elapsed())
     };
@@ -124,7 +144,7 @@ fn come_to_rest(stage: &mut Stage, postgres: &Postgres) -> Rest {
 
 /// I1, I3 and I4 at once: each table equals its source.
 fn judge(stage: &mut Stage, postgres: &Postgres) {
-    for difference in differing(stage, postgres) {
+    for difference in differing(stage, postgres, &TABLES) {
         stage.tally.violations.push(Violation::new(Invariant::FinalState, difference));
     }
     for table in TABLES {

@@ -9,7 +9,7 @@ use tidemill_sandbox::{AnswerFault, ClientFate, FaultKind, Hop};
 /// Longest rest before a step, in milliseconds.
 const PAUSE_MS_MAX: u64 = 900;
 /// How often a failpoint is passed before it fires.
-const PASSES_MAX: u32 = 6;
+const PASSES_MAX: u32 = 4;
 
 /// Something that is done to the run.
 #[derive(Clone, Debug, PartialEq)]
@@ -181,7 +181,7 @@ pub struct Plan {
     /// Processes.
     pub slots: usize,
     /// Cards with their weights.
-    pub deck: Vec<(Card, usize)>,
+    pub deck: &'static [(Card, usize)],
     /// Failpoints at which processes are killed.
     pub points: Vec<String>,
     /// Answers that are lost.
@@ -315,7 +315,7 @@ mod tests {
     fn plan() -> Plan {
         Plan {
             slots: 3,
-            deck: vec![(Card::Kill, 3), (Card::KillAt, 2), (Card::Lost, 2), (Card::Broker, 1)],
+            deck: &[(Card::Kill, 3), (Card::KillAt, 2), (Card::Lost, 2), (Card::Broker, 1)],
             points: vec!["a.b".to_owned(), "c.d".to_owned()],
             lost: lost_answers(),
             refusals: Vec::new(),

@@ -1,7 +1,7 @@
 //! What all profiles stand on: processes, the sandbox in the place of StarRocks, and the steps that concern both.
 
 use super::{
-    members::{Common, Members},
+    members::{Arms, Common, Members},
     schedule::{Action, Step},
     tally::Tally,
 };
@@ -12,7 +12,7 @@ use crate::{
     warehouse::Warehouse,
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::PathBuf,
     sync::Arc,
@@ -23,8 +23,15 @@ use tidemill_sandbox::{FaultKind, Options};
 
 /// How long processes may take to be ready when the faults have stopped.
 const READY_WITHIN: Duration = Duration::from_secs(180);
+/// How long a step waits for a process that nothing is done to yet.
+const FREE_WITHIN: Duration = Duration::from_secs(15);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// Longer than the latest load: a drain that is not done in time ends with 1, as it should.
+const DRAIN_TIMEOUT: &str = "75s";
+/// How long the last faults of StarRocks may take to fire.
+const FIRED_WITHIN: Duration = Duration::from_secs(20);
 /// How long they may take to drain then.
-const ENDED_WITHIN: Duration = Duration::from_secs(60);
+const ENDED_WITHIN: Duration = Duration::from_secs(80);
 
 /// Processes, and what they load into.
 pub(super) struct Stage {
@@ -75,8 +82,14 @@ impl Stage {
 
     /// Starts the processes, each with all of these pipelines.
     pub(super) fn begin(&mut self, pipelines: &[Pipeline], processes: usize) {
+        let write = |(number, pipeline): (usize, &Pipeline)| {
+            // Of the process, so one file says it.
+            let process =
+                if number == 0 { format!("shutdown_timeout = {DRAIN_TIMEOUT:?}") } else { String::new() };
+            Pipeline { process, ..pipeline.clone() }.write(&self.folder)
+        };
         let common = Common {
-            files: pipelines.iter().map(|pipeline| pipeline.write(&self.folder)).collect(),
+            files: pipelines.iter().enumerate().map(write).collect(),
             pipelines: pipelines.iter().map(|pipeline| pipeline.name.clone()).collect(),
             trace: self.folder.path().join("trace"),
             clock: self.clock(),
@@ -115,26 +128,28 @@ impl Stage {
 
     /// Takes a step that concerns processes or StarRocks; false if it is somebody else's.
     pub(super) fn take(&mut self, step: &Step) -> bool {
+        self.tally.takes(step.action.name());
         match &step.action {
             Action::Kill { slot } => self.kill(*slot, String::new()),
             Action::KillAt { slot, point, passes } => {
                 self.kill(*slot, armed(point, *passes, "kill"));
             }
             Action::Freeze { slot, ms } => {
-                if let Some(place) = self.members.running_from(*slot) {
+                if let Some(place) = self.running_from(*slot) {
                     self.members.freeze(place, Duration::from_millis(*ms), &mut self.tally);
                 }
             }
             Action::FreezeAt { slot, point, passes, ms } => {
-                let arms = (armed(point, *passes, "freeze"), Duration::from_millis(*ms));
+                let freeze = Duration::from_millis(*ms);
+                let arms = Arms { failpoints: armed(point, *passes, "freeze"), freeze };
                 self.drain(*slot, Duration::ZERO, arms);
             }
             Action::Leave { slot, away_ms } => {
-                self.drain(*slot, Duration::from_millis(*away_ms), (String::new(), Duration::ZERO));
+                self.drain(*slot, Duration::from_millis(*away_ms), Arms::default());
             }
             Action::SlowDisk { slot, ms } => {
-                let arms = format!("letters.before_fsync=3*return(wait {ms})");
-                self.drain(*slot, Duration::ZERO, (arms, Duration::ZERO));
+                let failpoints = format!("letters.before_fsync=3*return(wait {ms})");
+                self.drain(*slot, Duration::ZERO, Arms { failpoints, freeze: Duration::ZERO });
             }
             Action::StarRocks { name, fault, times } => {
                 let number = self.warehouse.fault_times(fault.clone(), *times);
@@ -156,14 +171,25 @@ impl Stage {
         true
     }
 
+    /// A place with a process that something may be done to, waited for.
+    fn running_from(&mut self, slot: usize) -> Option<usize> {
+        let begun = Instant::now();
+        let mut found = self.members.running_from(slot);
+        while found.is_none() && begun.elapsed() < FREE_WITHIN {
+            self.rest(LOOK_AGAIN);
+            found = self.members.running_from(slot);
+        }
+        found
+    }
+
     fn kill(&mut self, slot: usize, armed: String) {
-        if let Some(place) = self.members.running_from(slot) {
+        if let Some(place) = self.running_from(slot) {
             self.members.kill(place, armed, &mut self.tally);
         }
     }
 
-    fn drain(&mut self, slot: usize, away: Duration, arms: (String, Duration)) {
-        if let Some(place) = self.members.running_from(slot) {
+    fn drain(&mut self, slot: usize, away: Duration, arms: Arms) {
+        if let Some(place) = self.running_from(slot) {
             self.members.drain(place, away, arms);
         }
     }
@@ -177,6 +203,20 @@ impl Stage {
                 self.tally.fired_times(name, report.fired);
                 self.warehouse.clear_fault(report.id);
             }
+        }
+    }
+
+    /// Waits until what was set and armed has fired, each kind at least once: taken back before, it would show nothing.
+    pub(super) fn await_faults(&mut self) {
+        let begun = Instant::now();
+        let waits = |stage: &Self| {
+            let starrocks = stage.warehouse.faults().iter().any(|report| report.fired == 0);
+            let counted_at_rest: BTreeSet<&str> = stage.names.values().copied().collect();
+            let mut taken = stage.tally.taken.iter().filter(|kind| !counted_at_rest.contains(*kind));
+            starrocks || taken.any(|kind| stage.tally.count(|fired| fired == *kind) == 0)
+        };
+        while waits(self) && begun.elapsed() < FIRED_WITHIN {
+            self.rest(LOOK_AGAIN);
         }
     }
 

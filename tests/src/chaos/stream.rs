@@ -5,6 +5,7 @@ use super::{
     Clock, Settings,
     book::{self, Author},
     flow::{Flow, Standings},
+    neighbour,
     profile::Profile,
     schedule::Action,
     stage::Stage,
@@ -60,6 +61,12 @@ pub(super) fn run(profile: Profile, settings: &Settings) -> Tally {
     let authors: Vec<Author> =
         run.flows.iter().map(|flow| Author::start(&run.kafka, &flow.book, RECORDS_PER_S)).collect();
     let watch = Watch::start(&run.kafka, &run.stage.warehouse, &run.flows, &run.stage.letters);
+    if let [flow, other] = &run.flows[..] {
+        // Both are at work.
+        run.stage.until(PROGRESS_WITHIN, || watch.released() > 0);
+        let found = neighbour::disturb(&mut run.stage, &run.kafka, flow, other);
+        run.stage.tally.violations.extend(found);
+    }
     let clock = Clock::start(settings);
     let mut released = 0;
     let mut steps = profile.schedule(settings.seed).enumerate();
@@ -77,6 +84,7 @@ pub(super) fn run(profile: Profile, settings: &Settings) -> Tally {
         }
         run.stage.count_fired();
     }
+    run.stage.await_faults();
     println!("{:>5} s the faults stop", clock.seconds());
     run.stage.calm();
     authors.into_iter().for_each(Author::stop);

@@ -1,7 +1,10 @@
 //! What fired, what was recovered from, and what is wrong: counted while a run goes on.
 
 use crate::{judge::Violation, judge::liveness::Usage, judge::records::Counted, metrics::Metrics};
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 /// What is shown of the log of a process that ended as it should not.
 const LOG_LINES_SHOWN: usize = 25;
@@ -55,6 +58,10 @@ pub struct Tally {
     pub recoveries: BTreeMap<&'static str, u64>,
     /// The newest value of each counter, by process: what a killed one had counted since is not known.
     counters: BTreeMap<(u32, &'static str), u64>,
+    /// Kinds of steps that were taken: each must have fired.
+    pub taken: BTreeSet<&'static str>,
+    /// Steps taken.
+    pub steps: usize,
     /// Processes started.
     pub lives: u64,
     /// The most that one process has used.
@@ -69,6 +76,12 @@ impl Tally {
     /// A fault of this kind fired.
     pub fn fired(&mut self, kind: &str) {
         self.fired_times(kind, 1);
+    }
+
+    /// A step of this kind is taken.
+    pub fn takes(&mut self, kind: &'static str) {
+        self.taken.insert(kind);
+        self.steps += 1;
     }
 
     /// A fault of this kind fired so often.

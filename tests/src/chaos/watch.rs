@@ -165,8 +165,9 @@ impl Watched {
         let kept: HashSet<u64> =
             owed.iter().filter(|(place, _)| kept.contains(*place)).map(|(_, id)| *id).collect();
         if payload.keys.is_some() {
+            let versions = self.warehouse.amounts(&self.flow.table);
             let there = |id: u64| {
-                let version = self.versions.get(&payload.key(id));
+                let version = versions.get(&payload.key(id));
                 kept.contains(&id) || version.is_some_and(|version| *version >= id)
             };
             return released_too_early(&owed, &self.verified, safe, there);
