@@ -1,7 +1,9 @@
 //! The sandbox in the place of StarRocks, in this process: tables, faults, and what is in the tables.
 
 use std::{collections::BTreeMap, time::Duration};
-use tidemill_sandbox::{Fault, FaultKind, LoadRecord, Options, Sandbox, TableStats, VersionLimits};
+use tidemill_sandbox::{
+    Fault, FaultKind, FaultReport, LoadRecord, Options, Sandbox, TableStats, VersionLimits,
+};
 use tokio::runtime::Runtime;
 
 /// A running sandbox with a database `shop`.
@@ -104,6 +106,17 @@ impl Warehouse {
     /// Takes all faults back.
     pub fn clear_faults(&self) {
         self.sandbox().clear_faults();
+    }
+
+    /// Takes one fault back, by its number.
+    pub fn clear_fault(&self, id: u64) {
+        self.sandbox().clear_fault(id);
+    }
+
+    /// The faults that are set, spent ones included, with how often each fired.
+    #[must_use]
+    pub fn faults(&self) -> Vec<FaultReport> {
+        self.sandbox().faults()
     }
 
     /// How often the faults fired, all together: a test whose fault never fired has shown nothing.

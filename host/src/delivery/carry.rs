@@ -16,6 +16,7 @@ use super::refused::{BadRow, bad_syntax, give_up_on, refusal, set_aside};
 use crate::batch::stage::{Done, Outlet, PipelineId, Signs};
 use crate::batch::stretch::Sign;
 use crate::batch::{Batch, Piece};
+use crate::failpoint;
 use crate::fault::Fault;
 use crate::meter::Waiting;
 use crate::position::Stay;
@@ -258,6 +259,7 @@ impl Shared {
             })
         };
         landed.into_iter().for_each(close);
+        failpoint::at("load.settled");
         for piece in safe.into_iter().map(Hidden::into_piece) {
             let meter = Arc::clone(&piece.owner().meter);
             meter.leave(&meter.records_loaded, piece.records());

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
@@ -14,6 +14,8 @@ use super::owner::Owner;
 use crate::batch::stage::{Done, EpochOutlet, Signs};
 use crate::batch::stretch::Sign;
 use crate::batch::{Batch, Piece};
+use crate::clock;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::ledger::Tickets;
 use crate::meter::Waiting;
@@ -102,6 +104,7 @@ impl EpochCarrier {
                 }
                 Err(hitch) => hitch,
             };
+            failpoint::at("epoch.before_rollback");
             // Nothing hangs on when they go: their labels are never used again.
             let (client, loads) = (self.carrier.client().clone(), labels_of(&turn, &tables));
             self.carrier.runtime().spawn(async move { roll_back_all(&client, loads).await });
@@ -158,6 +161,9 @@ impl EpochCarrier {
             let (client, timeout) = (self.carrier.client().clone(), self.epochs.terms.prepared_timeout);
             loads.spawn(async move {
                 let phase = two_phase::prepare(&client, &mut load, timeout).await;
+                if matches!(phase, FirstPhase::Prepared(_)) {
+                    failpoint::at("epoch.prepared");
+                }
                 (place as usize, load, phase)
             });
         }
@@ -214,6 +220,7 @@ impl EpochCarrier {
         let loads: Vec<_> =
             prepared.iter().map(|one| (Arc::clone(&one.load.destination), one.load.label.clone())).collect();
         let extent = extent_of(&tables);
+        failpoint::at("epoch.before_commit");
         let lost = loop {
             match two_phase::commit_all(self.carrier.client(), &loads, decision, &extent).await {
                 Ok(()) => break false,
@@ -232,6 +239,7 @@ impl EpochCarrier {
             tables.into_iter().flat_map(|table| table.pieces).for_each(Piece::forget);
             return;
         }
+        failpoint::at("epoch.committed");
         self.owner.meter.epochs_decided.inc();
         for (table, PreparedLoad { load, receipt }) in tables.into_iter().zip(prepared) {
             // A commit waits until its rows are visible: one that takes long shows in the time.
@@ -239,6 +247,7 @@ impl EpochCarrier {
             count(&table.pieces, &load, &receipt, began.elapsed());
             table.pieces.into_iter().for_each(close);
         }
+        failpoint::at("epoch.settled");
         self.epochs.leave();
     }
 
@@ -424,6 +433,7 @@ async fn roll_back_all(client: &Client, loads: Vec<(Arc<Destination>, String)>) 
         rolling.spawn(async move { two_phase::roll_back(&client, &destination, &label).await });
     }
     while rolling.join_next().await.is_some() {}
+    failpoint::at("epoch.rolled_back");
 }
 
 /// What an epoch waits for, told once and shown in `/ready`.
@@ -455,5 +465,5 @@ impl Troubles {
 }
 
 fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    clock::since_1970().as_secs()
 }

@@ -1,5 +1,6 @@
 //! The end-to-end suite: one binary, one module a subject.
 
+mod chaos;
 mod check;
 mod crash;
 mod demo;

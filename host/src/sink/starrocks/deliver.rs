@@ -10,6 +10,7 @@ use super::client::Client;
 use super::outcome::foreign_label;
 use super::prepared::{Unprepared, prepare};
 use super::state::LabelState;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::planted::{Bug, planted};
 use crate::retry::{Backoff, Pace, Waited};
@@ -128,6 +129,7 @@ pub async fn deliver(client: &Client, load: &mut Load, context: &DeliverContext)
         },
     };
     let delivered = delivery.run(load).await;
+    failpoint::at("load.answered");
     delivery.wait.end();
     if let Delivered::Durable(Receipt { visible: true, .. }) = &delivered {
         context.witness.settled(&load.label);
@@ -165,6 +167,7 @@ impl Delivery<'_> {
             }
             attempts = attempts.saturating_add(1);
             self.context.observer.attempting(&load.label, attempts);
+            failpoint::at("load.before_begin");
             let began = Instant::now();
             let outcome = self.client.attempt(load).await;
             self.context.observer.answered(&outcome, began.elapsed());

@@ -124,6 +124,7 @@ impl Decider {
             // No end was sent, so the brokers can only abort it.
             return Written::No(not_taken(&refused));
         }
+        crate::failpoint::at("epoch.offsets_sent");
         match producer.commit_transaction(STEP_PATIENCE) {
             Ok(()) => Written::Yes,
             Err(error) => {
