@@ -24,3 +24,6 @@ pub mod retry;
 pub mod rows;
 pub mod sink;
 pub mod source;
+
+#[cfg(test)]
+mod test_corpus;
