@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::model::{DeadLetters, Delivery, Isolation, Plan, Source, Start, TableModel, Wasi};
 use super::{Overrides, Problems, load_texts};
 
+mod corpus;
 mod sources;
 
 /// The smallest file that is valid.
