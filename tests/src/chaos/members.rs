@@ -115,7 +115,7 @@ impl Members {
         if let Some(mut process) = self.slots[slot].process.take() {
             process.kill();
             tally.fired("kill");
-            self.bury(process, Cause::Killed, None, tally);
+            self.bury(&process, Cause::Killed, None, tally);
         }
         self.slots[slot] = Slot { armed, back_at: Some(Instant::now()), ..Slot::default() };
     }
@@ -250,10 +250,10 @@ impl Members {
         } else {
             tally.fired("leave and join");
         }
-        self.bury(process, cause, code, tally);
+        self.bury(&process, cause, code, tally);
     }
 
-    fn bury(&self, process: Tidemill, cause: Cause, code: Option<i32>, tally: &mut Tally) {
+    fn bury(&self, process: &Tidemill, cause: Cause, code: Option<i32>, tally: &mut Tally) {
         let log = process.log();
         let found = ends_as_it_should(cause, code).into_iter();
         let found = found.chain(tells_what_to_do(&log));

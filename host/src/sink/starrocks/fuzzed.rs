@@ -41,7 +41,7 @@ pub fn any(bytes: &[u8]) {
     match &classified.outcome {
         Outcome::Durable(_) => assert!(is_success(&seen), "{:?}", String::from_utf8_lossy(body)),
         Outcome::Refused(fault) => told(fault),
-        Outcome::Overloaded(fault) | Outcome::Unsure(fault) => {
+        Outcome::Overloaded(fault, _) | Outcome::Unsure(fault) => {
             told(fault);
             assert_eq!(fault.kind, FaultKind::Retry);
         }
