@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::planted::{Bug, planted};
 use crate::position::{Span, Stay, Watermark};
 
 /// A pipeline's ledger: a handle that lanes, stage and control share. Locked once a chunk.
@@ -57,6 +58,18 @@ pub struct Tally {
     pub refused: Vec<Refused>,
     /// A piece was given up: its rows were not loaded, as far as is known.
     pub lost: bool,
+}
+
+/// Spans, by stay and place, and how many tickets of each are meant.
+pub type Tickets = BTreeMap<(Stay, u64), u32>;
+
+/// How far a stay would be safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// Position of the last record.
+    pub upto: i64,
+    /// Place of the first span that is not reached.
+    pub places: u64,
 }
 
 /// A refused record of a stay that answers for its records itself.
@@ -188,26 +201,26 @@ impl Ledger {
         Some(Watermark { stay: stay.clone(), upto: track.safe_upto })
     }
 
-    /// How far each stay would be safe if `tickets`, so many of each span, were settled; none while somebody else
-    /// holds one of these spans, or one before them.
-    pub fn safe_with(&self, tickets: &BTreeMap<(Stay, u64), u32>) -> Option<BTreeMap<Stay, i64>> {
+    /// How far each stay would be safe if `tickets` and `further` ones, so many of each span, were settled; none while
+    /// somebody else holds a span of `tickets`, or one before it. Of the further ones those count that are reached.
+    pub fn safe_with(&self, tickets: &Tickets, further: &Tickets) -> Option<BTreeMap<Stay, Reach>> {
         let state = lock(&self.state);
         let mut safe = BTreeMap::new();
         for (stay, track) in &state.stays {
-            let mut upto = track.safe_upto;
-            let mut index = track.first;
+            let mut reach = Reach { upto: track.safe_upto, places: track.first };
             for span in &track.spans {
-                let settled = tickets.get(&(stay.clone(), index)).copied().unwrap_or(0);
-                if span.lost || span.holds > settled {
+                let place = (stay.clone(), reach.places);
+                let settled = [tickets, further].map(|one| one.get(&place).copied().unwrap_or(0));
+                if span.lost || span.holds > settled.iter().sum::<u32>() {
                     break;
                 }
-                (upto, index) = (span.upto, index + 1);
+                reach = Reach { upto: span.upto, places: reach.places + 1 };
             }
             let last = tickets.range((stay.clone(), 0)..=(stay.clone(), u64::MAX)).next_back();
-            if last.is_some_and(|((_, place), _)| *place >= index) {
+            if last.is_some_and(|((_, place), _)| *place >= reach.places) {
                 return None;
             }
-            safe.insert(stay.clone(), upto);
+            safe.insert(stay.clone(), reach);
         }
         tickets.keys().all(|(stay, _)| safe.contains_key(stay)).then_some(safe)
     }
@@ -294,6 +307,7 @@ impl Ticket {
         let mut state = lock(&self.state);
         let span = state.span(&self.stay, self.index)?;
         span.holds -= 1;
+        let leap = (span.holds == 0 && planted(Bug::NonContiguousRelease)).then_some(span.upto);
         let track = state.stays.get_mut(&self.stay)?;
         count(&mut track.tally);
         let before = track.safe_upto;
@@ -302,6 +316,7 @@ impl Ticket {
             track.first += 1;
             track.safe_upto = closed.upto;
         }
+        track.safe_upto = leap.map_or(track.safe_upto, |upto| upto.max(before).max(track.safe_upto));
         track.tell_if_quiet();
         (track.safe_upto > before).then(|| Watermark { stay: self.stay.clone(), upto: track.safe_upto })
     }
@@ -334,6 +349,11 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if self.settled {
+            return;
+        }
+        if planted(Bug::DroppedTicketSettles) {
+            let (state, stay, index) = (Arc::clone(&self.state), self.stay.clone(), self.index);
+            let _ = Ticket { state, stay, index, settled: false }.settle();
             return;
         }
         let mut state = lock(&self.state);

@@ -50,6 +50,7 @@ pub(super) struct PipelineFamilies {
     fences: FenceFamilies,
     epochs_decided: PerPipeline,
     epochs_rolled_back: PerPipeline,
+    chunks_verified: PerPipeline,
     batches_cut: Family<CutLabels, Counter>,
 }
 
@@ -120,6 +121,11 @@ impl PipelineFamilies {
                 "epochs_rolled_back",
                 "With exactly_once: tries of an epoch that were rolled back, for whatever reason",
             ),
+            chunks_verified: family(
+                registry,
+                "chunks_verified",
+                "With verify: chunks of which fresh instances of the plugins made the same rows once more",
+            ),
             batches_cut: family(registry, "batches_cut", "Batches cut, by reason"),
         }
     }
@@ -150,6 +156,7 @@ impl PipelineFamilies {
             fence: self.fences.of(&labels),
             epochs_decided: of(&self.epochs_decided),
             epochs_rolled_back: of(&self.epochs_rolled_back),
+            chunks_verified: of(&self.chunks_verified),
             postgres,
             batches_cut: self.batches_cut.clone(),
             http,
@@ -191,6 +198,8 @@ pub struct PipelineMeter {
     pub epochs_decided: Counter,
     /// With exactly_once: tries of an epoch that were rolled back.
     pub epochs_rolled_back: Counter,
+    /// With verify: chunks that were processed twice, with the same rows.
+    pub chunks_verified: Counter,
     postgres: PostgresFamilies,
     batches_cut: Family<CutLabels, Counter>,
     http: HttpFamilies,

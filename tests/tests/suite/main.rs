@@ -1,10 +1,12 @@
 //! The end-to-end suite: one binary, one module a subject.
 
+mod chaos;
 mod check;
 mod crash;
 mod demo;
 mod dlq;
 mod exactly_once;
+mod exactly_once_letters;
 mod formats;
 mod group;
 mod halts;
@@ -29,6 +31,8 @@ mod postgres_tables;
 mod postgres_types;
 mod records;
 mod rejects;
+mod sensitivity;
 mod several;
 mod shutdown;
 mod starrocks_faults;
+mod version_pressure;

@@ -29,8 +29,10 @@ use super::watch::{News, SourceWatch, Watcher};
 use super::{PostgresFeed, snapshot_phase};
 use crate::config::model::StarRocks;
 use crate::delivery::carry::Carrier;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::{PostgresMeter, Waiting};
+use crate::planted::{Bug, planted};
 use crate::retry::{Backoff, Pace};
 use crate::source::Parts;
 use crate::source::halts::{Halts, LaneThread};
@@ -433,6 +435,9 @@ impl Control {
         let Some(streaming) = &mut self.streaming else { return Ok(()) };
         if let Some(lsn) = reached.filter(|lsn| *lsn > streaming.durable) {
             streaming.durable = lsn;
+            if planted(Bug::PositionAfterAcknowledgement) {
+                streaming.confirm.send_replace(lsn);
+            }
         }
         if streaming.writing.as_ref().is_some_and(|(_, task)| task.is_finished()) {
             self.finish_writing()?;
@@ -442,6 +447,7 @@ impl Control {
             && streaming.writing.is_none()
             && streaming.written_at.elapsed() >= POSITION_EVERY;
         if due {
+            failpoint::at("postgres.before_position");
             let (lsn, positions) = (streaming.durable, Arc::clone(positions));
             let task = self.parts.runtime.spawn(async move { positions.reached(lsn).await });
             streaming.writing = Some((lsn, task));
@@ -459,10 +465,12 @@ impl Control {
         })?;
         match written {
             Ok(()) => {
+                failpoint::at("postgres.position_written");
                 streaming.written = lsn;
                 self.meter.positions_written.inc();
                 self.parts.meter.health.progress();
                 streaming.confirm.send_replace(lsn);
+                failpoint::at("postgres.confirmed");
                 Ok(())
             }
             Err(fault) if fault.kind == FaultKind::Retry => {

@@ -7,8 +7,9 @@ use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::{Control, place_of};
+use super::{Control, Held, place_of};
 use crate::fault::Fault;
+use crate::planted::{Bug, planted};
 use crate::position::Watermark;
 
 impl Control {
@@ -39,9 +40,17 @@ impl Control {
         for Watermark { stay, upto } in self.parts.ledger.progress() {
             self.parts.meter.health.progress();
             let place = place_of(&stay);
-            if self.held.get(&place).is_some_and(|held| held.stay == stay) {
+            let is_held = self.held.get(&place).is_some_and(|held| held.stay == stay);
+            if is_held || planted(Bug::RevokedStillCommitted) {
                 self.uncommitted.insert(place, upto);
             }
+        }
+        if planted(Bug::ReleaseBeforeDurable) {
+            let ledger = &self.parts.ledger;
+            let read = |(place, held): (&(String, i32), &Held)| {
+                Some((place.clone(), ledger.opened_upto(&held.stay)?))
+            };
+            self.uncommitted.extend(self.held.iter().filter_map(read));
         }
         if self.guarding.is_some() {
             return self.commit_guarded();
@@ -60,6 +69,7 @@ impl Control {
         self.committed_at = Instant::now();
         let watermarks = std::mem::take(&mut self.uncommitted);
         let list = self.list_of(&watermarks).map_err(|error| error.to_string());
+        crate::failpoint::at("kafka.before_release");
         let sent = list.and_then(|list| self.commits.send(&list));
         self.committing = Some(watermarks);
         if let Err(error) = sent {
@@ -71,6 +81,7 @@ impl Control {
         let Some(committing) = self.committing.take() else { return };
         match failed {
             None => {
+                crate::failpoint::at("kafka.released");
                 self.parts.meter.commits.inc();
                 self.trouble = None;
             }

@@ -161,7 +161,7 @@ impl Guarding {
         };
         match &mut self.writer {
             Writer::Untried(decider, _) | Writer::Transactions(decider) => {
-                decider.write_offsets(reader, &list, || !reader.assignment_lost())
+                decider.write_offsets(reader, &list, None, || !reader.assignment_lost())
             }
             Writer::Plain => write_plainly(reader, &list),
         }
