@@ -61,7 +61,7 @@ pub(super) fn show(
         if cluster.faults.fire(&table.db, &table.name, denied).is_some() {
             return Err(SqlError::access_denied("OPERATE", "SYSTEM"));
         }
-        return Ok(tablets(&table));
+        return Ok(tablets(cluster, &table));
     }
     if cursor.words("VARIABLES") {
         let pattern = like(cursor)?;
@@ -281,8 +281,8 @@ fn frontends(cluster: &Cluster) -> ResultSet {
     result(&columns, vec![row])
 }
 
-/// The columns of `SHOW TABLET FROM`, as StarRocks 3 has them.
-const TABLET_COLUMNS: [&str; 20] = [
+/// The columns of `SHOW TABLET FROM`, as the documentation of StarRocks 3 has them for a shared-nothing cluster.
+const TABLET_COLUMNS: [&str; 22] = [
     "TabletId",
     "ReplicaId",
     "BackendId",
@@ -302,10 +302,13 @@ const TABLET_COLUMNS: [&str; 20] = [
     "CheckVersionHash",
     "VersionCount",
     "PathHash",
-    "IsErrorState",
+    "MetaUrl",
+    "CompactionStatus",
+    "DiskRootPath",
 ];
 
-fn tablets(table: &Table) -> ResultSet {
+fn tablets(cluster: &Cluster, table: &Table) -> ResultSet {
+    let be = format!("127.0.0.1:{}", cluster.addresses.be_http);
     let versions = table.versions(|versions| *versions);
     let number = |number: u64| Value::Int(i64::try_from(number).unwrap_or(i64::MAX));
     let none = || Value::Int(-1);
@@ -325,7 +328,8 @@ fn tablets(table: &Table) -> ResultSet {
             none(),
             Value::Int(0),
             Value::Null,
-            number(versions.bytes_loaded / buckets),
+            // The documentation shows "0B"; in which units more is shown is not known.
+            text(format!("{}B", versions.bytes_loaded / buckets)),
             number(versions.rows_loaded / buckets),
             text("NORMAL"),
             Value::Null,
@@ -333,7 +337,9 @@ fn tablets(table: &Table) -> ResultSet {
             none(),
             number(versions.tablet_count()),
             none(),
-            text("false"),
+            text(format!("http://{be}/api/meta/header/{tablet}")),
+            text(format!("http://{be}/api/compaction/show?tablet_id={tablet}")),
+            text("/sandbox"),
         ]
     });
     result(&TABLET_COLUMNS, rows.collect())

@@ -38,6 +38,9 @@ async fn replicas_tell_how_many_versions_they_have() {
     assert_eq!(live().await, before + 3, "too few for a compaction");
     // What the host reads; a cluster's FE hears of it from the BEs once a minute or so.
     let tablets = target.named_rows("SHOW TABLET FROM t").await;
+    for column in ["TabletId", "BackendId", "Version", "MetaUrl", "CompactionStatus"] {
+        assert!(tablets.iter().all(|row| row.contains_key(column)), "{column} in {tablets:?}");
+    }
     let counts: Vec<u64> = tablets.iter().map(|row| row["VersionCount"].parse().expect("a number")).collect();
     assert!(!counts.is_empty() && counts.iter().all(|count| *count >= 1), "{counts:?}");
 }
