@@ -16,6 +16,7 @@ use crate::batch::{Batch, Piece};
 use crate::fault::{Fault, FaultKind};
 use crate::ledger::Tickets;
 use crate::meter::Waiting;
+use crate::planted::{Bug, planted};
 use crate::retry::{Pace, Rest};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::two_phase::{self, FirstPhase};
@@ -342,7 +343,8 @@ impl EpochCarrier {
 fn what_came(table: usize, load: Load, phase: FirstPhase) -> Result<PreparedLoad, Hitch> {
     match phase {
         FirstPhase::Prepared(receipt) => match receipt.loaded_rows {
-            Some(rows) if rows == load.rows => Ok(PreparedLoad { load, receipt }),
+            // Whoever sends a body twice does not count rows either.
+            Some(rows) if rows == load.rows || planted(Bug::SecondBody) => Ok(PreparedLoad { load, receipt }),
             Some(rows) => Err(Hitch::Halt(other_rows(&load, rows))),
             None => {
                 let what = format!("StarRocks does not say how many rows it prepared as {}", load.label);
