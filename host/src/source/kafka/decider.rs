@@ -68,7 +68,8 @@ impl Decider {
         if self.producer.is_some() {
             return Ok(());
         }
-        let producer: Producer = self.config.create_with_context(Tally::default()).map_err(not_made)?;
+        let producer: Producer =
+            self.config.create_with_context(Tally::default()).map_err(|error| not_made(&error))?;
         producer.init_transactions(STEP_PATIENCE).map_err(|error| denied(&self.id, error))?;
         self.producer = Some(producer);
         Ok(())
@@ -161,7 +162,7 @@ pub(super) fn settings(kafka: &Kafka, transactional_id: &str) -> ClientConfig {
 }
 
 /// The fault of a producer that librdkafka does not make.
-pub(super) fn not_made(error: KafkaError) -> Fault {
+pub(super) fn not_made(error: &KafkaError) -> Fault {
     let hint = "mend the setting that the message names, in [source.kafka]";
     Fault::halt(format!("cannot make a producer for decisions: {error}"), hint)
 }

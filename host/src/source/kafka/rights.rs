@@ -30,7 +30,8 @@ pub(crate) fn check_transactions(kafka: &Kafka, pipeline: &str) -> Result<(), Fa
     let reader = consumer::connect(kafka)?;
     let offsets = offsets_of_all(&reader, kafka)?;
     let id = format!("{pipeline}-check-{:08x}", rand::random::<u32>());
-    let producer: Producer = settings(kafka, &id).create_with_context(Tally::default()).map_err(not_made)?;
+    let producer: Producer =
+        settings(kafka, &id).create_with_context(Tally::default()).map_err(|error| not_made(&error))?;
     producer.init_transactions(PATIENCE).map_err(|error| denied(&id, error))?;
     producer.begin_transaction().map_err(|error| denied(&id, error))?;
     let sent = send(&producer, &reader, &offsets, &id);

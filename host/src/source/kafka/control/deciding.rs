@@ -58,6 +58,9 @@ pub(super) enum Stands {
     Unknown(Asked),
 }
 
+/// One of [`Standings`].
+type Standing<'a> = (&'a (String, i32), &'a (i64, Decision));
+
 /// What was given to the brokers to be written in one transaction.
 #[derive(Debug)]
 pub(super) struct Asked {
@@ -75,12 +78,8 @@ impl Asked {
     }
 
     /// A partition by which can be told whether it was written: one whose offset it moves, if there is one.
-    pub(super) fn telling(
-        &self,
-        committed: &BTreeMap<(String, i32), i64>,
-    ) -> Option<(&(String, i32), &(i64, Decision))> {
-        let moves =
-            |(place, (offset, _)): &(&(String, i32), &(i64, Decision))| committed.get(place) != Some(offset);
+    pub(super) fn telling(&self, committed: &BTreeMap<(String, i32), i64>) -> Option<Standing<'_>> {
+        let moves = |(place, (offset, _)): &Standing<'_>| committed.get(*place) != Some(offset);
         self.standings.iter().find(moves).or_else(|| self.standings.iter().next())
     }
 }
