@@ -16,6 +16,7 @@ use crate::sink::Destination;
 
 pub mod key;
 pub mod stage;
+pub mod stretch;
 
 /// Top bit of [`RowIndex::deltas`]: the row is its record's first, so that records can be counted
 /// although a record may give several rows.

@@ -15,6 +15,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use crate::budget::{Permit, Share};
 use crate::config::model::{DeadLetters, Kafka};
 use crate::delivery::Alarm;
+use crate::failpoint;
 use crate::fault::Fault;
 use crate::ledger::{Refused, Ticket};
 use crate::meter::PipelineMeter;
@@ -378,6 +379,7 @@ fn write(mut store: Store, mut bundles: mpsc::Receiver<Bundle>, meter: &Pipeline
             early.extend(group.iter().flat_map(Bundle::letters).cloned());
             settle(std::mem::take(&mut group), meter);
         }
+        failpoint::at("letters.before_write");
         let kept = store.keep(&mut early.iter().chain(group.iter().flat_map(Bundle::letters)));
         if let Err(fault) = kept {
             alarm.raise(fault);
@@ -385,8 +387,10 @@ fn write(mut store: Store, mut bundles: mpsc::Receiver<Bundle>, meter: &Pipeline
             group.into_iter().for_each(Bundle::forget);
             break;
         }
+        failpoint::at("letters.kept");
         notice.kept(&meter.name, group.iter().flat_map(Bundle::letters));
         settle(group, meter);
+        failpoint::at("letters.settled");
     }
     notice.end(&meter.name);
 }

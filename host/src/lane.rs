@@ -14,6 +14,7 @@ use crate::budget::Permit;
 use crate::chain::{Chain, Sampling, Transformed};
 use crate::dead_letter::{Bundle, Content, DeadLetter, Holds, Rejected, Rejects, Stage};
 use crate::delivery::owner::Owner;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::ledger::{Ledger, Ticket};
 use crate::meter::Waiting;
@@ -88,7 +89,9 @@ impl<F: Feed> Lane<F> {
 
     /// One chunk, from the feed to the stage.
     fn carry(&mut self, chunk: &mut Columns, span: &Span, permit: Permit) -> Result<(), Fault> {
+        failpoint::at("lane.read");
         let Some(ticket) = self.parts.ledger.open(span) else { return Ok(()) };
+        failpoint::at("lane.before_plugins");
         let records = chunk.len() as u64;
         let line_feeds = if self.parts.line_feeds { records } else { 0 };
         self.parts.owner.meter.read(records, (chunk.data_bytes() as u64).saturating_sub(line_feeds));
@@ -96,6 +99,7 @@ impl<F: Feed> Lane<F> {
             self.give_up(records, ticket);
             return Ok(());
         };
+        failpoint::at("lane.after_plugins");
         if self.spare.capacity() == 0 {
             self.spare = self.parts.owner.buffers.take();
         }
@@ -109,6 +113,7 @@ impl<F: Feed> Lane<F> {
         let dropped = records.saturating_sub(built.kept + built.refused);
         self.parts.owner.meter.leave(&self.parts.owner.meter.records_dropped, dropped);
         self.hand_over(built.segments, chunk.arrived, &ticket, permit)?;
+        failpoint::at("lane.handed_over");
         let _ = ticket.settle_dropped(dropped);
         Ok(())
     }

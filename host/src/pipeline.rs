@@ -33,17 +33,17 @@ use crate::source::{Feed, Gathering, Parts, kafka};
 mod destinations;
 mod origin;
 mod replay;
+mod versions;
 
 pub(crate) use destinations::Destinations;
 use origin::Origin;
 pub(crate) use replay::replay;
+use versions::VersionWatch;
 
 /// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
 const SHARE_CHUNK_BYTES: u64 = 6 << 20;
 /// Tables that an epoch may load: each is an open transaction in StarRocks, which has a limit for them.
 const EPOCH_TABLES_MAX: usize = 50;
-/// How often the tables' versions are read.
-const VERSIONS_EVERY: Duration = Duration::from_secs(10);
 /// How often the status line is logged.
 pub const STATUS_EVERY: Duration = Duration::from_secs(5);
 /// More lanes than this do not help one consumer.
@@ -188,7 +188,9 @@ impl Wiring<'_> {
         // What a load has to know of the pipeline whose rows it carries.
         let gathering = gathering_of(&self.plugins, matches!(self.rejects, Rejects::Keep(..)));
         let tables = table_meters(pipeline, &destinations, &shared.meter);
-        let _versions = watch_versions(&pipeline.sink, &tables, shared);
+        // There is one of each name.
+        let meters: Vec<TableMeter> =
+            destinations.names().iter().filter_map(|name| tables.get(name).cloned()).collect();
         let owner = Arc::new(Owner {
             pipeline: *id,
             meter: Arc::clone(meter),
@@ -207,6 +209,7 @@ impl Wiring<'_> {
         });
         let registration = Registration {
             destinations: shapes,
+            meters: meters.clone(),
             limits: pipeline.batch,
             in_flight: sink.in_flight,
             share: self.share.clone(),
@@ -214,6 +217,16 @@ impl Wiring<'_> {
             epochs,
         };
         shared.stage.register(*id, registration)?;
+
+        // How many versions the tables have: seldom read, and nothing waits for it.
+        let watch = VersionWatch {
+            sink: Arc::clone(sink),
+            pipeline: *id,
+            destinations: Arc::clone(&destinations),
+            meters,
+            stage: shared.stage.clone(),
+        };
+        let _watching = watch.start(&shared.runtime);
 
         // Lanes: read → plugins → rows → stage.
         let parts = LaneParts {
@@ -341,39 +354,6 @@ fn table_meters(
         .iter()
         .map(|table| (table.clone(), meter.table(&pipeline.name, &format!("{database}.{table}"))));
     meters.collect()
-}
-
-/// Reads the tables' version counts now and then, where the query port and rights allow; ends when the
-/// handle is dropped.
-fn watch_versions(
-    sink: &model::StarRocks,
-    tables: &BTreeMap<String, TableMeter>,
-    shared: &Shared,
-) -> Watching {
-    let (sink, meters) = (sink.clone(), tables.clone());
-    let task = shared.runtime.spawn(async move {
-        let mut every = tokio::time::interval(VERSIONS_EVERY);
-        loop {
-            every.tick().await;
-            // Only a gauge: without the query port it is left out.
-            let Ok(mut query) = query::Query::connect(&sink).await else { continue };
-            for (table, meter) in &meters {
-                if let Some(versions) = query.versions(table).await {
-                    meter.versions.set(i64::try_from(versions).unwrap_or(i64::MAX));
-                }
-            }
-        }
-    });
-    Watching(task.abort_handle())
-}
-
-/// Ends a background task when dropped.
-struct Watching(tokio::task::AbortHandle);
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// Starts a pipeline's lanes.

@@ -5,8 +5,10 @@
 //! starts the Kafka that they share, and also by `cargo test -p tidemill-tests`, where they start it themselves.
 
 pub mod acl;
+pub mod chaos;
 pub mod comparison;
 pub mod http;
+pub mod judge;
 pub mod kafka;
 pub mod limit;
 pub mod listener;

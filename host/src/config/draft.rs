@@ -11,7 +11,7 @@ use super::choice;
 use super::columns;
 use super::model::{
     BatchLimits, DeadLetters, Delivery, Isolation, Kafka, KafkaSecurity, MaxRejects, Pipeline, Sasl, Secret,
-    Source as ModelSource, StarRocks, TableModel, Tls, Transform,
+    Source as ModelSource, StarRocks, StretchBounds, TableModel, Tls, Transform,
 };
 use super::pattern;
 use super::problem::Problem;
@@ -263,9 +263,25 @@ pub(super) fn transform_of(
 }
 
 fn read_batch(table: &Table<'_>) -> Option<BatchLimits> {
-    use sections::batch::{LINGER, MAX_BYTES, MAX_ROWS};
+    use sections::batch::{LINGER, MAX_BYTES, MAX_ROWS, stretch};
     let (max_rows, max_bytes, linger) = (table.get(&MAX_ROWS), table.get(&MAX_BYTES), table.get(&LINGER));
-    Some(BatchLimits { max_rows: max_rows?, max_bytes: max_bytes?, linger: linger? })
+    let within = table.table(&stretch::SECTION);
+    let stretch = read_stretch(&within.unwrap_or(Table::absent(table.source, &stretch::SECTION)));
+    Some(BatchLimits { max_rows: max_rows?, max_bytes: max_bytes?, linger: linger?, stretch: stretch? })
+}
+
+fn read_stretch(table: &Table<'_>) -> Option<Option<StretchBounds>> {
+    use sections::batch::stretch::{CALM, ENABLED, LINGER, MAX_BYTES, MAX_ROWS, VERSIONS};
+    let (max_rows, max_bytes, linger) = (table.get(&MAX_ROWS), table.get(&MAX_BYTES), table.get(&LINGER));
+    let (enabled, versions, calm) = (table.get(&ENABLED), table.get(&VERSIONS), table.get(&CALM));
+    let bounds = StretchBounds {
+        max_rows: max_rows?,
+        max_bytes: max_bytes?,
+        linger: linger?,
+        versions: versions?,
+        calm: calm?,
+    };
+    Some(enabled?.then_some(bounds))
 }
 
 fn read_starrocks(table: &Table<'_>, root: &Table<'_>, source: Option<&str>) -> Option<StarRocks> {

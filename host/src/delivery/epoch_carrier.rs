@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
@@ -11,8 +11,11 @@ use super::decision::{Decision, Extent, label};
 use super::epoch::{Epochs, Offer, Turn, Verdict};
 use super::isolation::{ISOLATING_LOADS_MAX, Parts};
 use super::owner::Owner;
-use crate::batch::stage::{Done, EpochOutlet};
+use crate::batch::stage::{Done, EpochOutlet, Signs};
+use crate::batch::stretch::Sign;
 use crate::batch::{Batch, Piece};
+use crate::clock;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::ledger::Tickets;
 use crate::meter::Waiting;
@@ -20,7 +23,7 @@ use crate::planted::{Bug, planted};
 use crate::retry::{Pace, Rest};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::two_phase::{self, FirstPhase};
-use crate::sink::{Destination, Load, Receipt, Rejection};
+use crate::sink::{Destination, Load, Receipt, Rejection, Scarce};
 
 /// How long StarRocks keeps a load that only looks for bad rows.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -64,7 +67,7 @@ impl EpochOutlet for EpochCarrier {
             self.owner.meter.cut(first.reason);
         }
         self.carrier.runtime().spawn(async move {
-            this.carry(batches).await;
+            this.carry(batches, &done.signs()).await;
             done.finish().await;
         });
     }
@@ -76,20 +79,22 @@ impl EpochCarrier {
         EpochCarrier { carrier, epochs, owner }
     }
 
-    async fn carry(&self, batches: Vec<Batch>) {
+    async fn carry(&self, batches: Vec<Batch>, signs: &Signs) {
         let rows = |batch: Batch| TableRows { destination: batch.destination, pieces: batch.pieces };
         let mut tables: Vec<TableRows> = batches.into_iter().map(rows).collect();
         let mut troubles = Troubles::new(&self.owner);
         while let Some(turn) = self.enter(&mut tables, &troubles).await {
             let prepared_at_s = now_s();
             let began = Instant::now();
-            let hitch = match self.first_phases(&turn, &tables).await {
+            let hitch = match self.first_phases(&turn, &tables, signs).await {
                 Ok(prepared) => {
                     troubles.over();
                     let offer = self.offer_of(&turn, &tables, prepared_at_s);
                     let decision = offer.decision.clone();
                     match self.epochs.offer(offer).await {
-                        Verdict::Decided => return self.commit(&decision, tables, prepared, began).await,
+                        Verdict::Decided => {
+                            return self.commit(&decision, tables, prepared, began, signs).await;
+                        }
                         Verdict::Abandoned => Hitch::Abandoned,
                         Verdict::Left => {
                             self.epochs.leave();
@@ -99,6 +104,7 @@ impl EpochCarrier {
                 }
                 Err(hitch) => hitch,
             };
+            failpoint::at("epoch.before_rollback");
             // Nothing hangs on when they go: their labels are never used again.
             let (client, loads) = (self.carrier.client().clone(), labels_of(&turn, &tables));
             self.carrier.runtime().spawn(async move { roll_back_all(&client, loads).await });
@@ -142,7 +148,12 @@ impl EpochCarrier {
     }
 
     /// Prepares a load a table, all at once; ends when all have ended, or when the epoch is given up.
-    async fn first_phases(&self, turn: &Turn, tables: &[TableRows]) -> Result<Vec<PreparedLoad>, Hitch> {
+    async fn first_phases(
+        &self,
+        turn: &Turn,
+        tables: &[TableRows],
+        signs: &Signs,
+    ) -> Result<Vec<PreparedLoad>, Hitch> {
         let mut loads = JoinSet::new();
         for (place, table) in (0..).zip(tables) {
             let label = label(&turn.stem, turn.seq, place);
@@ -150,6 +161,9 @@ impl EpochCarrier {
             let (client, timeout) = (self.carrier.client().clone(), self.epochs.terms.prepared_timeout);
             loads.spawn(async move {
                 let phase = two_phase::prepare(&client, &mut load, timeout).await;
+                if matches!(phase, FirstPhase::Prepared(_)) {
+                    failpoint::at("epoch.prepared");
+                }
                 (place as usize, load, phase)
             });
         }
@@ -165,6 +179,10 @@ impl EpochCarrier {
                 Some(Err(panic)) => {
                     let fault = Fault::halt("sending a load panicked", "restart, and report this defect");
                     hitch = Some(Hitch::Halt(fault.caused_by(panic)));
+                }
+                Some(Ok((_, load, FirstPhase::Overloaded(fault, Scarce::Versions)))) => {
+                    signs.show(&load.destination, Sign::Refused);
+                    hitch = Some(worse(hitch, Hitch::Overloaded(fault)));
                 }
                 Some(Ok((place, load, phase))) => match what_came(place, load, phase) {
                     Ok(load) => drop(prepared.insert(place, load)),
@@ -196,11 +214,13 @@ impl EpochCarrier {
         tables: Vec<TableRows>,
         prepared: Vec<PreparedLoad>,
         began: Instant,
+        signs: &Signs,
     ) {
         let mut troubles = Troubles::new(&self.owner);
         let loads: Vec<_> =
             prepared.iter().map(|one| (Arc::clone(&one.load.destination), one.load.label.clone())).collect();
         let extent = extent_of(&tables);
+        failpoint::at("epoch.before_commit");
         let lost = loop {
             match two_phase::commit_all(self.carrier.client(), &loads, decision, &extent).await {
                 Ok(()) => break false,
@@ -219,11 +239,15 @@ impl EpochCarrier {
             tables.into_iter().flat_map(|table| table.pieces).for_each(Piece::forget);
             return;
         }
+        failpoint::at("epoch.committed");
         self.owner.meter.epochs_decided.inc();
         for (table, PreparedLoad { load, receipt }) in tables.into_iter().zip(prepared) {
+            // A commit waits until its rows are visible: one that takes long shows in the time.
+            signs.show(&load.destination, Sign::Loaded { took: began.elapsed(), bytes: load.bytes });
             count(&table.pieces, &load, &receipt, began.elapsed());
             table.pieces.into_iter().for_each(close);
         }
+        failpoint::at("epoch.settled");
         self.epochs.leave();
     }
 
@@ -332,7 +356,7 @@ impl EpochCarrier {
                 FirstPhase::BadRows(rejection) => return Some(rejection),
                 // If it halts, the epoch itself meets that again.
                 FirstPhase::Prepared(_) | FirstPhase::Halt(_) => return None,
-                FirstPhase::Overloaded(fault) => troubles.begin(Pace::OVERLOADED, &fault),
+                FirstPhase::Overloaded(fault, _) => troubles.begin(Pace::OVERLOADED, &fault),
                 FirstPhase::Unknown(fault) => troubles.begin(Pace::PASSING, &fault),
             }
         }
@@ -353,7 +377,7 @@ fn what_came(table: usize, load: Load, phase: FirstPhase) -> Result<PreparedLoad
         },
         FirstPhase::BadRows(rejection) => Err(Hitch::BadRows { table, rejection }),
         FirstPhase::Halt(fault) => Err(Hitch::Halt(fault)),
-        FirstPhase::Overloaded(fault) => Err(Hitch::Overloaded(fault)),
+        FirstPhase::Overloaded(fault, _) => Err(Hitch::Overloaded(fault)),
         FirstPhase::Unknown(fault) => Err(Hitch::Passing(fault)),
     }
 }
@@ -409,6 +433,7 @@ async fn roll_back_all(client: &Client, loads: Vec<(Arc<Destination>, String)>) 
         rolling.spawn(async move { two_phase::roll_back(&client, &destination, &label).await });
     }
     while rolling.join_next().await.is_some() {}
+    failpoint::at("epoch.rolled_back");
 }
 
 /// What an epoch waits for, told once and shown in `/ready`.
@@ -440,5 +465,5 @@ impl Troubles {
 }
 
 fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    clock::since_1970().as_secs()
 }

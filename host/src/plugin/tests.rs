@@ -5,6 +5,7 @@ mod cached;
 mod granted;
 mod isolated;
 mod limits;
+mod mutated;
 mod refused;
 mod verified;
 mod wat;

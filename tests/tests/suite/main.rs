@@ -1,5 +1,6 @@
 //! The end-to-end suite: one binary, one module a subject.
 
+mod chaos;
 mod check;
 mod crash;
 mod demo;
@@ -34,3 +35,4 @@ mod sensitivity;
 mod several;
 mod shutdown;
 mod starrocks_faults;
+mod version_pressure;

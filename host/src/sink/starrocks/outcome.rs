@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::create_table::suggest_create_table;
 use crate::fault::Fault;
 use crate::planted::{Bug, planted};
-use crate::sink::{Load, Outcome, Receipt, Rejection};
+use crate::sink::{Load, Outcome, Receipt, Rejection, Scarce};
 
 /// Characters of StarRocks' own message that are passed on.
 const MESSAGE_CHARS_MAX: usize = 400;
@@ -63,7 +63,8 @@ pub fn classify(seen: &Seen<'_>) -> Classified {
         "publish timeout" => Classified::plain(taken(seen, fields, false)),
         "label already exists" => conflict(seen, fields),
         "txn in processing" => {
-            Classified::plain(Outcome::Overloaded(Fault::retry(refusal(seen, &fields.message()))))
+            let fault = Fault::retry(refusal(seen, &fields.message()));
+            Classified::plain(Outcome::Overloaded(fault, Scarce::Other))
         }
         _ => failed(seen, fields),
     }
@@ -147,8 +148,9 @@ fn failed(seen: &Seen<'_>, fields: &Fields) -> Classified {
         let error_url = fields.text("errorurl").map(str::to_owned);
         return Classified { outcome: Outcome::BadRows(rejection), error_url, begin_refused: false };
     }
-    if says(OVERLOAD) {
-        return Classified::plain(Outcome::Overloaded(Fault::retry(refusal(seen, &message))));
+    if says(TOO_MANY_VERSIONS) || says(OVERLOAD) {
+        let scarce = if says(TOO_MANY_VERSIONS) { Scarce::Versions } else { Scarce::Other };
+        return Classified::plain(Outcome::Overloaded(Fault::retry(refusal(seen, &message)), scarce));
     }
     let denied = !seen.body_left && (seen.status == 401 || seen.status == 403);
     let hint = if denied { Some(credentials_hint(seen.load)) } else { halt_hint(seen, &lower) };
@@ -185,10 +187,11 @@ const SYNTAX: &[&str] = &[
     "empty document stream",
 ];
 
+/// Back-pressure because loads come faster than compaction, with tablets and with shared data.
+const TOO_MANY_VERSIONS: &[&str] = &["too many versions", "compaction score"];
+
 /// Back-pressure: passes, but not soon.
 const OVERLOAD: &[&str] = &[
-    "too many versions",
-    "compaction score",
     "current running txns on db",
     "exceed http cuncurrent limit",
     "exceed http concurrent limit",

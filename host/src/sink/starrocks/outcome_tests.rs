@@ -23,7 +23,7 @@ fn short(outcome: &Outcome) -> Short {
             Short::Halt
         }
         Outcome::Refused(_) => Short::Retry,
-        Outcome::Overloaded(_) => Short::Overloaded,
+        Outcome::Overloaded(..) => Short::Overloaded,
         Outcome::Unsure(_) => Short::Unsure,
         Outcome::BadRows(rejection) => {
             Short::Bad { syntax: rejection.syntax, filtered: rejection.filtered_rows }

@@ -25,6 +25,7 @@ use super::{KafkaFeed, Wiring};
 use crate::config::model::Kafka;
 use crate::config::pattern;
 use crate::delivery::marker::Marker;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::{PipelineMeter, Waiting};
 use crate::planted::{Bug, planted};
@@ -361,6 +362,7 @@ impl Control {
         let gone = |topic: &str| marker.has_read(topic).then(|| marker.offsets_gone(topic));
         let starts = start::find(&self.reader, &named, &mut self.rule, gone)?;
         self.claim(&starts)?;
+        failpoint::at("kafka.assigned");
         let mut assignment = TopicPartitionList::new();
         // From here on nothing passes by itself: a second try would hold partitions twice.
         for ((topic, partition), found) in &starts {
@@ -440,6 +442,7 @@ impl Control {
         }
         let name = &self.parts.meter.name;
         tracing::info!(pipeline = %name, partitions = stays.len(), lost, "giving partitions up");
+        failpoint::at("kafka.revoking");
         self.parts.giving_up.give_up(&stays);
         if let Some(deciding) = &self.deciding {
             deciding.close();
@@ -492,6 +495,7 @@ impl Control {
             );
         }
         self.end_stays(&revoking);
+        failpoint::at("kafka.given_up");
         self.reader
             .incremental_unassign(&revoking.list)
             .map_err(|error| Fault::retry("cannot unassign partitions").caused_by(error))?;

@@ -85,7 +85,7 @@ impl Decider {
         still_owned: impl FnOnce() -> bool,
     ) -> Written {
         match offsets_of(standings) {
-            Ok(offsets) => self.write_all(reader, &offsets, letters, still_owned),
+            Ok(offsets) => self.write_offsets(reader, &offsets, letters, still_owned),
             Err(error) => {
                 let fault = Fault::halt("cannot name the offsets of a decision", "report this defect");
                 Written::No(fault.caused_by(error))
@@ -95,15 +95,6 @@ impl Decider {
 
     /// The same for any offsets and texts.
     pub(super) fn write_offsets(
-        &mut self,
-        reader: &Reader,
-        offsets: &TopicPartitionList,
-        still_owned: impl FnOnce() -> bool,
-    ) -> Written {
-        self.write_all(reader, offsets, None, still_owned)
-    }
-
-    fn write_all(
         &mut self,
         reader: &Reader,
         offsets: &TopicPartitionList,
@@ -134,6 +125,7 @@ impl Decider {
             // No end was sent, so the brokers can only abort it.
             return Written::No(not_taken(&refused));
         }
+        crate::failpoint::at("epoch.offsets_sent");
         match producer.commit_transaction(STEP_PATIENCE) {
             Ok(()) => Written::Yes,
             Err(error) => {

@@ -58,9 +58,6 @@ pub(super) enum Stands {
     Unknown(Asked),
 }
 
-/// One of [`Standings`].
-type Standing<'a> = (&'a (String, i32), &'a (i64, Decision));
-
 /// What was given to the brokers to be written in one transaction.
 #[derive(Debug)]
 pub(super) struct Asked {
@@ -71,6 +68,9 @@ pub(super) struct Asked {
     pub(super) epoch: bool,
 }
 
+/// A place, and what stands or is to stand there.
+type Standing<'a> = (&'a (String, i32), &'a (i64, Decision));
+
 impl Asked {
     /// Whether it has to be known what became of it: what decides nothing is written again.
     pub(super) fn matters(&self) -> bool {
@@ -79,7 +79,7 @@ impl Asked {
 
     /// A partition by which can be told whether it was written: one whose offset it moves, if there is one.
     pub(super) fn telling(&self, committed: &BTreeMap<(String, i32), i64>) -> Option<Standing<'_>> {
-        let moves = |(place, (offset, _)): &Standing<'_>| committed.get(*place) != Some(offset);
+        let moves = |(place, (offset, _)): &Standing<'_>| committed.get(place) != Some(offset);
         self.standings.iter().find(moves).or_else(|| self.standings.iter().next())
     }
 }

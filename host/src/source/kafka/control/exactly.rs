@@ -3,16 +3,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer as _;
 
 use super::Control;
 pub(super) use super::deciding::Deciding;
 use super::deciding::{Asked, Stands};
+use crate::clock;
 use crate::dead_letter::Outbox;
 use crate::delivery::decision::{Decision, Extent, UnknownForm, may_decide};
 use crate::delivery::epoch::Offer;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::ledger::{Reach, Tickets};
 use crate::meter::Waiting;
@@ -35,12 +37,13 @@ impl Control {
         for (decision, extent) in before.iter().filter(|(decision, _)| decision.tables > 0) {
             let name = &self.parts.meter.name;
             tracing::info!(pipeline = %name, %decision, "finishing what was decided before");
+            failpoint::at("epoch.recovering");
             let loads: Vec<_> = decision.labels().map(|label| (Arc::clone(destination), label)).collect();
             let finish = two_phase::commit_all(carrier.client(), &loads, decision, extent);
             // All of them, also when one is lost: the mend takes the decisions away.
             match self.parts.runtime.block_on(finish) {
                 Err(fault) if worst.is_ok() || fault.kind == FaultKind::Halt => worst = Err(fault),
-                Ok(()) | Err(_) => {}
+                Ok(()) | Err(_) => failpoint::at("epoch.recovered"),
             }
         }
         worst
@@ -200,8 +203,7 @@ impl Control {
     fn decide(&mut self, offer: &Offer) -> Result<(), Fault> {
         let is_member = self.is_member();
         let Some(deciding) = &self.deciding else { return Ok(()) };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let age = now.saturating_sub(Duration::from_secs(offer.decision.prepared_at_s));
+        let age = clock::since_1970().saturating_sub(Duration::from_secs(offer.decision.prepared_at_s));
         let known: BTreeSet<Stay> = self.parts.ledger.stays().into_iter().collect();
         let gone = offer.tickets.keys().any(|(stay, _)| !known.contains(stay));
         // Put out of the group, it loses its partitions once what waits for this epoch is answered.
@@ -215,6 +217,7 @@ impl Control {
         }
         // Not before its dead letters are durable, or can be with it.
         let Some(reach) = self.reach_with(&offer.tickets) else { return Ok(()) };
+        failpoint::at("epoch.before_decision");
         let mut standings = Standings::new();
         for (place, held) in &self.held {
             let Some(Reach { upto, .. }) = reach.get(&held.stay) else { continue };
@@ -233,6 +236,11 @@ impl Control {
         let letters = letters.map(|outbox| (outbox, asked.letters.as_slice()));
         match deciding.decider.write(&reader, &asked.standings, letters, || !reader.assignment_lost()) {
             Written::Yes => {
+                if asked.epoch {
+                    failpoint::at("epoch.decided");
+                } else {
+                    failpoint::at("epoch.done");
+                }
                 self.hear_written(asked);
                 Ok(())
             }
@@ -328,6 +336,7 @@ impl Control {
         if standings.is_empty() || !is_due(deciding, self.kafka.commit_interval, progress) {
             return Ok(());
         }
+        failpoint::at("epoch.before_done");
         let letters = deciding.take_letters(&reach);
         self.write(Asked { standings, letters, epoch: false })
     }
