@@ -18,6 +18,7 @@ use crate::failpoint;
 use crate::fault::Fault;
 use crate::ledger::{Refused, Ticket};
 use crate::meter::PipelineMeter;
+use crate::planted::{Bug, planted};
 use crate::position::Partition;
 
 pub mod archive;
@@ -334,7 +335,12 @@ fn write(mut store: Store, mut bundles: mpsc::Receiver<Bundle>, meter: &Pipeline
             group.push(next);
         }
         failpoint::at("letters.before_write");
-        let kept = store.keep(&mut group.iter().flat_map(Bundle::letters));
+        let mut early = Vec::new();
+        if planted(Bug::DeadLetterBeforeDurable) {
+            early.extend(group.iter().flat_map(Bundle::letters).cloned());
+            settle(std::mem::take(&mut group), meter);
+        }
+        let kept = store.keep(&mut early.iter().chain(group.iter().flat_map(Bundle::letters)));
         if let Err(fault) = kept {
             alarm.raise(fault);
             // Nothing was acknowledged: the records are read again after the mend.
@@ -343,11 +349,15 @@ fn write(mut store: Store, mut bundles: mpsc::Receiver<Bundle>, meter: &Pipeline
         }
         failpoint::at("letters.kept");
         notice.kept(&meter.name, group.iter().flat_map(Bundle::letters));
-        for Rejected { ticket, records, .. } in group.into_iter().flat_map(|bundle| bundle.rejected) {
-            meter.leave(&meter.records_dead_lettered, records);
-            let _ = ticket.settle_kept(records);
-        }
+        settle(group, meter);
         failpoint::at("letters.settled");
     }
     notice.end(&meter.name);
+}
+
+fn settle(group: Vec<Bundle>, meter: &PipelineMeter) {
+    for Rejected { ticket, records, .. } in group.into_iter().flat_map(|bundle| bundle.rejected) {
+        meter.leave(&meter.records_dead_lettered, records);
+        let _ = ticket.settle_kept(records);
+    }
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use crate::planted::{Bug, planted};
 use crate::position::{Span, Stay, Watermark};
 
 /// A pipeline's ledger: a handle that lanes, stage and control share. Locked once a chunk.
@@ -294,6 +295,7 @@ impl Ticket {
         let mut state = lock(&self.state);
         let span = state.span(&self.stay, self.index)?;
         span.holds -= 1;
+        let leap = (span.holds == 0 && planted(Bug::NonContiguousRelease)).then_some(span.upto);
         let track = state.stays.get_mut(&self.stay)?;
         count(&mut track.tally);
         let before = track.safe_upto;
@@ -302,6 +304,7 @@ impl Ticket {
             track.first += 1;
             track.safe_upto = closed.upto;
         }
+        track.safe_upto = leap.map_or(track.safe_upto, |upto| upto.max(before).max(track.safe_upto));
         track.tell_if_quiet();
         (track.safe_upto > before).then(|| Watermark { stay: self.stay.clone(), upto: track.safe_upto })
     }
@@ -334,6 +337,11 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if self.settled {
+            return;
+        }
+        if planted(Bug::DroppedTicketSettles) {
+            let (state, stay, index) = (Arc::clone(&self.state), self.stay.clone(), self.index);
+            let _ = Ticket { state, stay, index, settled: false }.settle();
             return;
         }
         let mut state = lock(&self.state);

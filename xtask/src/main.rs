@@ -4,6 +4,7 @@ mod chaos;
 mod chore;
 mod command;
 mod demo;
+mod plants;
 mod plugins;
 mod setup;
 mod suite;
@@ -45,6 +46,11 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Plant known bugs into the host, one at a time, and expect that the tests catch each of them
+    Plants {
+        /// Only these, by name; all by default
+        bugs: Vec<String>,
+    },
     /// Build the example plugins into `target/plugins/*.wasm`
     Plugins {
         /// Build them for `wasm32-wasip2` instead, into `target/plugins/wasip2/*.wasm`
@@ -68,6 +74,7 @@ fn main() -> ExitCode {
         Chore::Test { filters } => suite::run(&filters),
         Chore::Bench { arguments } => chore::bench(&arguments),
         Chore::Chaos { arguments } => chaos::run(&arguments),
+        Chore::Plants { bugs } => plants::run(&bugs),
         Chore::Plugins { wasip2: false } => chore::plugins(),
         Chore::Plugins { wasip2: true } => plugins::build(plugins::Platform::Wasip2),
         Chore::Docs { check } => chore::docs(check),

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::decision::{Decision, SEQUENCES_UNDECIDED_MAX, Terms};
+use crate::planted::{Bug, planted};
 use crate::position::Stay;
 
 /// Spans of an epoch, by stay and place, and how many tickets of each the epoch holds.
@@ -177,7 +178,8 @@ impl Epochs {
     /// runs.
     pub fn standing(&self) -> Option<Decision> {
         let state = self.state.borrow();
-        if state.running != Running::None {
+        let is_over = state.running == Running::Decided && planted(Bug::DecisionOverwritten);
+        if state.running != Running::None && !is_over {
             return None;
         }
         let stem = state.stem.as_ref()?;

@@ -17,6 +17,7 @@ use crate::clock;
 use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::Waiting;
+use crate::planted::{Bug, planted};
 use crate::retry::{Backoff, Pace};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::two_phase::{self, FirstPhase};
@@ -351,7 +352,8 @@ impl EpochCarrier {
 fn what_came(table: usize, load: Load, phase: FirstPhase) -> Result<PreparedLoad, Hitch> {
     match phase {
         FirstPhase::Prepared(receipt) => match receipt.loaded_rows {
-            Some(rows) if rows == load.rows => Ok(PreparedLoad { load, receipt }),
+            // Whoever sends a body twice does not count rows either.
+            Some(rows) if rows == load.rows || planted(Bug::SecondBody) => Ok(PreparedLoad { load, receipt }),
             Some(rows) => Err(Hitch::Halt(other_rows(&load, rows))),
             None => {
                 let what = format!("StarRocks does not say how many rows it prepared as {}", load.label);

@@ -7,6 +7,7 @@ use super::engine::Plugin;
 use super::instance::{Failure, Live};
 use super::{validate, wit};
 use crate::fault::Fault;
+use crate::planted::{Bug, planted};
 use crate::record::{Answer, BytesColumn, Columns};
 
 /// Why a call gave no rows. The instance is gone already, the next call gets a fresh one.
@@ -101,7 +102,8 @@ impl Guest {
             Err(failure) => Err(self.failed(failure, timeout)),
         };
         // Whatever is not kept here is dropped with `live`, before a successor is made.
-        if answer.is_ok() && live.memory_bytes() <= self.replace_above_bytes {
+        let is_sound = answer.is_ok() || planted(Bug::GuestReusedAfterTrap);
+        if is_sound && live.memory_bytes() <= self.replace_above_bytes {
             self.live = Some(live);
         } else {
             stats.instances_replaced.add(1);

@@ -179,6 +179,7 @@ impl Profile {
                 "assignments",
                 "partitions given up",
                 "partitions lost",
+                "loads of a predecessor cancelled",
                 "loads tried again",
                 "waits for StarRocks",
                 "waits for Kafka",

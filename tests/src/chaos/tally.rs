@@ -39,10 +39,12 @@ const TRAILS: [Trail; 8] = [
 ];
 
 /// Counters of the processes that tell of a way back, and their names in the table.
-const COUNTERS: [(&str, &str); 5] = [
+const COUNTERS: [(&str, &str); 7] = [
     ("tidemill_epochs_rolled_back_total", "epochs rolled back"),
     ("tidemill_epochs_decided_total", "epochs decided"),
     ("tidemill_load_retries_total", "loads tried again"),
+    ("tidemill_fence_refusals_total", "loads refused by their fence"),
+    ("tidemill_labels_cancelled_total", "loads of a predecessor cancelled"),
     ("tidemill_possible_duplicate_batches_total", "labels forgotten"),
     ("tidemill_records_given_up_total", "records given up unsent"),
 ];

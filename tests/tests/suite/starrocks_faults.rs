@@ -120,6 +120,22 @@ fn a_forgotten_label_is_sent_again_and_counted() {
 }
 
 #[test]
+fn a_load_that_was_cut_off_and_forgotten_is_sent_again() {
+    within(150, || {
+        let cut = FaultKind::DropMidBody { after_bytes: 1_000 };
+        through("cut_forgotten", &[cut, FaultKind::LabelForgotten], 2, Promise::Once);
+    });
+}
+
+#[test]
+fn a_label_that_another_load_seems_to_have_is_not_taken_for_loaded() {
+    within(150, || {
+        let running = FaultKind::LabelExists { existing: ExistingLabel::Running, form: LabelForm::Status };
+        through("label_seems_taken", &[running], 2, Promise::Once);
+    });
+}
+
+#[test]
 fn faults_do_not_reorder_the_rows_of_a_key() {
     within(150, || {
         const KEYS: u64 = 20;
@@ -229,9 +245,11 @@ fn a_backend_that_is_down_is_waited_for() {
         let mut pipeline = stand.pipeline();
         pipeline.process = "stall_after = \"2s\"".to_owned();
         let mut tidemill = stand.run(&pipeline);
+        // Red it is also before it has begun.
+        tidemill.until_ready(30);
         let why = tidemill.until_answer(60, "/ready", 503);
         assert!(!why.is_empty(), "it says what it waits for");
-        assert_eq!(stand.committed(), 0);
+        assert_eq!(stand.committed(), 0, "nothing is released that is not loaded");
         stand.warehouse.clear_faults();
         tidemill.until_settled(90, 1_000);
         tidemill.until_ready(30);

@@ -12,6 +12,7 @@ use super::prepared::{Unprepared, prepare};
 use super::state::LabelState;
 use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
+use crate::planted::{Bug, planted};
 use crate::retry::{Backoff, Pace, Waited};
 use crate::sink::{Load, Outcome, Receipt, Rejection};
 
@@ -167,6 +168,14 @@ impl Delivery<'_> {
             failpoint::at("load.before_begin");
             let outcome = self.client.attempt(load).await;
             let (fault, backoff) = match outcome {
+                Outcome::Durable(Receipt { visible: false, .. }) if planted(Bug::PublishTimeoutIsFailure) => {
+                    (load.label, load.body_sent) = (format!("{}_{attempts}", load.label), false);
+                    (Fault::retry("publish timeout"), &mut passing)
+                }
+                Outcome::Unsure(fault) if planted(Bug::NewLabelPerRetry) => {
+                    (load.label, load.body_sent) = (format!("{}_{attempts}", load.label), false);
+                    (fault, &mut passing)
+                }
                 Outcome::Durable(receipt) => return Delivered::Durable(receipt),
                 Outcome::BadRows(rejection) => return Delivered::BadRows(rejection),
                 Outcome::Refused(fault) => match fault.kind {
@@ -208,6 +217,9 @@ impl Delivery<'_> {
                     return Resolved::Halt(foreign_label(&load.label));
                 }
                 Ok(LabelState::Aborted) => return Resolved::NotLoaded,
+                Ok(LabelState::Unknown) if planted(Bug::UnknownIsLoaded) => {
+                    return Resolved::Durable(Receipt::default());
+                }
                 Ok(LabelState::Unknown) => {
                     if let Some(resolved) = self.never_began_or_forgotten(load).await {
                         return resolved;

@@ -32,6 +32,7 @@ use crate::delivery::carry::Carrier;
 use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::{PostgresMeter, Waiting};
+use crate::planted::{Bug, planted};
 use crate::retry::{Backoff, Pace};
 use crate::source::Parts;
 use crate::source::halts::{Halts, LaneThread};
@@ -434,6 +435,9 @@ impl Control {
         let Some(streaming) = &mut self.streaming else { return Ok(()) };
         if let Some(lsn) = reached.filter(|lsn| *lsn > streaming.durable) {
             streaming.durable = lsn;
+            if planted(Bug::PositionAfterAcknowledgement) {
+                streaming.confirm.send_replace(lsn);
+            }
         }
         if streaming.writing.as_ref().is_some_and(|(_, task)| task.is_finished()) {
             self.finish_writing()?;

@@ -14,6 +14,7 @@ use crate::delivery::decision::{Decision, UnknownForm, may_decide};
 use crate::delivery::epoch::{Epochs, Offer};
 use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
+use crate::planted::{Bug, planted};
 use crate::position::Stay;
 use crate::sink::Destination;
 use crate::sink::starrocks::two_phase;
@@ -174,6 +175,9 @@ impl Control {
 
     /// Has the brokers end what a transaction of ours left open, or its offsets could not be read.
     pub(super) fn settle_own(&mut self) -> Result<(), Fault> {
+        if let Some(guarding) = &mut self.guarding {
+            return guarding.settle(&self.parts.meter);
+        }
         self.deciding.as_mut().map_or(Ok(()), |deciding| deciding.decider.settle())
     }
 
@@ -258,7 +262,7 @@ impl Control {
         if let Some(offer) = deciding.parts.epochs.offered() {
             return self.decide(&offer);
         }
-        if deciding.is_busy() {
+        if deciding.is_busy() && !planted(Bug::DecisionOverwritten) {
             // Until its loads are committed, their decision must stand.
             return Ok(());
         }
