@@ -126,7 +126,7 @@ impl Members {
         if let Some(mut process) = self.slots[slot].process.take() {
             process.kill();
             tally.fired("kill");
-            self.bury(process, Cause::Killed, None, tally);
+            self.bury(&process, Cause::Killed, None, tally);
         }
         self.slots[slot] = Slot { armed, back_at: Some(Instant::now()), ..Slot::default() };
     }
@@ -234,6 +234,7 @@ impl Members {
             if late && slot.frozen_until.is_none() {
                 let what = format!("a process did not drain within {} s", DRAINED_WITHIN.as_secs());
                 tally.violations.push(Violation::new(Invariant::Liveness, what));
+                tally.keep(process.pid(), &process.log());
                 self.kill(place, String::new(), tally);
             }
             return;
@@ -261,18 +262,18 @@ impl Members {
         } else {
             tally.fired("leave and join");
         }
-        self.bury(process, cause, code, tally);
+        self.bury(&process, cause, code, tally);
     }
 
-    fn bury(&self, process: Tidemill, cause: Cause, code: Option<i32>, tally: &mut Tally) {
+    fn bury(&self, process: &Tidemill, cause: Cause, code: Option<i32>, tally: &mut Tally) {
         let log = process.log();
-        let found = ends_as_it_should(cause, code).into_iter();
+        let found = ends_as_it_should(cause, code, &log).into_iter();
         let found = found.chain(tells_what_to_do(&log));
         let found = found.chain(keeps_the_secret("a log", &log, &self.common.canary));
         let before = tally.violations.len();
         tally.violations.extend(found);
         if tally.violations.len() > before {
-            tally.show_end_of(&log);
+            tally.keep(process.pid(), &log);
         }
         tally.read_log(&log);
     }

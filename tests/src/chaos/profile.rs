@@ -33,6 +33,7 @@ const EXACTLY_ONCE: &[(Card, usize)] = &[
     (Card::KillAt, 12),
     (Card::Freeze, 4),
     (Card::FreezeAt, 2),
+    (Card::FreezeUndecided, 1),
     (Card::Leave, 3),
     (Card::Broker, 1),
     (Card::Lost, 8),

@@ -220,8 +220,8 @@ impl Stage {
         }
     }
 
-    /// Takes all faults back and waits until all processes are well.
-    pub(super) fn calm(&mut self) {
+    /// Takes all faults back and waits until all processes are well; returns how long that took.
+    pub(super) fn calm(&mut self) -> Duration {
         for report in self.warehouse.faults() {
             if let Some(name) = self.names.remove(&report.id) {
                 self.tally.fired_times(name, report.fired);
@@ -236,10 +236,10 @@ impl Stage {
             self.members.calm(&mut self.tally);
             self.members.are_ready().then_some(())
         });
-        match ready {
-            Ok(()) => println!("        all processes are ready after {} s", begun.elapsed().as_secs()),
-            Err(late) => self.wrong(Invariant::Liveness, format!("processes are not ready: {late}")),
+        if let Err(late) = ready {
+            self.wrong(Invariant::Liveness, format!("processes are not ready: {late}"));
         }
+        begun.elapsed()
     }
 
     /// Drains all processes, and looks for the password in what they have kept.
