@@ -32,6 +32,8 @@ pub const POINTS: &[Point] = &[
     point("letters.kept", "dead letters are durable, and their spans open"),
     point("letters.settled", "the spans of dead letters are settled"),
     point("load.before_begin", "a load has its label, and StarRocks has not heard of it"),
+    point("load.begun", "StarRocks has begun a load that is fenced, and its fence was not asked"),
+    point("load.validated", "the fence of a load holds, and nothing of its body has left"),
     point("load.mid_body", "a part of a body has left"),
     point("load.body_sent", "all of a body has left, and its answer has not come"),
     point("load.answered", "the outcome of a load is known"),

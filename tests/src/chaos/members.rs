@@ -96,18 +96,29 @@ impl Members {
         }
     }
 
+    /// As [`running_from`](Self::running_from), of processes that listen for signals by now.
+    #[must_use]
+    pub fn listening_from(&self, slot: usize) -> Option<usize> {
+        let mut places = (0..self.slots.len()).map(|step| (slot + step) % self.slots.len());
+        places.find(|place| {
+            let listens = |process: &Tidemill| process.get("/health").is_some();
+            self.may_be_touched(*place) && self.slots[*place].process.as_ref().is_some_and(listens)
+        })
+    }
+
     /// The place itself if a process runs there that something may be done to, else the next one. One that has a
     /// failpoint before it is left alone for a while.
     #[must_use]
     pub fn running_from(&self, slot: usize) -> Option<usize> {
         let mut places = (0..self.slots.len()).map(|step| (slot + step) % self.slots.len());
-        places.find(|place| {
-            let slot = &self.slots[*place];
-            let waits_for_it =
-                !slot.armed.is_empty() && slot.begun_at.is_none_or(|at| at.elapsed() < ARMED_FOR);
-            let runs = slot.process.is_some() && slot.asked_at.is_none() && slot.frozen_until.is_none();
-            runs && !waits_for_it
-        })
+        places.find(|place| self.may_be_touched(*place))
+    }
+
+    fn may_be_touched(&self, place: usize) -> bool {
+        let slot = &self.slots[place];
+        let waits_for_it = !slot.armed.is_empty() && slot.begun_at.is_none_or(|at| at.elapsed() < ARMED_FOR);
+        let runs = slot.process.is_some() && slot.asked_at.is_none() && slot.frozen_until.is_none();
+        runs && !waits_for_it
     }
 
     /// Kills the process at a place; its successor begins at once, with these failpoints.
@@ -223,6 +234,7 @@ impl Members {
             if late && slot.frozen_until.is_none() {
                 let what = format!("a process did not drain within {} s", DRAINED_WITHIN.as_secs());
                 tally.violations.push(Violation::new(Invariant::Liveness, what));
+                tally.keep(process.pid(), &process.log());
                 self.kill(place, String::new(), tally);
             }
             return;
@@ -255,13 +267,13 @@ impl Members {
 
     fn bury(&self, process: &Tidemill, cause: Cause, code: Option<i32>, tally: &mut Tally) {
         let log = process.log();
-        let found = ends_as_it_should(cause, code).into_iter();
+        let found = ends_as_it_should(cause, code, &log).into_iter();
         let found = found.chain(tells_what_to_do(&log));
         let found = found.chain(keeps_the_secret("a log", &log, &self.common.canary));
         let before = tally.violations.len();
         tally.violations.extend(found);
         if tally.violations.len() > before {
-            tally.show_end_of(&log);
+            tally.keep(process.pid(), &log);
         }
         tally.read_log(&log);
     }

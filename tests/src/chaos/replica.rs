@@ -65,7 +65,7 @@ pub(super) fn run(settings: &Settings) -> Tally {
     }
     stage.await_faults();
     println!("{:>5} s the faults stop", clock.seconds());
-    stage.calm();
+    println!("        all processes are ready after {} s", stage.calm().as_secs());
     let counts = writers.stop();
     println!("        {counts}");
     let rest = come_to_rest(&mut stage, &postgres);

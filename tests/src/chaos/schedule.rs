@@ -11,6 +11,9 @@ const PAUSE_MS_MAX: u64 = 900;
 /// How often a failpoint is passed before it fires.
 const PASSES_MAX: u32 = 4;
 
+/// Longer than a transaction of a decision may stay open (10 s).
+const UNDECIDED_MS: std::ops::Range<u64> = 11_500..13_000;
+
 /// Something that is done to the run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
@@ -155,6 +158,8 @@ pub enum Card {
     Freeze,
     /// [`Action::FreezeAt`].
     FreezeAt,
+    /// [`Action::FreezeAt`] in the midst of a decision, for longer than the brokers keep its transaction open.
+    FreezeUndecided,
     /// [`Action::Leave`].
     Leave,
     /// [`Action::Broker`].
@@ -240,6 +245,10 @@ impl Schedule {
                     Card::KillAt => Action::KillAt { slot, point, passes },
                     _ => Action::FreezeAt { slot, point, passes, ms: self.freeze_ms() },
                 }
+            }
+            Card::FreezeUndecided => {
+                let ms = random.random_range(UNDECIDED_MS);
+                Action::FreezeAt { slot, point: "epoch.offsets_sent".to_owned(), passes, ms }
             }
             Card::Freeze => Action::Freeze { slot, ms: self.freeze_ms() },
             Card::Leave => Action::Leave { slot, away_ms: random.random_range(0..1_500) },

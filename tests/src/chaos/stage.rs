@@ -135,7 +135,7 @@ impl Stage {
                 self.kill(*slot, armed(point, *passes, "kill"));
             }
             Action::Freeze { slot, ms } => {
-                if let Some(place) = self.running_from(*slot) {
+                if let Some(place) = self.found(|members| members.running_from(*slot)) {
                     self.members.freeze(place, Duration::from_millis(*ms), &mut self.tally);
                 }
             }
@@ -171,25 +171,25 @@ impl Stage {
         true
     }
 
-    /// A place with a process that something may be done to, waited for.
-    fn running_from(&mut self, slot: usize) -> Option<usize> {
+    /// A place that `look` finds, waited for.
+    fn found(&mut self, look: impl Fn(&Members) -> Option<usize>) -> Option<usize> {
         let begun = Instant::now();
-        let mut found = self.members.running_from(slot);
+        let mut found = look(&self.members);
         while found.is_none() && begun.elapsed() < FREE_WITHIN {
             self.rest(LOOK_AGAIN);
-            found = self.members.running_from(slot);
+            found = look(&self.members);
         }
         found
     }
 
     fn kill(&mut self, slot: usize, armed: String) {
-        if let Some(place) = self.running_from(slot) {
+        if let Some(place) = self.found(|members| members.running_from(slot)) {
             self.members.kill(place, armed, &mut self.tally);
         }
     }
 
     fn drain(&mut self, slot: usize, away: Duration, arms: Arms) {
-        if let Some(place) = self.running_from(slot) {
+        if let Some(place) = self.found(|members| members.listening_from(slot)) {
             self.members.drain(place, away, arms);
         }
     }
@@ -220,8 +220,8 @@ impl Stage {
         }
     }
 
-    /// Takes all faults back and waits until all processes are well.
-    pub(super) fn calm(&mut self) {
+    /// Takes all faults back and waits until all processes are well; returns how long that took.
+    pub(super) fn calm(&mut self) -> Duration {
         for report in self.warehouse.faults() {
             if let Some(name) = self.names.remove(&report.id) {
                 self.tally.fired_times(name, report.fired);
@@ -236,10 +236,10 @@ impl Stage {
             self.members.calm(&mut self.tally);
             self.members.are_ready().then_some(())
         });
-        match ready {
-            Ok(()) => println!("        all processes are ready after {} s", begun.elapsed().as_secs()),
-            Err(late) => self.wrong(Invariant::Liveness, format!("processes are not ready: {late}")),
+        if let Err(late) = ready {
+            self.wrong(Invariant::Liveness, format!("processes are not ready: {late}"));
         }
+        begun.elapsed()
     }
 
     /// Drains all processes, and looks for the password in what they have kept.

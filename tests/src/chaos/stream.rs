@@ -86,7 +86,7 @@ pub(super) fn run(profile: Profile, settings: &Settings) -> Tally {
     }
     run.stage.await_faults();
     println!("{:>5} s the faults stop", clock.seconds());
-    run.stage.calm();
+    println!("        all processes are ready after {} s", run.stage.calm().as_secs());
     authors.into_iter().for_each(Author::stop);
     let rest = run.come_to_rest();
     run.stage.tally.violations.extend(comes_to_rest(&rest));

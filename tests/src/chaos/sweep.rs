@@ -133,7 +133,9 @@ impl Case {
 }
 
 fn stream(case: &Case, promise: Promise, kafka: &Kafka, seed: u64, stage: &mut Stage) {
-    let payload = Payload { seed, keys: None, partitions: 2, bad_every: 97 };
+    // Only loads into Primary Key tables are fenced.
+    let keys = ["load.begun", "load.validated"].contains(&case.point.as_str()).then_some(200);
+    let payload = Payload { seed, keys, partitions: 2, bad_every: 97 };
     let flow = Arc::new(Flow::new(kafka, &stage.warehouse, "swept", payload, promise));
     let pipeline = flow.pipeline(kafka, &stage.warehouse, &stage.canary, &stage.letters);
     if case.point.contains("rollback") || case.point.contains("rolled_back") {

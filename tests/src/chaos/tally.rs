@@ -1,9 +1,13 @@
 //! What fired, what was recovered from, and what is wrong: counted while a run goes on.
 
-use crate::{judge::Violation, judge::liveness::Usage, judge::records::Counted, metrics::Metrics};
+use crate::{
+    judge::{Violation, liveness::Usage, records::Counted},
+    machine,
+    metrics::Metrics,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt, fs,
 };
 
 /// What is shown of the log of a process that ended as it should not.
@@ -17,7 +21,7 @@ struct Trail {
 }
 
 /// What is looked for in the logs.
-const TRAILS: [Trail; 8] = [
+const TRAILS: [Trail; 9] = [
     Trail { name: "assignments", texts: &["assigned pipeline="] },
     Trail { name: "partitions given up", texts: &["giving partitions up"] },
     Trail { name: "partitions lost", texts: &["lost=true"] },
@@ -35,14 +39,20 @@ const TRAILS: [Trail; 8] = [
         ],
     },
     Trail { name: "waits for Kafka", texts: &["kafka: ", "kafka answers again"] },
+    Trail {
+        name: "drains whose last offsets were not heard",
+        texts: &["halted: cannot commit the last offsets"],
+    },
     Trail { name: "waits for Postgres", texts: &["replication", "postgres"] },
 ];
 
 /// Counters of the processes that tell of a way back, and their names in the table.
-const COUNTERS: [(&str, &str); 5] = [
+const COUNTERS: [(&str, &str); 7] = [
     ("tidemill_epochs_rolled_back_total", "epochs rolled back"),
     ("tidemill_epochs_decided_total", "epochs decided"),
     ("tidemill_load_retries_total", "loads tried again"),
+    ("tidemill_fence_refusals_total", "loads refused by their fence"),
+    ("tidemill_labels_cancelled_total", "loads of a predecessor cancelled"),
     ("tidemill_possible_duplicate_batches_total", "labels forgotten"),
     ("tidemill_records_given_up_total", "records given up unsent"),
 ];
@@ -154,12 +164,16 @@ impl Tally {
         }
     }
 
-    /// Shows how a process came to a bad end.
-    pub(super) fn show_end_of(&self, log: &str) {
+    /// Keeps the log of a process that the last violation is about, and shows its end.
+    pub(super) fn keep(&self, pid: u32, log: &str) {
         let lines: Vec<&str> = log.lines().collect();
         let shown = &lines[lines.len().saturating_sub(LOG_LINES_SHOWN)..];
+        let folder = machine::target().join("chaos");
+        let file = folder.join(format!("process-{pid}.log"));
+        let kept = fs::create_dir_all(&folder).and_then(|()| fs::write(&file, log));
+        let kept = kept.map_or_else(|error| error.to_string(), |()| file.display().to_string());
         if let Some(violation) = self.violations.last() {
-            println!("{violation}; its log ends with\n    {}", shown.join("\n    "));
+            println!("{violation}; its log ({kept}) ends with\n    {}", shown.join("\n    "));
         }
     }
 

@@ -296,11 +296,13 @@ async fn refused_by_fence(call: &Call<'_>, guard: Option<Guard>) -> Fault {
         // Without the server's word the body does not leave: it would be read by a begin that comes late, after a
         // successor has looked for the label and not found it.
         if matches!(continued.await, Ok(())) {
+            crate::failpoint::at("load.begun");
             for fence in call.fences.iter().filter(|_| !planted(Bug::BodyWithoutValidation)) {
                 if let Err(fault) = fence.holds().await {
                     return fault;
                 }
             }
+            crate::failpoint::at("load.validated");
             gate.open();
         }
     }
