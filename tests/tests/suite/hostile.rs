@@ -27,7 +27,9 @@ const MEBIBYTE: u64 = 1 << 20;
 fn hostile(stand: &Stand, config: &str, more: &str) -> Pipeline {
     let mut pipeline = stand.pipeline();
     pipeline.transforms = transform(&machine::plugin("hostile"), config) + more;
-    pipeline.dead_letters = format!("directory = {:?}", stand.folder.path().join("letters"));
+    // Where a plugin spoils whole chunks it would halt the pipeline otherwise, which other tests show.
+    pipeline.dead_letters =
+        format!("directory = {:?}\nmax_rejects = false", stand.folder.path().join("letters"));
     pipeline
 }
 
@@ -205,15 +207,21 @@ fn a_flood_of_log_lines_stays_out_of_the_log() {
         let mut tidemill =
             stand.run(&hostile(&stand, "{ always = \"flood\" }", "log_lines_per_second = 20\n"));
         let began = Instant::now();
-        stand.produce(0..100);
-        let metrics = tidemill.until_settled(60, 100);
-        let dropped = metrics.count("tidemill_plugin_log_lines_dropped_total", &[]);
+        let mut dropped = 0;
+        // What was left out is told with the first line that gets through in a later second.
+        for round in 1.. {
+            stand.produce((round - 1) * 100..round * 100);
+            let metrics = tidemill.until_settled(60, round * 100);
+            dropped = metrics.count("tidemill_plugin_log_lines_dropped_total", &[]);
+            if tidemill.log().contains("dropped log lines of a plugin above its limit") {
+                break;
+            }
+        }
         tidemill.drain(30);
         let log = tidemill.log();
         let lines = log.lines().filter(|line| line.contains("of a flood")).count() as u64;
         assert!(dropped > 900_000, "only {dropped} lines were dropped: this shows nothing");
         assert!(lines > 0 && lines <= 20 * (began.elapsed().as_secs() + 2), "{lines} lines in the log");
-        assert!(log.contains("dropped log lines of a plugin above its limit"), "{log}");
     });
 }
 

@@ -194,7 +194,7 @@ fn the_password_of_starrocks_is_never_told_however_a_load_fails() {
                 search.output("dlq", &output);
             }
         }
-        search.end(&["Too many versions", "too many filtered rows", "accepted as redirect target"]);
+        search.end(&["waiting for StarRocks", "set aside as dead letters", "accepted as redirect target"]);
     });
 }
 

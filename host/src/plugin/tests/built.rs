@@ -147,10 +147,10 @@ fn a_million_rows_of_a_large_record_are_never_made() {
     let bench = Bench::new();
     let mut guest = bench.guest(&transform(built("hostile.wasm"), "{}"));
     let large = format!("#hostile:many_rows {}", "x".repeat(100_000));
-    let answer = isolated(&mut guest, &chunk(["a", &large, "b"])).unwrap();
-    assert_eq!(answer.inputs, [0, 2]);
+    let answer = isolated(&mut guest, &chunk([&large, "a", "b"])).unwrap();
+    assert!(answer.inputs == [1, 2], "{} rows", answer.inputs.len());
     let rejects: Vec<_> = answer.rejects.iter().map(|one| (one.input, one.code.as_str())).collect();
-    assert_eq!(rejects, [(1, "invalid-output")]);
+    assert_eq!(rejects, [(0, "invalid-output")]);
     assert!(answer.rejects[0].message.contains("rows that repeat their records"), "{:?}", answer.rejects);
 }
 

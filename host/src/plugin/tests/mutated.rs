@@ -43,7 +43,7 @@ fn mutants_are_refused_or_held_to_their_limits() {
     let engine = Engine::new(4, MEMORY_BYTES, &directory.path().join("test.wasm/cache")).unwrap();
     let file = directory.path().join("mutant.wasm");
     let watch = Watch::start();
-    let mut loaded = [0; KINDS.len()];
+    let mut ran = [0; KINDS.len()];
     for mutant in 0..count {
         let kind = (mutant % KINDS.len() as u64) as usize;
         let original = if mutant % 8 < 6 { &small } else { &real };
@@ -55,26 +55,28 @@ fn mutants_are_refused_or_held_to_their_limits() {
         };
         std::fs::write(&file, &bytes).unwrap();
         watch.begins(format!("{} mutant {mutant}", KINDS[kind]));
-        loaded[kind] += u64::from(survives(&engine, &file));
+        ran[kind] += u64::from(survives(&engine, &file));
     }
     watch.ends();
-    println!("of {count} mutants these ran: {loaded:?} of {KINDS:?}");
-    for (kind, loaded) in KINDS.iter().zip(loaded) {
-        assert!(loaded >= count / 100, "only {loaded} mutants of {kind} ran at all: this shows nothing");
-        assert!(loaded < count / KINDS.len() as u64, "no mutant of {kind} was refused: this shows nothing");
+    println!("of {count} mutants these ran: {ran:?} of {KINDS:?}");
+    for (kind, ran) in KINDS.iter().zip(ran) {
+        assert!(ran >= count / 100, "only {ran} mutants of {kind} ran at all: this shows nothing");
+        // What is generated is valid: all of it may run, if only to trap in its configuration.
+        let all = *kind == "generated" || ran < count / KINDS.len() as u64;
+        assert!(all, "no mutant of {kind} was refused: this shows nothing");
     }
 }
 
 const KINDS: [&str; 4] = ["bytes", "sections", "code", "generated"];
 
-/// Loads and calls a mutant; tells whether it loaded.
+/// Loads and calls a mutant; tells whether any of its code ran.
 fn survives(engine: &Engine, file: &Path) -> bool {
     let limited = Transform { timeout: Duration::from_millis(20), ..transform(file, "{}") };
     let plugin = match engine.load(&limited) {
         Ok(plugin) => plugin,
         Err(fault) => {
             assert!(fault.hint.is_some(), "{}", fault.what);
-            return false;
+            return fault.what.contains("failed while it was started and configured");
         }
     };
     let mut guest = match Guest::new(plugin) {
