@@ -11,7 +11,7 @@ use bytes::Bytes;
 use crate::batch::Piece;
 use crate::batch::stage::{StageHandle, TableIndex};
 use crate::budget::Permit;
-use crate::chain::{Chain, Transformed};
+use crate::chain::{Chain, Sampling, Transformed};
 use crate::dead_letter::{Bundle, Content, DeadLetter, Holds, Rejected, Rejects, Stage};
 use crate::delivery::owner::Owner;
 use crate::failpoint;
@@ -48,6 +48,8 @@ pub struct Lane<F> {
     feed: F,
     chain: Chain,
     plugin: Option<Arc<str>>,
+    /// Which chunks are verified; none = no chunk is.
+    sampling: Option<Sampling>,
     /// Memory for the next body that has to be copied.
     spare: Vec<u8>,
 }
@@ -56,7 +58,13 @@ impl<F: Feed> Lane<F> {
     /// A lane that reads `feed` through `chain`.
     pub fn new(parts: LaneParts, feed: F, chain: Chain) -> Lane<F> {
         let plugin = chain.last_plugin();
-        Lane { parts, feed, chain, plugin, spare: Vec::new() }
+        Lane { parts, feed, chain, plugin, sampling: None, spare: Vec::new() }
+    }
+
+    /// The same, which has its plugins make the rows of some chunks twice.
+    #[must_use]
+    pub fn verifying(self, verify: bool) -> Lane<F> {
+        Lane { sampling: verify.then(Sampling::default), ..self }
     }
 
     /// Works until the feed ends.
@@ -131,11 +139,16 @@ impl<F: Feed> Lane<F> {
         if self.plugin.is_none() {
             return Ok(Some(Transformed::default()));
         }
+        let sampled = self.sampling.as_mut().is_some_and(Sampling::takes_next);
+        let verify = sampled.then_some(&span.stay.partition);
         let mut backoff = Backoff::new(Pace::PASSING);
         let mut waiting = None;
         loop {
-            let fault = match self.chain.process(chunk) {
-                Ok(transformed) => return Ok(Some(transformed)),
+            let fault = match self.chain.process(chunk, verify) {
+                Ok(transformed) => {
+                    self.parts.owner.meter.chunks_verified.inc_by(u64::from(sampled));
+                    return Ok(Some(transformed));
+                }
                 Err(fault) => fault,
             };
             if fault.kind != FaultKind::Retry {
@@ -220,7 +233,7 @@ impl<F: Feed> Lane<F> {
         let pieces: Vec<(TableIndex, Piece)> = segments
             .into_iter()
             .map(|segment| {
-                let charged = self.parts.owner.share.overdraft(segment.body.len() as u64);
+                let charged = permit.empty();
                 let body = Bytes::from(segment.body);
                 let (plugin, owner) = (self.plugin.clone(), Arc::clone(&self.parts.owner));
                 let piece = Piece::new(body, segment.index, plugin, ticket.hold(), charged, owner);

@@ -25,3 +25,6 @@ pub mod retry;
 pub mod rows;
 pub mod sink;
 pub mod source;
+
+#[cfg(test)]
+mod test_corpus;

@@ -4,6 +4,7 @@
 //! The tests themselves are `tests/suite`: one binary, one module a subject. They run by `cargo xtask test`, which
 //! starts the Kafka that they share, and also by `cargo test -p tidemill-tests`, where they start it themselves.
 
+pub mod acl;
 pub mod chaos;
 pub mod comparison;
 pub mod http;

@@ -41,15 +41,15 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Run pipelines while everything around them fails, with the arguments that follow, and judge what is left
-    Chaos {
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<OsString>,
-    },
     /// Plant known bugs into the host, one at a time, and expect that the tests catch each of them
     Plants {
         /// Only these, by name; all by default
         bugs: Vec<String>,
+    },
+    /// Run pipelines while everything around them fails, with the arguments that follow, and judge what is left
+    Chaos {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
     },
     /// Build the example plugins into `target/plugins/*.wasm`
     Plugins {
@@ -73,8 +73,8 @@ fn main() -> ExitCode {
         Chore::Demo { postgres: true, arguments } => demo::postgres(&arguments),
         Chore::Test { filters } => suite::run(&filters),
         Chore::Bench { arguments } => chore::bench(&arguments),
-        Chore::Chaos { arguments } => chaos::run(&arguments),
         Chore::Plants { bugs } => plants::run(&bugs),
+        Chore::Chaos { arguments } => chaos::run(&arguments),
         Chore::Plugins { wasip2: false } => chore::plugins(),
         Chore::Plugins { wasip2: true } => plugins::build(plugins::Platform::Wasip2),
         Chore::Docs { check } => chore::docs(check),

@@ -9,12 +9,12 @@ use super::client::Client;
 use super::prepared::{Unprepared, prepare as pack};
 use super::state::LabelState;
 use crate::clock;
-use crate::delivery::decision::{Decision, Recovery, recover};
+use crate::delivery::decision::{Decision, Extent, Recovery, recover};
 use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::planted::{Bug, planted};
 use crate::retry::{Backoff, Pace};
-use crate::sink::{Destination, Load, Outcome, Receipt, Rejection};
+use crate::sink::{Destination, Load, Outcome, Receipt, Rejection, Scarce};
 
 /// How often a commit is asked for before somebody hears that it is not made.
 const COMMITS_PER_TRY: u32 = 3;
@@ -33,7 +33,7 @@ pub enum FirstPhase {
     /// A person is needed.
     Halt(Fault),
     /// StarRocks takes no more just now.
-    Overloaded(Fault),
+    Overloaded(Fault, Scarce),
     /// Not done, or not known to be: to be rolled back, and begun under another label.
     Unknown(Fault),
 }
@@ -68,7 +68,7 @@ fn not_taken(outcome: Outcome) -> FirstPhase {
     match outcome {
         Outcome::Durable(receipt) => FirstPhase::Prepared(receipt),
         Outcome::BadRows(rejection) => FirstPhase::BadRows(rejection),
-        Outcome::Overloaded(fault) => FirstPhase::Overloaded(fault),
+        Outcome::Overloaded(fault, scarce) => FirstPhase::Overloaded(fault, scarce),
         Outcome::Refused(fault) if fault.kind == FaultKind::Halt => FirstPhase::Halt(fault),
         Outcome::Refused(fault) | Outcome::Unsure(fault) => FirstPhase::Unknown(fault),
     }
@@ -83,12 +83,13 @@ pub async fn commit_all(
     client: &Client,
     loads: &[(Arc<Destination>, String)],
     decision: &Decision,
+    extent: &Extent,
 ) -> Result<(), Fault> {
     let mut committing = JoinSet::new();
     for (destination, label) in loads {
         let (client, destination) = (client.clone(), Arc::clone(destination));
-        let (decision, label) = (decision.clone(), label.clone());
-        committing.spawn(async move { commit(&client, &destination, &decision, &label).await });
+        let (decision, extent, label) = (decision.clone(), extent.clone(), label.clone());
+        committing.spawn(async move { commit(&client, &destination, (&decision, &extent), &label).await });
     }
     let mut worst: Result<(), Fault> = Ok(());
     while let Some(committed) = committing.join_next().await {
@@ -109,7 +110,7 @@ pub async fn commit_all(
 async fn commit(
     client: &Client,
     destination: &Destination,
-    decision: &Decision,
+    (decision, extent): (&Decision, &Extent),
     label: &str,
 ) -> Result<(), Fault> {
     let prepared_timeout = Duration::from_secs(decision.prepared_timeout_s);
@@ -121,7 +122,7 @@ async fn commit(
         let age = clock::since_1970().saturating_sub(Duration::from_secs(decision.prepared_at_s));
         match recover(state, age, prepared_timeout) {
             Recovery::Done => return Ok(()),
-            Recovery::Lost => return Err(lost(decision, label, state)),
+            Recovery::Lost => return Err(lost(decision, extent, label, state)),
             Recovery::Commit => {}
         }
         if asked > 0 {
@@ -132,18 +133,16 @@ async fn commit(
     Err(Fault::retry(format!("StarRocks does not commit decided load {label}: {told}")))
 }
 
-fn lost(decision: &Decision, label: &str, state: LabelState) -> Fault {
+fn lost(decision: &Decision, extent: &Extent, label: &str, state: LabelState) -> Fault {
     Fault::halt(
         format!(
-            "load {label} of decided epoch {decision} is {state:?} at StarRocks: its rows, of records from offset {} \
-             on, are not in the table",
-            decision.from
+            "load {label} of decided epoch {decision} is {state:?} at StarRocks: its rows, of {extent}, are not in the table"
         ),
         format!(
             "somebody rolled it back, or no process ran for longer than StarRocks keeps prepared loads ({} s). Its other \
-             tables are committed. Set the group's offsets with kafka-consumer-groups.sh: to where the epoch began, which \
-             loads it again into all its tables, or to where they stand, which goes on without it; either takes the \
-             decision away",
+             tables are committed. Set the group's offsets of all these partitions with kafka-consumer-groups.sh: to the \
+             first ones named, which loads the epoch again into all its tables, or to where they stand, which goes on \
+             without it; either takes the decision away",
             decision.prepared_timeout_s
         ),
     )

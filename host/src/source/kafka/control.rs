@@ -34,11 +34,12 @@ use crate::source::Parts;
 use crate::source::halts::{Halts, LaneThread};
 
 mod committing;
+mod deciding;
 mod ending;
 mod exactly;
 mod fencing;
 
-pub(crate) use exactly::Exactly;
+pub(crate) use deciding::Exactly;
 pub(crate) use fencing::Fencing;
 
 /// How long one turn waits for the consumer's events.
@@ -474,6 +475,9 @@ impl Control {
             let dropped = self.parts.stage.forget(self.parts.pipeline, revoking.stays.clone(), finish)?;
             self.parts.meter.leave(&self.parts.meter.records_given_up, dropped);
             revoking.dropped = true;
+        }
+        if let Some(deciding) = &self.deciding {
+            deciding.forget_letters(&revoking.stays);
         }
         let quiet = revoking.stays.iter().all(|stay| self.parts.ledger.is_quiet(stay));
         // A commit that is not answered might be sent again by librdkafka, over the next owner's.
