@@ -21,7 +21,7 @@ struct Trail {
 }
 
 /// What is looked for in the logs.
-const TRAILS: [Trail; 9] = [
+const TRAILS: [Trail; 10] = [
     Trail { name: "assignments", texts: &["assigned pipeline="] },
     Trail { name: "partitions given up", texts: &["giving partitions up"] },
     Trail { name: "partitions lost", texts: &["lost=true"] },
@@ -43,6 +43,7 @@ const TRAILS: [Trail; 9] = [
         name: "drains whose last offsets were not heard",
         texts: &["halted: cannot commit the last offsets"],
     },
+    Trail { name: "starts that StarRocks did not answer", texts: &["halted: no FE can be used"] },
     Trail { name: "waits for Postgres", texts: &["replication", "postgres"] },
 ];
 

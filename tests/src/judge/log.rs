@@ -20,13 +20,21 @@ pub type Code = Option<i32>;
 /// records come again, and the exit code says so (docs/guarantees.md).
 const NOT_HEARD: &str = "halted: cannot commit the last offsets";
 
-/// I11, of the exit code: 0 after a drain, or 1 if its last offsets were not heard; a signal after a kill. Nothing else in
-/// a run of passing faults halts a pipeline.
+/// Whether a process did not begin because StarRocks did not answer: what is asked at the start has no patience, since it
+/// is mostly a mistake in the file. Whoever supervises the process starts it again.
+#[must_use]
+pub fn did_not_begin(log: &str) -> bool {
+    log.contains("halted: no FE can be used") && !log.contains("waiting for the group")
+}
+
+/// I11, of the exit code: 0 after a drain, or 1 if its last offsets were not heard; a signal after a kill; 1 if it
+/// [did not begin](did_not_begin). Nothing else in a run of passing faults halts a pipeline.
 #[must_use]
 pub fn ends_as_it_should(cause: Cause, code: Code, log: &str) -> Option<Violation> {
     let fits = match (cause, code) {
         (Cause::Killed, None) | (Cause::Asked, Some(0)) => true,
-        (Cause::Asked, Some(1)) => log.contains(NOT_HEARD),
+        (Cause::Asked, Some(1)) => log.contains(NOT_HEARD) || did_not_begin(log),
+        (Cause::Nobody, Some(1)) => did_not_begin(log),
         (Cause::Killed | Cause::Asked | Cause::Nobody, _) => false,
     };
     (!fits).then(|| {
@@ -69,6 +77,10 @@ mod tests {
         let unheard = "12:00 ERROR halted: cannot commit the last offsets; their records come again";
         assert_eq!(ends_as_it_should(Cause::Asked, Some(1), unheard), None);
         assert!(ends_as_it_should(Cause::Nobody, Some(1), unheard).is_some());
+        let silence = "12:00 ERROR halted: no FE can be used: it answered HTTP 500; check `fe`";
+        assert_eq!(ends_as_it_should(Cause::Nobody, Some(1), silence), None);
+        let later = format!("12:00 INFO waiting for the group\n{silence}");
+        assert!(ends_as_it_should(Cause::Nobody, Some(1), &later).is_some(), "it had begun");
         check(Cause::Killed, None, true);
         check(Cause::Killed, Some(1), false);
         check(Cause::Asked, Some(0), true);
