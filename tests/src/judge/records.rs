@@ -329,13 +329,9 @@ mod tests {
         let lost = |rows: &mut Vec<Row>, _: &mut Vec<Place>| drop(rows.remove(3));
         assert_eq!(check(PAYLOAD, Promise::AtLeastOnce, lost), [Invariant::Conservation]);
         assert_eq!(check(keyed(), Promise::AtLeastOnce, lost), [Invariant::Conservation]);
-<<<<<<< HEAD
-        let no_letter = |_: &mut Vec<Row>, kept: &mut Vec<Place>| kept.truncate(kept.len() - 1);
-=======
         let no_letter = |_: &mut Vec<Row>, kept: &mut Vec<Place>| {
             kept.pop();
         };
->>>>>>> w/chaos
         assert_eq!(check(PAYLOAD, Promise::Once, no_letter), [Invariant::Conservation]);
         assert_eq!(check(keyed(), Promise::Once, no_letter), [Invariant::Conservation]);
     }
