@@ -1,4 +1,4 @@
-//! Judges while a run goes on: nothing is released before it is durable (I5), no key goes back (I4).
+//! Judges while a run goes on: nothing is released before it is durable (I5). Tells of keys that go back for a while.
 
 use super::flow::{Flow, Standing, Standings};
 use crate::{
@@ -114,7 +114,7 @@ impl Watched {
     fn look(&mut self, violations: &mut Vec<Violation>) -> Option<u64> {
         // The offsets first: what they release must be there then, whatever comes after.
         let standings = self.standings.look()?;
-        self.look_at_keys(violations);
+        self.look_at_keys();
         let safe: BTreeMap<i32, i64> =
             standings.iter().map(|(partition, standing)| (*partition, standing.durable)).collect();
         let back = standings.iter().filter(|(partition, Standing { durable, .. })| {
@@ -178,17 +178,17 @@ impl Watched {
         released_too_early(&owed, &self.verified, safe, |id| present.contains(&id) || kept.contains(&id))
     }
 
-    fn look_at_keys(&mut self, violations: &mut Vec<Violation>) {
+    /// Tells of keys that are behind an earlier look. That is no violation by itself: after a kill what was loaded and not
+    /// released is loaded again in order, and passes through older versions on its way. The end is what I4 judges.
+    fn look_at_keys(&mut self) {
         if self.flow.book.payload.keys.is_none() {
             return;
         }
         let now = self.warehouse.amounts(&self.flow.table);
         let back = gone_back(&self.versions, &now);
-        violations.extend(Violation::of_ids(
-            Invariant::FinalState,
-            "keys went back to an older record",
-            &back,
-        ));
+        if !back.is_empty() {
+            println!("        {} keys of {} are behind an earlier look", back.len(), self.flow.table);
+        }
         // Those that went back are told once.
         self.versions = now;
     }
