@@ -1,4 +1,4 @@
-//! Judges while a run goes on: nothing is released before it is durable (I5). Tells of keys that go back for a while.
+//! Judges while a run goes on: nothing is released before it is durable (I5), and no key goes back behind that (I4).
 
 use super::flow::{Flow, Standing, Standings};
 use crate::{
@@ -50,6 +50,7 @@ impl Watch {
             letters: letters.to_owned(),
             verified: BTreeMap::new(),
             versions: BTreeMap::new(),
+            released: BTreeMap::new(),
         });
         let mut watched: Vec<Watched> = watched.collect();
         let (told, sum) = (Arc::clone(&stop), Arc::clone(&released));
@@ -107,6 +108,8 @@ struct Watched {
     verified: BTreeMap<i32, i64>,
     /// The version of each key at the last look.
     versions: BTreeMap<u64, u64>,
+    /// The last version of each key that was released.
+    released: BTreeMap<u64, u64>,
 }
 
 impl Watched {
@@ -114,7 +117,7 @@ impl Watched {
     fn look(&mut self, violations: &mut Vec<Violation>) -> Option<u64> {
         // The offsets first: what they release must be there then, whatever comes after.
         let standings = self.standings.look()?;
-        self.look_at_keys();
+        self.look_at_keys(violations);
         let safe: BTreeMap<i32, i64> =
             standings.iter().map(|(partition, standing)| (*partition, standing.durable)).collect();
         let back = standings.iter().filter(|(partition, Standing { durable, .. })| {
@@ -129,6 +132,7 @@ impl Watched {
         let early = self.early(&safe);
         let what = format!("records of {} were released and are not durable", self.flow.table);
         violations.extend(Violation::of_ids(Invariant::Release, &what, &early));
+        self.note_released(&safe);
         for (partition, upto) in safe {
             let verified = self.verified.entry(partition).or_insert(0);
             *verified = (*verified).max(upto);
@@ -178,18 +182,38 @@ impl Watched {
         released_too_early(&owed, &self.verified, safe, |id| present.contains(&id) || kept.contains(&id))
     }
 
-    /// Tells of keys that are behind an earlier look. That is no violation by itself: after a kill what was loaded and not
-    /// released is loaded again in order, and passes through older versions on its way. The end is what I4 judges.
-    fn look_at_keys(&mut self) {
+    /// No key is behind what was released of it. Behind an earlier look it may be: after a kill what was loaded and not
+    /// released is loaded again in order, and passes through older versions on its way. That is told.
+    fn look_at_keys(&mut self, violations: &mut Vec<Violation>) {
         if self.flow.book.payload.keys.is_none() {
             return;
         }
         let now = self.warehouse.amounts(&self.flow.table);
-        let back = gone_back(&self.versions, &now);
-        if !back.is_empty() {
-            println!("        {} keys of {} are behind an earlier look", back.len(), self.flow.table);
+        let replayed = gone_back(&self.versions, &now);
+        if !replayed.is_empty() {
+            println!("        {} keys of {} are behind an earlier look", replayed.len(), self.flow.table);
         }
+        let back = gone_back(&self.released, &now);
+        violations.extend(Violation::of_ids(
+            Invariant::FinalState,
+            "keys went back behind what was released of them",
+            &back,
+        ));
         // Those that went back are told once.
+        self.released.retain(|key, _| !back.contains(key));
         self.versions = now;
+    }
+
+    /// Takes note of what was released of each key.
+    fn note_released(&mut self, safe: &BTreeMap<i32, i64>) {
+        let payload = &self.flow.book.payload;
+        if payload.keys.is_none() {
+            return;
+        }
+        let released = self.flow.book.between(&self.verified, safe);
+        for id in released.into_values().filter(|id| !payload.is_bad(*id)) {
+            let version = self.released.entry(payload.key(id)).or_insert(id);
+            *version = (*version).max(id);
+        }
     }
 }

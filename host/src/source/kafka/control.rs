@@ -329,9 +329,7 @@ impl Control {
                     // The group has put us out while its assignment waited for our answer. librdkafka joins again
                     // only after that answer.
                     tracing::warn!(pipeline = %self.parts.meter.name, "{}; joining the group again", fault.story());
-                    self.reader
-                        .incremental_assign(&TopicPartitionList::new())
-                        .map_err(|error| Fault::halt("cannot assign partitions", RESTART).caused_by(error))
+                    self.join_again()
                 }
                 Err(fault) if fault.kind == FaultKind::Retry => {
                     self.hear_trouble(false, &fault.story())?;

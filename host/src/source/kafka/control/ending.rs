@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer as _;
+use rdkafka::topic_partition_list::TopicPartitionList;
 
-use super::{ASK_AGAIN_AFTER, Control, Note, POLL_WAIT};
+use super::{ASK_AGAIN_AFTER, Control, Note, POLL_WAIT, RESTART};
 use crate::fault::Fault;
 use crate::position::Stay;
 use crate::source::kafka::consumer::leave;
@@ -72,13 +73,29 @@ impl Control {
 
     /// A pipeline that was put out of its group while it drains can decide nothing any more, nor load Primary Key tables.
     fn hear_of_a_loss(&mut self) -> Result<(), Fault> {
-        let is_next = matches!(self.rebalances.front(), Some(Note::Revoked(_)));
         let hears = self.deciding.is_some() || self.guarding.is_some();
-        let is_lost = || self.reader.assignment_lost() || !self.is_member();
-        if is_next && hears && self.revoking.is_none() && is_lost() {
-            return self.next_rebalance();
+        if !hears || self.revoking.is_some() {
+            return Ok(());
         }
-        Ok(())
+        match self.rebalances.front() {
+            Some(Note::Revoked(_)) if self.reader.assignment_lost() || !self.is_member() => {
+                self.next_rebalance()
+            }
+            // Put out while an assignment waits for its answer: librdkafka tells of the loss only behind that.
+            Some(Note::Assigned(_)) if !self.is_member() => {
+                self.rebalances.pop_front();
+                self.join_again()
+            }
+            Some(Note::Revoked(_) | Note::Assigned(_) | Note::RebalanceFailed(_) | Note::Trouble { .. })
+            | None => Ok(()),
+        }
+    }
+
+    /// Answers an assignment of a membership that is over: nothing of it is taken.
+    pub(super) fn join_again(&self) -> Result<(), Fault> {
+        self.reader
+            .incremental_assign(&TopicPartitionList::new())
+            .map_err(|error| Fault::halt("cannot assign partitions", RESTART).caused_by(error))
     }
 
     /// After a halt nothing more is sent; what is on its way may still land, and what has landed is
