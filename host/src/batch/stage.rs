@@ -390,4 +390,6 @@ impl Stage {
 #[cfg(test)]
 pub(crate) mod fakes;
 #[cfg(test)]
+mod machine;
+#[cfg(test)]
 mod tests;
