@@ -20,6 +20,7 @@ mod isolation;
 pub mod marker;
 pub mod owner;
 mod refused;
+pub mod take_over;
 
 /// Asks a pipeline to drain and end. Cheap to clone; asked once, for good.
 #[derive(Debug, Clone, Default)]

@@ -179,6 +179,11 @@ impl Wiring<'_> {
         let mut models = vec![TableModel::Primary; followed.len()];
         models.extend(shared.runtime.block_on(table_models(sink, others))?);
 
+        // Promises: what loads have to ask for, and what decides them.
+        let shapes = destinations.shapes(sink, &models);
+        let exactly = exactly_once(pipeline, &shapes, carrier)?;
+        let fencing = origin.is_kafka().then(|| fencing_of(pipeline, &shapes, meter, carrier)).flatten();
+
         // What a load has to know of the pipeline whose rows it carries.
         let gathering = gathering_of(&self.plugins, matches!(self.rejects, Rejects::Keep(..)));
         let tables = table_meters(pipeline, &destinations, &shared.meter);
@@ -192,12 +197,10 @@ impl Wiring<'_> {
             rejects: self.rejects.clone(),
             share: self.share.clone(),
             buffers: Buffers::default(),
-            fence: origin.fence(),
+            fence: origin.fence().or_else(|| fencing.as_ref().map(kafka::Fencing::fence)),
         });
 
         // The shared stage, and what carries its batches away.
-        let shapes = destinations.shapes(sink, &models);
-        let exactly = exactly_once(pipeline, &shapes, carrier)?;
         let epochs = exactly.as_ref().map(|exactly| -> Arc<dyn EpochOutlet> {
             Arc::new(EpochCarrier::new(carrier.clone(), exactly.epochs.clone(), Arc::clone(&owner)))
         });
@@ -223,7 +226,7 @@ impl Wiring<'_> {
 
         // The source: this thread is its control.
         let parts = lanes.source_parts(gathering, shared, self.stop, carrier.stem(&pipeline.name));
-        origin.run(parts, Arc::clone(sink), carrier.clone(), exactly, &lanes)
+        origin.run(parts, Arc::clone(sink), carrier.clone(), exactly, fencing, &lanes)
     }
 }
 
@@ -248,6 +251,22 @@ fn exactly_once(
         database: pipeline.sink.database.clone(),
     });
     Ok(Some(kafka::Exactly { epochs, carrier: carrier.clone(), destination: Arc::clone(first) }))
+}
+
+/// What keeps Primary Key tables that are loaded from Kafka from going back in time; none for a pipeline that needs no
+/// such guard, or has another.
+fn fencing_of(
+    pipeline: &Pipeline,
+    destinations: &[Arc<Destination>],
+    meter: &Arc<PipelineMeter>,
+    carrier: &Carrier,
+) -> Option<kafka::Fencing> {
+    let guarded = destinations.iter().find(|destination| destination.model == TableModel::Primary)?;
+    match pipeline.delivery {
+        Delivery::AtLeastOnce => Some(kafka::Fencing::new(&pipeline.name, meter, carrier, guarded)),
+        // Its loads are prepared, and a process of before cannot decide them.
+        Delivery::ExactlyOnce => None,
+    }
 }
 
 /// Where a pipeline's rejects go.

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::config::model::{StarRocks, TableModel};
 use crate::fault::Fault;
+use crate::position::Stay;
 
 pub mod starrocks;
 
@@ -41,20 +42,42 @@ pub type FenceAnswer<'a> = Pin<Box<dyn Future<Output = Result<(), Fault>> + Send
 /// Guards the rows of a pipeline that another process may have taken over: a load of a process that is dead,
 /// or was frozen, must not bring old rows back over its successor's (delivery.md §2).
 pub trait Fence: fmt::Debug + Send + Sync {
-    /// Before a load begins: a successor will know that the label with this number may be open.
+    /// Whether loads into `destination` need it.
+    fn guards(&self, destination: &Destination) -> bool;
+
+    /// Before a load with rows of `stays` begins: a successor will know that the label with this number may be open.
     ///
     /// # Errors
     /// Retry, if that cannot be told just now.
-    fn announce(&self, number: u64) -> FenceAnswer<'_>;
+    fn announce<'a>(&'a self, number: u64, stays: &'a [Stay]) -> FenceAnswer<'a>;
 
-    /// After a load has begun, before its body leaves: the rows are still ours to send.
+    /// After the load with this number has begun, before its body leaves: the rows are still ours to send.
     ///
     /// # Errors
     /// Retry, if that is not so, or not known just now.
-    fn holds(&self) -> FenceAnswer<'_>;
+    fn holds(&self, number: u64) -> FenceAnswer<'_>;
 
-    /// The load with this number is decided.
+    /// The load with this number is decided, for good.
     fn settled(&self, number: u64);
+}
+
+/// A load under a fence.
+#[derive(Debug, Clone)]
+pub struct Guarded {
+    /// The fence.
+    pub fence: Arc<dyn Fence>,
+    /// The load's number there.
+    pub number: u64,
+}
+
+impl Guarded {
+    /// Asks whether the body may leave.
+    ///
+    /// # Errors
+    /// As [`Fence::holds`].
+    pub async fn holds(&self) -> Result<(), Fault> {
+        self.fence.holds(self.number).await
+    }
 }
 
 /// The body and name of one load; immutable once it was sent under its label.
@@ -77,7 +100,7 @@ pub struct Load {
     /// The body as it is sent, if that is CSV or compressed; made once, for all attempts.
     pub packed: Option<Packed>,
     /// Asked between begin and body.
-    pub fences: Vec<Arc<dyn Fence>>,
+    pub fences: Vec<Guarded>,
     /// Whether a body was ever sent under this label: "already exists" is only then about us.
     pub body_sent: bool,
 }

@@ -45,8 +45,8 @@ pub(crate) fn postgres(arguments: &[OsString]) -> Result<(), Failure> {
     setup::for_postgres()?;
     command::run(&mut command::cargo(&["build", "--release", "--package", "tidemill"]))?;
     let folder = command::target().join("demo-postgres");
-    // A limit, as everybody should set one: without it `tidemill run` warns.
-    let settings = Settings { max_slot_wal_keep_size: Some("1GB".to_owned()), ..Settings::default() };
+    // A limit, as everybody should set one, and above `max_slot_wal`: otherwise `tidemill run` warns.
+    let settings = Settings { max_slot_wal_keep_size: Some("16GB".to_owned()), ..Settings::default() };
     let server = Server::start(&folder, &settings)?;
     server.psql(&format!("CREATE DATABASE {DATABASE}"))?;
     let shop = server.client().database(DATABASE);

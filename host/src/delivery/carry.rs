@@ -23,7 +23,7 @@ use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces, Witness, deliver};
 use crate::sink::starrocks::error_log::Keys;
 use crate::sink::starrocks::label::Labels;
-use crate::sink::{Destination, Fence, Load, Receipt, Rejection};
+use crate::sink::{Destination, Fence, Guarded, Load, Receipt, Rejection};
 
 mod course;
 
@@ -136,10 +136,15 @@ impl Observer for Watching {
     }
 }
 
+/// What guards the rows of a pipeline in loads into `destination`.
+fn guarding<'a>(owner: &'a Owner, destination: &Destination) -> Option<&'a Arc<dyn Fence>> {
+    owner.fence.as_ref().filter(|fence| fence.guards(destination))
+}
+
 /// A label can be announced by one pipeline only: rows of several that are fenced are loaded apart.
-fn one_fence_each(group: Group) -> Vec<Group> {
+fn one_fence_each(group: Group, destination: &Destination) -> Vec<Group> {
     let Group { columns, pieces } = group;
-    let fenced = |piece: &Piece| piece.owner().fence.as_ref().map(|_| piece.owner().pipeline);
+    let fenced = |piece: &Piece| guarding(piece.owner(), destination).map(|_| piece.owner().pipeline);
     let fences: BTreeSet<PipelineId> = pieces.iter().filter_map(fenced).collect();
     if fences.len() < 2 {
         return vec![Group { columns, pieces }];
@@ -162,6 +167,15 @@ fn owners_of(pieces: &[Piece]) -> Vec<Arc<Owner>> {
     owners
 }
 
+/// The stays of a pipeline that have rows in `pieces`.
+fn stays_of(pieces: &[Piece], owner: &Owner) -> Vec<Stay> {
+    let own = pieces.iter().filter(|piece| piece.owner().pipeline == owner.pipeline);
+    let mut stays: Vec<Stay> = own.map(|piece| piece.ticket().stay().clone()).collect();
+    stays.sort_unstable();
+    stays.dedup();
+    stays
+}
+
 impl Shared {
     /// Loads the batch: for a table that upserts, first folded to what its keys come to.
     async fn carry(&self, batch: Batch) {
@@ -181,7 +195,7 @@ impl Shared {
             let rows = groups.iter().flat_map(|group| &group.pieces).map(Piece::len).sum();
             course.hidden = hidden;
             let mut stopped = false;
-            for group in groups.into_iter().flat_map(one_fence_each) {
+            for group in groups.into_iter().flat_map(|group| one_fence_each(group, &destination)) {
                 if stopped {
                     group.pieces.into_iter().for_each(Piece::forget);
                     continue;
@@ -294,19 +308,27 @@ impl Shared {
     ) -> Option<(Load, Delivered)> {
         let owners = owners_of(pieces);
         // A successor looks for the labels of a pipeline that is fenced by its name.
-        let named = owners.iter().find(|owner| owner.fence.is_some()).or(owners.first())?;
+        let fence_of = |owner: &Owner| guarding(owner, destination).cloned();
+        let named = owners.iter().find(|owner| fence_of(owner).is_some()).or(owners.first())?;
         // Nothing was committed under an earlier label, and the bytes are others now: a new one.
         let (label, number) = self.labels.next_numbered(&named.meter.name);
         let mut load = load_of(destination, label, columns, pieces);
-        let delivered = match &named.fence {
+        let delivered = match fence_of(named) {
             None => self.deliver(&mut load, pieces, &owners).await,
             Some(fence) => {
-                load.fences.push(Arc::clone(fence));
-                let delivered = match self.announced(fence.as_ref(), number, pieces).await {
+                load.fences.push(Guarded { fence: Arc::clone(&fence), number });
+                let own = stays_of(pieces, named);
+                let delivered = match self.announced(fence.as_ref(), number, &own, pieces).await {
                     Some(()) => self.deliver(&mut load, pieces, &owners).await,
                     None => Delivered::Released,
                 };
-                fence.settled(number);
+                match &delivered {
+                    Delivered::Durable(_) | Delivered::BadRows(_) | Delivered::Released => {
+                        fence.settled(number)
+                    }
+                    // Whoever could not be asked leaves it open: a successor looks for it.
+                    Delivered::Halt(_) => {}
+                }
                 delivered
             }
         };
@@ -321,13 +343,19 @@ impl Shared {
     }
 
     /// Waits until a successor would know of the label; none if all its rows are given up meanwhile.
-    async fn announced(&self, fence: &dyn Fence, number: u64, pieces: &[Piece]) -> Option<()> {
+    async fn announced(
+        &self,
+        fence: &dyn Fence,
+        number: u64,
+        stays: &[Stay],
+        pieces: &[Piece],
+    ) -> Option<()> {
         let mut backoff = Backoff::new(Pace { cap: Duration::from_secs(2), ..Pace::PASSING });
         let given_up = |piece: &Piece| {
             piece.ticket().has_ended() || piece.owner().giving_up.concerns(piece.ticket().stay())
         };
         while !pieces.iter().any(given_up) {
-            match fence.announce(number).await {
+            match fence.announce(number, stays).await {
                 Ok(()) => return Some(()),
                 Err(fault) => tracing::debug!("{}; waiting", fault.story()),
             }
@@ -340,13 +368,7 @@ impl Shared {
         let owners = owners.to_vec();
         let (told, stop) = watch::channel(false);
         let told = Arc::new(told);
-        let carrying = owners.iter().map(|owner| {
-            let own = pieces.iter().filter(|piece| piece.owner().pipeline == owner.pipeline);
-            let mut stays: Vec<Stay> = own.map(|piece| piece.ticket().stay().clone()).collect();
-            stays.sort_unstable();
-            stays.dedup();
-            owner.giving_up.carrying(stays, &told)
-        });
+        let carrying = owners.iter().map(|owner| owner.giving_up.carrying(stays_of(pieces, owner), &told));
         let _carrying: Vec<_> = carrying.collect();
         let context = DeliverContext {
             observer: Arc::new(Watching { owners, waiting: Mutex::default() }),

@@ -46,6 +46,9 @@ pub(super) struct PipelineFamilies {
     load_retries: PerPipeline,
     possible_duplicates: PerPipeline,
     row_count_mismatches: PerPipeline,
+    fence_refusals: PerPipeline,
+    labels_cancelled: PerPipeline,
+    claims_unfenced: PerPipelineGauge,
     epochs_decided: PerPipeline,
     epochs_rolled_back: PerPipeline,
     batches_cut: Family<CutLabels, Counter>,
@@ -107,6 +110,21 @@ impl PipelineFamilies {
                 "row_count_mismatches",
                 "Loads of which StarRocks counted more than the rows sent (a value held several documents)",
             ),
+            fence_refusals: family(
+                registry,
+                "fence_refusals",
+                "Loads into Primary Key tables whose rows stayed here because their partitions were not known to be ours",
+            ),
+            labels_cancelled: family(
+                registry,
+                "labels_cancelled",
+                "Open loads of members before that were cancelled when their partitions were taken over",
+            ),
+            claims_unfenced: family_gauge(
+                registry,
+                "claims_unfenced",
+                "1 while Primary Key tables are guarded by plain commits because there are no transactions in Kafka",
+            ),
             epochs_decided: family(
                 registry,
                 "epochs_decided",
@@ -144,6 +162,9 @@ impl PipelineFamilies {
             load_retries: of(&self.load_retries),
             possible_duplicates: of(&self.possible_duplicates),
             row_count_mismatches: of(&self.row_count_mismatches),
+            fence_refusals: of(&self.fence_refusals),
+            labels_cancelled: of(&self.labels_cancelled),
+            claims_unfenced: gauge_of(&self.claims_unfenced),
             epochs_decided: of(&self.epochs_decided),
             epochs_rolled_back: of(&self.epochs_rolled_back),
             postgres,
@@ -182,6 +203,12 @@ pub struct PipelineMeter {
     pub load_retries: Counter,
     pub possible_duplicates: Counter,
     pub row_count_mismatches: Counter,
+    /// Loads whose bodies stayed here: at their fence.
+    pub fence_refusals: Counter,
+    /// Open loads of members before that were cancelled.
+    pub labels_cancelled: Counter,
+    /// 1 while claims are plain commits.
+    pub claims_unfenced: Gauge,
     /// With exactly_once: epochs decided in Kafka and committed in StarRocks.
     pub epochs_decided: Counter,
     /// With exactly_once: tries of an epoch that were rolled back.

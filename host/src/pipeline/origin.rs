@@ -54,7 +54,13 @@ impl Origin {
         }
     }
 
-    /// What guards its rows against loads that come too late, where it has such a guard.
+    /// Whether it is a consumer group.
+    pub(super) fn is_kafka(&self) -> bool {
+        matches!(self, Origin::Kafka(_))
+    }
+
+    /// What guards its rows against loads that come too late, where it has such a guard of its own. Kafka's hangs on
+    /// the tables.
     pub(super) fn fence(&self) -> Option<Arc<dyn Fence>> {
         match self {
             Origin::Postgres(prepared) => Some(prepared.fence()),
@@ -69,12 +75,13 @@ impl Origin {
         sink: Arc<StarRocks>,
         carrier: Carrier,
         exactly: Option<kafka::Exactly>,
+        fencing: Option<kafka::Fencing>,
         lanes: &Lanes,
     ) -> Result<Ended, Fault> {
         match self {
             Origin::Kafka(kafka) => {
                 let marker = Marker::new(parts.runtime.clone(), sink, &parts.meter.name, &kafka.group);
-                let wiring = kafka::Wiring { kafka, marker, parts, exactly };
+                let wiring = kafka::Wiring { kafka, marker, parts, exactly, fencing };
                 kafka::run(wiring, |number, feed| lanes.spawn(number, feed)).map(|()| Ended::Stopped)
             }
             Origin::Postgres(prepared) => {

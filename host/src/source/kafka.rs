@@ -14,17 +14,19 @@ use crate::delivery::marker::Marker;
 use crate::fault::Fault;
 use crate::source::Parts;
 
+mod claim;
 pub(crate) mod consumer;
 mod control;
 mod decider;
 pub(crate) mod dry_run;
 mod feed;
+mod fence;
 mod membership;
 mod orders;
 mod queue;
 mod start;
 
-pub(crate) use control::Exactly;
+pub(crate) use control::{Exactly, Fencing};
 pub(crate) use feed::KafkaFeed;
 
 /// Events of the client that are looked at for why no broker answers.
@@ -40,6 +42,8 @@ pub(crate) struct Wiring {
     pub(crate) parts: Parts,
     /// With exactly_once.
     pub(crate) exactly: Option<Exactly>,
+    /// With Primary Key tables, at least once.
+    pub(crate) fencing: Option<Fencing>,
 }
 
 /// Checks that the brokers answer and the topics are there; returns the number of partitions.

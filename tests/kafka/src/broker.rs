@@ -58,7 +58,8 @@ struct Running {
 
 impl Broker {
     /// Formats and starts a broker with its data under `target/kafka/run-<pid>-<n>`, and waits until it answers.
-    /// `settings` are added to `server.properties` and win over what stands there.
+    /// `settings` are added to `server.properties` and win over what stands there; `{port}` and `{controller_port}` in them
+    /// are the broker's own.
     ///
     /// # Errors
     /// When Java is missing, the broker exits, or it does not answer within a minute; the end of its log is included.
@@ -266,6 +267,9 @@ auto.create.topics.enable=false
         home.join("data").display()
     );
     for (key, value) in settings {
+        // Further listeners have to name these, too.
+        let value = value.replace("{port}", &port.to_string());
+        let value = value.replace("{controller_port}", &controller_port.to_string());
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{key}={value}");
     }

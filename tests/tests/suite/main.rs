@@ -12,6 +12,7 @@ mod http;
 mod http_connections;
 mod http_plugins;
 mod kafka_faults;
+mod kafka_fence;
 mod load;
 mod memory;
 mod patterns;

@@ -9,7 +9,7 @@ use crate::config::model::TableModel;
 use crate::dead_letter::{Bundle, DeadLetterBox, Rejects};
 use crate::fault::FaultKind;
 use crate::ledger::Ledger;
-use crate::position::{Epoch, Partition, Span};
+use crate::position::{Epoch, Partition, Span, Stay};
 use crate::retry::Pace;
 use crate::sink::Destination;
 
@@ -405,12 +405,16 @@ impl std::fmt::Debug for Saboteur {
 }
 
 impl Fence for Saboteur {
-    fn announce(&self, _number: u64) -> crate::sink::FenceAnswer<'_> {
+    fn guards(&self, _destination: &Destination) -> bool {
+        true
+    }
+
+    fn announce<'a>(&'a self, _number: u64, _stays: &'a [Stay]) -> crate::sink::FenceAnswer<'a> {
         self.0.execute("DROP TABLE shop.orders").expect("dropped");
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn holds(&self) -> crate::sink::FenceAnswer<'_> {
+    fn holds(&self, _number: u64) -> crate::sink::FenceAnswer<'_> {
         Box::pin(std::future::ready(Ok(())))
     }
 

@@ -25,7 +25,7 @@ use super::address::Address;
 use super::body::{Gate, HeldBody, Progress};
 use crate::fault::Fault;
 use crate::planted::{Bug, planted};
-use crate::sink::Fence;
+use crate::sink::Guarded;
 
 /// Time to reach a host, name resolution and TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -121,7 +121,7 @@ pub(super) struct Call<'a> {
     /// The body; empty for none.
     pub(super) segments: &'a [Bytes],
     /// Asked before the body leaves.
-    pub(super) fences: &'a [Arc<dyn Fence>],
+    pub(super) fences: &'a [Guarded],
     /// How long the body waits for `100 Continue`.
     pub(super) hold: Duration,
     /// How long the exchange may take once connected. Connecting takes at most [`CONNECT_TIMEOUT`], and

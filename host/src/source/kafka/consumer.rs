@@ -186,6 +186,23 @@ pub(super) fn connect(kafka: &Kafka) -> Result<Reader, Fault> {
     })
 }
 
+/// Leaves the group at once, which spares it the session time-out. Its lanes have ended; what is left is to drop it.
+///
+/// A rebalance that was noted and not answered is answered here. librdkafka closes a consumer whose rebalance callback has
+/// run only after an answer, and calls no second time: whoever drops the consumer would wait for ever. An answer about
+/// no partition is never refused.
+pub(super) fn leave(reader: &Reader) {
+    reader.context().close();
+    let none = TopicPartitionList::new();
+    for answered in [reader.incremental_assign(&none), reader.incremental_unassign(&none)] {
+        if let Err(error) = answered {
+            // A fatal error: then closing waits for no answer.
+            tracing::debug!(%error, "answering the last rebalance failed");
+        }
+    }
+    reader.unsubscribe();
+}
+
 /// The reason of a connection to a port at which nobody listens.
 pub(super) const CONNECTION_REFUSED: &str = "connection refused";
 
@@ -220,7 +237,103 @@ pub(super) fn refusal_hint(code: RDKafkaErrorCode) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::DefaultProducerContext;
+
     use super::*;
+    use crate::config::model;
+
+    const PATIENCE: Duration = Duration::from_secs(30);
+
+    fn cluster() -> MockCluster<'static, DefaultProducerContext> {
+        let cluster = MockCluster::new(1).expect("mock brokers");
+        cluster.create_topic("t", 4, 1).expect("a topic");
+        cluster
+    }
+
+    fn member(cluster: &MockCluster<'static, DefaultProducerContext>) -> Reader {
+        let kafka = Kafka {
+            brokers: vec![cluster.bootstrap_servers()],
+            topics: vec!["t".into()],
+            group: "g".into(),
+            start: model::Start::Earliest,
+            isolation: Isolation::ReadCommitted,
+            commit_interval: Duration::from_secs(1),
+            fetch_queue_bytes: 1 << 20,
+            security: KafkaSecurity::default(),
+            properties: BTreeMap::new(),
+        };
+        let reader = connect(&kafka).expect("a consumer");
+        reader.subscribe(&["t"]).expect("subscribed");
+        reader
+    }
+
+    /// Polls `readers` until the first one has noted what `wanted` looks for. The others answer at once.
+    fn until_noted<T>(readers: &[&Reader], wanted: impl Fn(&Note) -> Option<T>) -> T {
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            for (place, reader) in readers.iter().enumerate() {
+                let _ = reader.poll(Duration::from_millis(20));
+                while let Some(note) = reader.context().take() {
+                    match (place, wanted(&note), note) {
+                        (0, Some(found), _) => return found,
+                        (_, _, Note::Assigned(list)) => reader.incremental_assign(&list).expect("assigned"),
+                        (_, _, Note::Revoked(list)) => {
+                            reader.incremental_unassign(&list).expect("unassigned")
+                        }
+                        (_, _, Note::RebalanceFailed(_) | Note::Trouble { .. }) => {}
+                    }
+                }
+            }
+        }
+        panic!("the group does not come to it within {PATIENCE:?}");
+    }
+
+    fn must_close(reader: Reader) {
+        let (done, closed) = mpsc::channel();
+        std::thread::spawn(move || {
+            leave(&reader);
+            drop(reader);
+            done.send(()).expect("the test waits");
+        });
+        closed.recv_timeout(PATIENCE).expect("closing the consumer ends");
+    }
+
+    fn assigned(note: &Note) -> Option<TopicPartitionList> {
+        match note {
+            Note::Assigned(list) => Some(list.clone()),
+            Note::Revoked(_) | Note::RebalanceFailed(_) | Note::Trouble { .. } => None,
+        }
+    }
+
+    #[test]
+    fn a_consumer_closes_whose_assignment_was_never_answered() {
+        let cluster = cluster();
+        let reader = member(&cluster);
+        until_noted(&[&reader], assigned);
+        must_close(reader);
+    }
+
+    #[test]
+    fn a_consumer_closes_whose_revocation_could_not_be_answered() {
+        let cluster = cluster();
+        let (first, second) = (member(&cluster), member(&cluster));
+        let list = until_noted(&[&first], assigned);
+        first.incremental_assign(&list).expect("assigned");
+        let revoked = until_noted(&[&first, &second], |note| match note {
+            Note::Revoked(list) => Some(list.clone()),
+            Note::Assigned(_) | Note::RebalanceFailed(_) | Note::Trouble { .. } => None,
+        });
+        let mut more = revoked;
+        more.add_partition("never taken", 0);
+        first.incremental_unassign(&more).expect_err("one of them is not assigned");
+        must_close(first);
+        must_close(second);
+    }
 
     #[test]
     fn the_reason_is_told_without_what_librdkafka_puts_around_it() {

@@ -13,12 +13,14 @@ use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use self::exactly::Deciding;
+use self::fencing::Guarding;
+use super::claim::Claim;
 use super::consumer::{Note, Reader, refusal_hint};
 use super::decider::Decider;
 use super::membership::Membership;
 use super::orders::{Orders, Start};
 use super::queue::{Commits, Queue, cached_end};
-use super::start::{self, Claim};
+use super::start;
 use super::{KafkaFeed, Wiring};
 use crate::config::model::Kafka;
 use crate::config::pattern;
@@ -33,12 +35,14 @@ use crate::source::halts::{Halts, LaneThread};
 mod committing;
 mod ending;
 mod exactly;
+mod fencing;
 
 pub(crate) use exactly::Exactly;
+pub(crate) use fencing::Fencing;
 
 /// How long one turn waits for the consumer's events.
 const POLL_WAIT: Duration = Duration::from_millis(50);
-/// Likewise while an epoch is on its way: it waits for the decision.
+/// Likewise while an epoch or a load waits for an answer of this thread, or may soon.
 const DECISION_POLL_WAIT: Duration = Duration::from_millis(5);
 /// How long a partition that is revoked may wait for its sent batches: well under the default
 /// `max.poll.interval.ms` of 5 minutes, which is also how long the group waits for a member.
@@ -123,6 +127,8 @@ pub(super) struct Control {
     assigned_at: Option<Instant>,
     /// With exactly_once: nothing is committed but by its decisions.
     deciding: Option<Deciding>,
+    /// With Primary Key tables, at least once: loads ask before their bodies leave.
+    guarding: Option<Guarding>,
 }
 
 impl Control {
@@ -137,8 +143,9 @@ impl Control {
     where
         S: Fn(usize, KafkaFeed) -> std::io::Result<LaneThread>,
     {
-        let Wiring { kafka, marker, parts, exactly } = wiring;
+        let Wiring { kafka, marker, parts, exactly, fencing } = wiring;
         let deciding = exactly.map(|exactly| Deciding::new(exactly, Decider::new(&kafka, &parts.label_stem)));
+        let guarding = fencing.map(|fencing| Guarding::new(fencing, &kafka, &parts.label_stem, &parts.meter));
         let mut lanes = Vec::new();
         for number in 0..lane_count {
             let queue = Queue::new(&reader).ok_or_else(|| Fault::retry("cannot make a librdkafka queue"))?;
@@ -151,7 +158,7 @@ impl Control {
         }
         let now = Instant::now();
         Ok(Control {
-            claim: Claim::new(&parts.label_stem),
+            claim: Claim::nothing(&parts.label_stem),
             rule,
             commits: Commits::new(&reader)
                 .ok_or_else(|| Fault::retry("cannot make a librdkafka queue for commits"))?,
@@ -172,6 +179,7 @@ impl Control {
             halts: Halts::of(&parts, "nothing was committed past them"),
             assigned_at: None,
             deciding,
+            guarding,
             kafka,
             marker,
             parts,
@@ -213,7 +221,8 @@ impl Control {
     }
 
     fn poll_wait(&self) -> Duration {
-        if self.is_deciding() { DECISION_POLL_WAIT } else { POLL_WAIT }
+        let is_awaited = self.is_deciding() || self.guarding.as_ref().is_some_and(Guarding::is_busy);
+        if is_awaited { DECISION_POLL_WAIT } else { POLL_WAIT }
     }
 
     /// An epoch is on its way.
@@ -226,8 +235,7 @@ impl Control {
         if self.deciding.is_some() {
             return self.decide_when_due();
         }
-        self.commit_when_due();
-        Ok(())
+        self.commit_when_due()
     }
 
     fn poll(&mut self, wait: Duration) -> Result<(), Fault> {
@@ -390,10 +398,12 @@ impl Control {
             return self.take_over(starts);
         }
         exactly::refuse_undone(starts)?;
+        if self.guarding.is_some() {
+            return self.take_over_guarded(starts);
+        }
         let claims = starts.iter().filter(|(_, found)| found.committed.is_none());
         let claims: BTreeMap<_, _> = claims.map(|(place, found)| (place.clone(), found.offset - 1)).collect();
         self.commit_now(&claims)
-            .map_err(|error| Fault::retry("cannot commit where reading begins").caused_by(error))
     }
 
     /// Begins a stay: the ledger knows where it starts, the least busy lane reads it.
@@ -415,7 +425,8 @@ impl Control {
     }
 
     fn begin_revocation(&mut self, list: &TopicPartitionList) {
-        let lost = self.reader.assignment_lost();
+        // The answer to an assignment that waited while the group put us out has cleared librdkafka's own mark.
+        let lost = self.reader.assignment_lost() || !self.is_member();
         let (mut stays, mut given) = (Vec::new(), TopicPartitionList::new());
         for element in list.elements() {
             let place = (element.topic().to_owned(), element.partition());
@@ -492,6 +503,7 @@ impl Control {
             return self.parts.giving_up.done(&revoking.stays);
         }
         let mut last = BTreeMap::new();
+        let written = if revoking.lost { Ok(()) } else { self.write_last(&revoking.stays) };
         for stay in &revoking.stays {
             let place = place_of(stay);
             if let Some(ended) = self.parts.ledger.end(stay) {
@@ -512,13 +524,11 @@ impl Control {
         if revoking.lost {
             return;
         }
-        match self.commit_now(&last) {
-            Ok(()) => {}
-            Err(error) => {
-                self.parts.meter.commit_failures.inc();
-                let name = &self.parts.meter.name;
-                tracing::warn!(pipeline = %name, %error, "the last commit of revoked partitions failed");
-            }
+        let committed = if self.guarding.is_some() { written } else { self.commit_now(&last) };
+        if let Err(fault) = committed {
+            self.parts.meter.commit_failures.inc();
+            let name = &self.parts.meter.name;
+            tracing::warn!(pipeline = %name, "the last commit of revoked partitions failed: {}", fault.story());
         }
     }
 

@@ -109,17 +109,26 @@ impl Decider {
         standings: &Standings,
         still_owned: impl FnOnce() -> bool,
     ) -> Written {
+        match offsets_of(standings) {
+            Ok(offsets) => self.write_offsets(reader, &offsets, still_owned),
+            Err(error) => {
+                let fault = Fault::halt("cannot name the offsets of a decision", "report this defect");
+                Written::No(fault.caused_by(error))
+            }
+        }
+    }
+
+    /// The same for any offsets and texts.
+    pub(super) fn write_offsets(
+        &mut self,
+        reader: &Reader,
+        offsets: &TopicPartitionList,
+        still_owned: impl FnOnce() -> bool,
+    ) -> Written {
         if let Err(fault) = self.settle() {
             return Written::No(fault);
         }
         let Some(producer) = &self.producer else { return Written::No(Fault::retry("no producer")) };
-        let offsets = match offsets_of(standings) {
-            Ok(offsets) => offsets,
-            Err(error) => {
-                let fault = Fault::halt("cannot name the offsets of a decision", "report this defect");
-                return Written::No(fault.caused_by(error));
-            }
-        };
         let membership = Membership::of(reader).filter(Membership::is_known);
         let Some(membership) = membership.filter(|_| still_owned()) else {
             return Written::No(Fault::retry("this process is no member of its group just now"));
@@ -130,7 +139,7 @@ impl Decider {
         }
         // After whatever does not go well the next producer begins, and has the brokers end this transaction: a try
         // that is still on its way must not join the next one.
-        if let Err(refused) = membership.send_offsets(producer, &offsets, STEP_PATIENCE) {
+        if let Err(refused) = membership.send_offsets(producer, offsets, STEP_PATIENCE) {
             self.producer = None;
             // No end was sent, so the brokers can only abort it.
             return Written::No(not_taken(&refused));

@@ -52,6 +52,18 @@ impl Membership {
         }
     }
 
+    /// Generation and member id: equal ones are the same membership.
+    pub(super) fn identity(&self) -> (i32, Vec<u8>) {
+        // SAFETY: as above.
+        unsafe {
+            let generation = native::rd_kafka_consumer_group_metadata_generation_id(self.0.as_ptr());
+            let member = native::rd_kafka_consumer_group_metadata_member_id(self.0.as_ptr());
+            let member =
+                if member.is_null() { Vec::new() } else { CStr::from_ptr(member).to_bytes().to_vec() };
+            (generation, member)
+        }
+    }
+
     /// Sends offsets into the open transaction of `producer`, in the name of this member and generation.
     pub(super) fn send_offsets<C: ClientContext + ProducerContext>(
         &self,

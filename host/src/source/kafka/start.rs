@@ -196,22 +196,6 @@ fn offset_at<C: ConsumerContext>(
     Ok(None)
 }
 
-/// What travels in the metadata of each committed offset: who owns the partition, for a successor.
-#[derive(Debug, Clone)]
-pub(super) struct Claim(String);
-
-impl Claim {
-    /// A claim for labels that begin with `stem`, from sequence number 0 on.
-    pub(super) fn new(stem: &str) -> Claim {
-        Claim(serde_json::json!({ "v": 1, "stem": stem, "from": 0 }).to_string())
-    }
-
-    /// The metadata text.
-    pub(super) fn text(&self) -> &str {
-        &self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

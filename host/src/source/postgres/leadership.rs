@@ -18,7 +18,8 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::connect::{Connector, Control as Connection};
 use super::position::{Claim, Positions};
 use crate::fault::Fault;
-use crate::sink::{Fence, FenceAnswer};
+use crate::position::Stay;
+use crate::sink::{Destination, Fence, FenceAnswer};
 
 /// How long the lock's connection may take to answer.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
@@ -235,11 +236,16 @@ impl Leadership {
 }
 
 impl Fence for Leadership {
-    fn announce(&self, number: u64) -> FenceAnswer<'_> {
+    /// Every load of the process, whatever its table: one slot has one reader.
+    fn guards(&self, _destination: &Destination) -> bool {
+        true
+    }
+
+    fn announce<'a>(&'a self, number: u64, _stays: &'a [Stay]) -> FenceAnswer<'a> {
         Box::pin(self.claim(number))
     }
 
-    fn holds(&self) -> FenceAnswer<'_> {
+    fn holds(&self, _number: u64) -> FenceAnswer<'_> {
         Box::pin(self.ask())
     }
 

@@ -23,13 +23,14 @@ use super::table::TableName;
 use super::warehouse_table::{Added, Remembered};
 use crate::config::model::{StarRocks, TableModel};
 use crate::delivery::carry::Carrier;
+use crate::delivery::take_over::{Found, end_if_open};
 use crate::fault::{Fault, FaultKind};
 use crate::retry::{Backoff, Pace};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces, Witness, deliver};
 use crate::sink::starrocks::query::Query;
 use crate::sink::starrocks::state::LabelState;
-use crate::sink::{Destination, Fence, Load};
+use crate::sink::{Destination, Fence, Guarded, Load};
 
 /// The table, in the pipeline's own database.
 pub(super) const TABLE: &str = "tidemill_positions";
@@ -447,16 +448,8 @@ impl Positions {
     /// # Errors
     /// Retry, if StarRocks cannot be asked.
     pub(super) async fn resolve(&self, label: &str) -> Result<bool, Fault> {
-        let database = &self.sink.database;
-        match self.client.label_state(database, label).await? {
-            LabelState::Unknown | LabelState::Visible | LabelState::Aborted => Ok(true),
-            // Decided; it is visible soon, before anything that begins later.
-            LabelState::Committed => Ok(true),
-            LabelState::Prepare | LabelState::Prepared => {
-                self.client.cancel(database, TABLE, label).await?;
-                Ok(false)
-            }
-        }
+        let found = end_if_open(&self.client, &self.sink.database, TABLE, label).await?;
+        Ok(found == Found::Decided)
     }
 
     fn row<'a>(&'a self, table: &'a str, lsn: Lsn, details: &Details) -> Result<Row<'a>, Fault> {
@@ -481,14 +474,14 @@ impl Positions {
         };
         let (label, number) = self.carrier.next_label(&self.pipeline);
         // A successor ends it if it is still open: it would take the position past what that one has loaded.
-        fence.announce(number).await?;
-        let fences: Vec<Arc<dyn Fence>> = vec![Arc::clone(&fence) as Arc<dyn Fence>];
-        let written = self.write(rows, label, fences).await;
+        fence.announce(number, &[]).await?;
+        let guarded = Guarded { fence: Arc::clone(&fence) as Arc<dyn Fence>, number };
+        let written = self.write(rows, label, vec![guarded]).await;
         fence.settled(number);
         written
     }
 
-    async fn write(&self, rows: &[Row<'_>], label: String, fences: Vec<Arc<dyn Fence>>) -> Result<(), Fault> {
+    async fn write(&self, rows: &[Row<'_>], label: String, fences: Vec<Guarded>) -> Result<(), Fault> {
         let mut body = Vec::new();
         for row in rows {
             serde_json::to_writer(&mut body, row).map_err(cannot_be_json)?;

@@ -240,7 +240,8 @@ impl Looking<'_> {
         preflight::verdict(&defects)?;
         for defect in &defects {
             let mends: Vec<String> = defect.mend.iter().map(ToString::to_string).collect();
-            tracing::warn!(pipeline = %self.pipeline.name, "postgres: {}; {}", defect.what, mends.join("; "));
+            let mends = mends.iter().map(|mend| mend.trim_end_matches(';')).collect::<Vec<_>>().join("; ");
+            tracing::warn!(pipeline = %self.pipeline.name, "postgres: {}; {mends}", defect.what);
         }
         Ok(())
     }

@@ -8,31 +8,35 @@ use rdkafka::error::KafkaError;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::{Control, Held, place_of};
+use crate::fault::Fault;
 use crate::planted::{Bug, planted};
 use crate::position::Watermark;
 
 impl Control {
     fn list_of(&self, watermarks: &BTreeMap<(String, i32), i64>) -> Result<TopicPartitionList, KafkaError> {
+        let text = self.claim.text();
         let mut list = TopicPartitionList::new();
         for ((topic, partition), upto) in watermarks {
             let mut element = list.add_partition(topic, *partition);
             element.set_offset(Offset::Offset(upto + 1))?;
-            element.set_metadata(self.claim.text());
+            element.set_metadata(&text);
         }
         Ok(list)
     }
 
     /// Commits and waits for the answer.
-    pub(super) fn commit_now(&self, watermarks: &BTreeMap<(String, i32), i64>) -> Result<(), KafkaError> {
+    pub(super) fn commit_now(&self, watermarks: &BTreeMap<(String, i32), i64>) -> Result<(), Fault> {
         if watermarks.is_empty() {
             return Ok(());
         }
-        self.reader.commit(&self.list_of(watermarks)?, CommitMode::Sync)?;
+        let failed = |error| Fault::retry("cannot commit offsets").caused_by(error);
+        let list = self.list_of(watermarks).map_err(failed)?;
+        self.reader.commit(&list, CommitMode::Sync).map_err(failed)?;
         self.parts.meter.commits.inc();
         Ok(())
     }
 
-    pub(super) fn commit_when_due(&mut self) {
+    pub(super) fn commit_when_due(&mut self) -> Result<(), Fault> {
         for Watermark { stay, upto } in self.parts.ledger.progress() {
             self.parts.meter.health.progress();
             let place = place_of(&stay);
@@ -48,9 +52,13 @@ impl Control {
             };
             self.uncommitted.extend(self.held.iter().filter_map(read));
         }
+        if self.guarding.is_some() {
+            return self.commit_guarded();
+        }
         if self.committed_at.elapsed() >= self.kafka.commit_interval {
             self.send_commit();
         }
+        Ok(())
     }
 
     /// Sends what is to be committed, unless a commit is on its way or the partitions are another's.

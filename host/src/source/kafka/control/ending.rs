@@ -7,6 +7,7 @@ use rdkafka::consumer::Consumer as _;
 use super::{ASK_AGAIN_AFTER, Control, Note, POLL_WAIT};
 use crate::fault::Fault;
 use crate::position::Stay;
+use crate::source::kafka::consumer::leave;
 
 /// How long a halted pipeline waits for loads that are on their way: what they load would be loaded again
 /// at the next start.
@@ -69,10 +70,11 @@ impl Control {
         ))
     }
 
-    /// An exactly_once pipeline that was put out of its group while it drains can decide nothing any more.
+    /// A pipeline that was put out of its group while it drains can decide nothing any more, nor load Primary Key tables.
     fn hear_of_a_loss(&mut self) -> Result<(), Fault> {
         let is_next = matches!(self.rebalances.front(), Some(Note::Revoked(_)));
-        if is_next && self.deciding.is_some() && self.revoking.is_none() && self.reader.assignment_lost() {
+        let hears = self.deciding.is_some() || self.guarding.is_some();
+        if is_next && hears && self.revoking.is_none() && self.reader.assignment_lost() {
             return self.next_rebalance();
         }
         Ok(())
@@ -88,6 +90,9 @@ impl Control {
         self.parts.giving_up.give_up(&stays);
         if let Some(deciding) = &mut self.deciding {
             deciding.end();
+        }
+        if let Some(guarding) = &mut self.guarding {
+            guarding.end();
         }
         while Instant::now() < deadline && self.parts.ledger.open_spans() > 0 {
             if let Err(fault) = self.poll(POLL_WAIT) {
@@ -105,6 +110,9 @@ impl Control {
 
     /// Commits all watermarks and waits for the answer, but not for ever.
     fn commit_all(&mut self) -> Result<(), Fault> {
+        if self.guarding.is_some() {
+            return self.commit_all_guarded();
+        }
         for (place, held) in &self.held {
             if let Some(watermark) = self.parts.ledger.watermark(&held.stay) {
                 self.uncommitted.insert(place.clone(), watermark.upto);
@@ -114,10 +122,7 @@ impl Control {
         self.send_commit();
         while !self.uncommitted.is_empty() || self.committing.is_some() {
             if self.reader.assignment_lost() || Instant::now() >= deadline {
-                return Err(Fault::halt(
-                    "cannot commit the last offsets",
-                    "their records will be loaded again at the next start",
-                ));
+                return Err(not_committed());
             }
             self.poll(POLL_WAIT)?;
             if self.committed_at.elapsed() >= ASK_AGAIN_AFTER {
@@ -127,10 +132,25 @@ impl Control {
         Ok(())
     }
 
+    /// The same by the commits that guard Primary Key tables.
+    fn commit_all_guarded(&mut self) -> Result<(), Fault> {
+        let deadline = Instant::now() + LAST_COMMIT_PATIENCE;
+        while !self.write_all_at_the_end()? {
+            if self.reader.assignment_lost() || Instant::now() >= deadline {
+                return Err(not_committed());
+            }
+            self.poll(POLL_WAIT)?;
+        }
+        Ok(())
+    }
+
     /// Lanes, queues and messages go before the consumer: its destruction waits for them.
     fn close(mut self) {
         if let Some(deciding) = &mut self.deciding {
             deciding.end();
+        }
+        if let Some(guarding) = &mut self.guarding {
+            guarding.end();
         }
         self.parts.stage.remove(self.parts.pipeline);
         self.lanes.iter().for_each(|lane| lane.orders.end());
@@ -142,11 +162,10 @@ impl Control {
             }
         }
         self.lanes.clear();
-        self.reader.context().close();
-        // Leaving at once spares the group the session time-out.
-        if let Err(error) = self.reader.unassign() {
-            tracing::debug!(%error, "unassigning at the end failed");
-        }
-        self.reader.unsubscribe();
+        leave(&self.reader);
     }
+}
+
+fn not_committed() -> Fault {
+    Fault::halt("cannot commit the last offsets", "their records will be loaded again at the next start")
 }

@@ -172,6 +172,9 @@ impl Control {
 
     /// Has the brokers end what a transaction of ours left open, or its offsets could not be read.
     pub(super) fn settle_own(&mut self) -> Result<(), Fault> {
+        if let Some(guarding) = &mut self.guarding {
+            return guarding.settle(&self.parts.meter);
+        }
         self.deciding.as_mut().map_or(Ok(()), |deciding| deciding.decider.settle())
     }
 
