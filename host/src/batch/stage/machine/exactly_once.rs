@@ -157,19 +157,27 @@ impl ReferenceStateMachine for Reference {
         Just(Reference { start: from, committed: from, ..Reference::default() }).boxed()
     }
 
-    fn transitions(_: &Reference) -> BoxedStrategy<Step> {
+    /// Mostly what comes next in an epoch's life, or few sequences would come to its end.
+    fn transitions(state: &Reference) -> BoxedStrategy<Step> {
         let often = || prop::bool::weighted(0.8);
+        let decide = (often(), often()).prop_map(|(written, answered)| Step::Decide { written, answered });
+        let next = match state.epoch.as_ref().map(|(epoch, phase)| (*phase, loads(epoch))) {
+            None if state.ready.is_empty() => any::<bool>().prop_map(|drains| Step::Cut { drains }).boxed(),
+            None | Some((Phase::Waits, _)) => {
+                prop_oneof![4 => Just(Step::Begin), 1 => Just(Step::WriteDone)].boxed()
+            }
+            Some((Phase::Prepares(done), loads)) if done < loads => Just(Step::Prepare).boxed(),
+            Some((Phase::Prepares(_), _)) => decide.boxed(),
+            Some((Phase::Decided(done), loads)) if done < loads => Just(Step::Commit).boxed(),
+            Some((Phase::Decided(_), _)) => Just(Step::Leave).boxed(),
+        };
         prop_oneof![
-            4 => (0..PARTITIONS, 1_i64..6).prop_map(|(partition, places)| Step::Read { partition, places }),
-            3 => any::<bool>().prop_map(|drains| Step::Cut { drains }),
-            6 => Just(Step::Begin),
-            8 => Just(Step::Prepare),
+            16 => next,
+            6 => (0..PARTITIONS, 1_i64..6).prop_map(|(partition, places)| Step::Read { partition, places }),
+            1 => any::<bool>().prop_map(|drains| Step::Cut { drains }),
             1 => any::<bool>().prop_map(|arrives| Step::Abandon { arrives }),
-            8 => (often(), often()).prop_map(|(written, answered)| Step::Decide { written, answered }),
-            8 => Just(Step::Commit),
-            6 => Just(Step::Leave),
-            3 => Just(Step::WriteDone),
-            3 => Just(Step::KeepLetters),
+            1 => Just(Step::WriteDone),
+            2 => Just(Step::KeepLetters),
             2 => Just(Step::Forget),
             2 => any::<bool>().prop_map(|arrives| Step::Crash { arrives }),
         ]
