@@ -31,7 +31,10 @@ const ROOM: u64 = 1 << 20;
 
 fn config() -> Config {
     let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
-    Config { cases: cases.unwrap_or(SEQUENCES), failure_persistence: None, ..Config::default() }
+    let cases = cases.unwrap_or(SEQUENCES);
+    // A step that the state does not allow is drawn again, and counts as a reject: a few hundred in long sequences.
+    let max_local_rejects = cases.saturating_mul(1_000).max(65_536);
+    Config { cases, max_local_rejects, failure_persistence: None, ..Config::default() }
 }
 
 /// Fewer sequences than this that meet a situation would show little of it.
