@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use crate::contest::{Contest, DEFAULT, SMALL, TABLES};
+use crate::contest::{Contest, DEFAULT, Delivery, Pipeline, SMALL, TABLES};
 use crate::orders;
 use crate::proc::used;
 use crate::stand::{Run, sum};
@@ -57,12 +57,13 @@ fn hundred_tables(contest: &Contest) -> Result<Run, String> {
     })?;
     let names: Vec<String> = (0..TABLES).map(|table| format!("t{table} = \"t{table}\"")).collect();
     let config = format!("field = \"kind\", tables = {{ {} }}", names.join(", "));
-    contest.tidemill_with(&topic, Some(("route", &config)), DEFAULT, RECORDS)
+    let plugin = Some(("route", config.as_str()));
+    contest.measure(&topic, &Pipeline { plugin, batch: DEFAULT, delivery: Delivery::AtLeastOnce }, RECORDS)
 }
 
 /// Seconds from the assignment to the first load, and the CPU share of the process once it is idle.
 fn first_and_idle(contest: &Contest, topic: &str) -> Result<(f64, f64), String> {
-    let (mut child, admin) = contest.start(topic, Some(("orders", "currency = \"EUR\"")), SMALL)?;
+    let (mut child, admin) = contest.start(topic, &contest.usual("orders", SMALL))?;
     let measured = watch(contest, &mut child, &admin);
     let _ = Command::new("kill").arg(child.id().to_string()).status();
     let _ = child.wait();

@@ -31,6 +31,25 @@ enum Kind {
     Loop(&'static str),
     /// Tidemill, with this plugin if any.
     Tidemill(Option<&'static str>),
+    /// The same with exactly_once.
+    Exactly(&'static str),
+}
+
+/// What a pipeline promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    AtLeastOnce,
+    ExactlyOnce,
+}
+
+impl Delivery {
+    /// As it stands in a file.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Delivery::AtLeastOnce => "at_least_once",
+            Delivery::ExactlyOnce => "exactly_once",
+        }
+    }
 }
 
 /// One contestant with one batch setting.
@@ -42,7 +61,7 @@ pub(crate) struct Contestant {
 }
 
 /// All of them, in the order in which they run.
-pub(crate) const CONTESTANTS: [Contestant; 9] = [
+pub(crate) const CONTESTANTS: [Contestant; 11] = [
     Contestant { name: "limit: read, throw away", batch: SMALL, kind: Kind::Loop("read") },
     Contestant { name: "native loop, no transform", batch: SMALL, kind: Kind::Loop("copy") },
     Contestant { name: "native loop, orders", batch: SMALL, kind: Kind::Loop("orders") },
@@ -52,6 +71,12 @@ pub(crate) const CONTESTANTS: [Contestant; 9] = [
     Contestant { name: "native loop, orders", batch: DEFAULT, kind: Kind::Loop("orders") },
     Contestant { name: "tidemill, passthrough", batch: DEFAULT, kind: Kind::Tidemill(Some("passthrough")) },
     Contestant { name: "tidemill, orders", batch: DEFAULT, kind: Kind::Tidemill(Some("orders")) },
+    Contestant {
+        name: "tidemill, passthrough, exactly_once",
+        batch: DEFAULT,
+        kind: Kind::Exactly("passthrough"),
+    },
+    Contestant { name: "tidemill, orders, exactly_once", batch: DEFAULT, kind: Kind::Exactly("orders") },
 ];
 
 /// All runs of one contestant.
@@ -114,13 +139,18 @@ impl Contest {
         let run = match contestant.kind {
             Kind::Loop(work) => self.bare_loop(work, contestant.batch)?,
             Kind::Tidemill(plugin) => self.tidemill(&self.topic, plugin, contestant.batch, self.records)?,
+            Kind::Exactly(plugin) => {
+                let pipeline =
+                    Pipeline { delivery: Delivery::ExactlyOnce, ..self.usual(plugin, contestant.batch) };
+                self.measure(&self.topic, &pipeline, self.records)?
+            }
         };
         let after = self.stand.stats()?;
         let (loads, rows) = (after.0 - before.0, after.1 - before.1);
         let expected = match contestant.kind {
             Kind::Loop("read") => 0,
-            Kind::Loop("orders") | Kind::Tidemill(Some("orders")) => self.kept,
-            Kind::Loop(_) | Kind::Tidemill(_) => self.records,
+            Kind::Loop("orders") | Kind::Tidemill(Some("orders")) | Kind::Exactly("orders") => self.kept,
+            Kind::Loop(_) | Kind::Tidemill(_) | Kind::Exactly(_) => self.records,
         };
         if rows != expected {
             return Err(format!("{}: {rows} rows arrived, expected {expected}", contestant.name));
@@ -171,6 +201,12 @@ impl Contest {
         &self.brokers
     }
 
+    /// One of the plugins with its usual configuration.
+    pub(crate) fn usual<'a>(&self, plugin: &'a str, batch: Batch) -> Pipeline<'a> {
+        let config = if plugin == "orders" { "currency = \"EUR\"" } else { "" };
+        Pipeline { plugin: Some((plugin, config)), batch, delivery: Delivery::AtLeastOnce }
+    }
+
     /// Runs Tidemill over a topic with one of the plugins and its usual configuration.
     pub(crate) fn tidemill(
         &self,
@@ -179,31 +215,25 @@ impl Contest {
         batch: Batch,
         records: u64,
     ) -> Result<Run, String> {
-        let config = |plugin| if plugin == "orders" { "currency = \"EUR\"" } else { "" };
-        self.tidemill_with(topic, plugin.map(|plugin| (plugin, config(plugin))), batch, records)
+        let bare = Pipeline { plugin: None, batch, delivery: Delivery::AtLeastOnce };
+        self.measure(topic, &plugin.map_or(bare, |plugin| self.usual(plugin, batch)), records)
     }
 
-    /// The same with a configuration given.
-    pub(crate) fn tidemill_with(
-        &self,
-        topic: &str,
-        plugin: Option<(&str, &str)>,
-        batch: Batch,
-        records: u64,
-    ) -> Result<Run, String> {
+    /// Runs a pipeline until all of its records are through.
+    pub(crate) fn measure(&self, topic: &str, pipeline: &Pipeline<'_>, records: u64) -> Result<Run, String> {
         let name = stand::unique("bench");
-        self.stand.measure(&name, &self.pipeline(&name, topic, plugin, batch), records)
+        self.stand.measure(&name, &self.pipeline(&name, topic, pipeline), records)
     }
 
     /// Starts Tidemill; returns it with the address of its admin endpoint.
-    pub(crate) fn start(
-        &self,
-        topic: &str,
-        plugin: Option<(&str, &str)>,
-        batch: Batch,
-    ) -> Result<(Child, String), String> {
+    pub(crate) fn start(&self, topic: &str, pipeline: &Pipeline<'_>) -> Result<(Child, String), String> {
         let name = stand::unique("bench");
-        self.stand.run(&name, &self.pipeline(&name, topic, plugin, batch))
+        self.stand.run(&name, &self.pipeline(&name, topic, pipeline))
+    }
+
+    /// Rows that can be seen in all tables so far.
+    pub(crate) fn rows(&self) -> Result<u64, String> {
+        Ok(self.stand.stats()?.1)
     }
 
     /// The text of `/metrics`, if the process answers.
@@ -211,16 +241,18 @@ impl Contest {
         self.stand.metrics(admin)
     }
 
-    fn pipeline(&self, name: &str, topic: &str, plugin: Option<(&str, &str)>, batch: Batch) -> String {
+    fn pipeline(&self, name: &str, topic: &str, pipeline: &Pipeline<'_>) -> String {
+        let Pipeline { plugin, batch, delivery } = pipeline;
         let transform = plugin.map_or_else(String::new, |(plugin, config)| stand::transform(plugin, config));
         // A plugin that routes names the tables itself.
         let table =
             if plugin.is_some_and(|(plugin, _)| plugin == "route") { "" } else { "table = \"orders\"\n" };
         format!(
-            "[pipeline]\nname = \"{name}\"\n[source.kafka]\nbrokers = [\"{}\"]\ntopics = [\"{}\"]\n{transform}\
-             [batch]\nmax_rows = {}\nmax_bytes = \"{}B\"\nlinger = \"1s\"\n\
+            "[pipeline]\nname = \"{name}\"\ndelivery = \"{}\"\n[source.kafka]\nbrokers = [\"{}\"]\ntopics = [\"{}\"]\n\
+             {transform}[batch]\nmax_rows = {}\nmax_bytes = \"{}B\"\nlinger = \"1s\"\n\
              [sink.starrocks]\nfe = [\"{}\"]\ndatabase = \"bench\"\n{table}user = \"root\"\n\
              table_model = \"duplicate\"\n",
+            delivery.name(),
             self.brokers,
             topic,
             batch.rows,
@@ -228,6 +260,15 @@ impl Contest {
             self.stand.fe()
         )
     }
+}
+
+/// What is run, over a topic of the contest.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pipeline<'a> {
+    /// A plugin and its configuration.
+    pub(crate) plugin: Option<(&'a str, &'a str)>,
+    pub(crate) batch: Batch,
+    pub(crate) delivery: Delivery,
 }
 
 /// The statements that make the tables which records are loaded into.

@@ -6,6 +6,7 @@
 
 mod checks;
 mod contest;
+mod latency;
 mod native;
 mod orders;
 mod postgres;
@@ -53,6 +54,8 @@ enum Command {
     Postgres,
     /// Only HTTP; needs no Kafka
     Http,
+    /// Only how long a record takes to be seen, at_least_once and exactly_once
+    Latency,
     /// One contestant, as a child process (used by the benchmark itself)
     #[command(hide = true)]
     Loop(native::Loop),
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Some(Command::Empty(handler)) => handler.run(),
         Some(Command::Postgres) => postgres(&arguments),
         Some(Command::Http) => http(&arguments),
+        Some(Command::Latency) => latency(&arguments),
         Some(Command::Stages) => measure_stages().map(|stages| print!("{}", report::stages(&stages))),
         None => everything(&arguments),
     };
@@ -94,8 +98,15 @@ fn everything(arguments: &Arguments) -> Result<(), String> {
     if !arguments.only.is_empty() {
         return Ok(());
     }
+    latency(arguments)?;
     postgres(arguments)?;
     http(arguments)
+}
+
+fn latency(arguments: &Arguments) -> Result<(), String> {
+    let text = latency::run(arguments.rounds)?;
+    println!("{text}");
+    write(arguments, |before| report::with_section(before, latency::HEADING, &text))
 }
 
 fn compare(arguments: &Arguments) -> Result<(), String> {

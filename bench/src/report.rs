@@ -57,12 +57,21 @@ pub(crate) fn page(all: &[Results], measured: &[Stage], records: u64, rounds: us
             median_of(results, |run| run.loads as f64),
         );
     }
-    text.push_str("\n## Ratios\n\n| of | to | CPU | records/s |\n|---|---|---|---|\n");
+    text.push_str(&ratios(all));
+    let _ = write!(text, "\n## Stages\n\n{}", stages(measured));
+    text
+}
+
+/// The ratios' table: ours to their limit, and what exactly_once costs more than at_least_once.
+fn ratios(all: &[Results]) -> String {
+    let mut text = String::from("\n## Ratios\n\n| of | to | CPU | records/s |\n|---|---|---|---|\n");
     for (ours, limit, batch) in [
         ("tidemill, orders", "native loop, orders", "10,000 rows"),
         ("tidemill, orders", "native loop, orders", "defaults"),
         ("tidemill, passthrough", "native loop, no transform", "10,000 rows"),
         ("tidemill, no plugin", "native loop, no transform", "10,000 rows"),
+        ("tidemill, passthrough, exactly_once", "tidemill, passthrough", "defaults"),
+        ("tidemill, orders, exactly_once", "tidemill, orders", "defaults"),
     ] {
         let find = |name: &str| {
             all.iter().find(|one| one.contestant.name == name && one.contestant.batch.name == batch)
@@ -78,7 +87,6 @@ pub(crate) fn page(all: &[Results], measured: &[Stage], records: u64, rounds: us
             1.0 / ratio(|run| run.seconds),
         );
     }
-    let _ = write!(text, "\n## Stages\n\n{}", stages(measured));
     text
 }
 

@@ -16,6 +16,7 @@ use crate::sink::Destination;
 
 pub mod key;
 pub mod stage;
+pub mod stretch;
 
 /// Top bit of [`RowIndex::deltas`]: the row is its record's first, so that records can be counted
 /// although a record may give several rows.
@@ -164,7 +165,7 @@ impl Piece {
     }
 
     /// Each row with the position of its record.
-    pub fn iter(&self) -> impl Iterator<Item = (i64, &[u8])> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = (i64, &[u8])> {
         self.rows.clone().map(|row| {
             let delta = self.index.deltas[row] & POSITION_BITS;
             (

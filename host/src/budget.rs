@@ -30,6 +30,8 @@ struct ShareState {
     used: u64,
     waiting: usize,
     cap: u64,
+    /// Room beyond the cap, for now.
+    extra: u64,
     floor: u64,
 }
 
@@ -64,7 +66,7 @@ impl Budget {
     /// whole budget, so that one stuck table does not stop the other pipelines.
     pub fn share(&self, cap: u64, floor: u64) -> Share {
         let mut state = lock(&self.shared);
-        state.shares.push(ShareState { used: 0, waiting: 0, cap: cap.max(floor), floor });
+        state.shares.push(ShareState { used: 0, waiting: 0, cap: cap.max(floor), extra: 0, floor });
         Share { shared: Arc::clone(&self.shared), index: state.shares.len() - 1 }
     }
 
@@ -110,6 +112,18 @@ impl Share {
         self.charge(&mut state, bytes)
     }
 
+    /// Lets the share go beyond its cap by so many bytes, within the budget, until it is told otherwise: its batches
+    /// may be larger for a while.
+    pub fn widen(&self, extra: u64) {
+        let mut state = lock(&self.shared);
+        let mine = self.mine(&mut state);
+        let heard = mine.extra < extra && mine.waiting > 0;
+        mine.extra = extra;
+        if heard {
+            self.shared.freed.notify_all();
+        }
+    }
+
     /// Whether a reader of this share is waiting: a reason to cut a batch early.
     pub fn is_waiting(&self) -> bool {
         lock(&self.shared).shares.get(self.index).is_some_and(|share| share.waiting > 0)
@@ -123,7 +137,8 @@ impl Share {
     fn fits(&self, state: &State, bytes: u64) -> bool {
         let Some(mine) = state.shares.get(self.index) else { return false };
         let after = mine.used.saturating_add(bytes);
-        let in_budget = state.used.saturating_add(bytes) <= self.shared.limit && after <= mine.cap;
+        let in_budget = state.used.saturating_add(bytes) <= self.shared.limit
+            && after <= mine.cap.saturating_add(mine.extra);
         mine.used == 0 || in_budget || after <= mine.floor
     }
 
@@ -219,6 +234,27 @@ mod tests {
         let _half = share.acquire(50, NOW).unwrap();
         assert!(share.acquire(1, NOW).is_none());
         assert_eq!(budget.used(), 50);
+    }
+
+    #[test]
+    fn a_widened_share_goes_beyond_its_cap_but_not_beyond_the_budget() {
+        let budget = Budget::new(100);
+        let share = budget.share(50, 10);
+        let _half = share.acquire(50, NOW).unwrap();
+        let reader = {
+            let share = share.clone();
+            std::thread::spawn(move || {
+                share.acquire(30, Duration::from_secs(60)).map(|permit| permit.bytes())
+            })
+        };
+        while !share.is_waiting() {
+            std::thread::yield_now();
+        }
+        share.widen(1_000);
+        assert_eq!(reader.join().unwrap(), Some(30));
+        assert!(share.acquire(51, NOW).is_none(), "the budget");
+        share.widen(0);
+        assert!(share.acquire(1, NOW).is_none(), "the cap");
     }
 
     #[test]

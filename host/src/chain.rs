@@ -5,7 +5,12 @@ use std::sync::Arc;
 use crate::batch::stage::TableIndex;
 use crate::fault::Fault;
 use crate::plugin::{Guest, Plugin, TABLE_UNROUTED, process_isolated};
+use crate::position::Partition;
 use crate::record::{Answer, BytesColumn, Columns, HeaderColumn, RecordReject};
+
+mod verify;
+
+pub use verify::{CHUNKS_PER_SAMPLE, Sampling};
 
 /// What the chain made of a chunk.
 #[derive(Debug, Default)]
@@ -73,16 +78,20 @@ impl Chain {
         self.links.last().map(|link| Arc::clone(&link.name))
     }
 
-    /// Runs a chunk through all plugins.
+    /// Runs a chunk through all plugins. If it is to be verified, which needs the partition that it came from, each of
+    /// them has to answer the same once more, on a fresh instance.
     ///
     /// # Errors
     /// Retry, if a plugin asked for it: the same chunk may be processed again. Halt otherwise.
-    pub fn process(&mut self, chunk: &Columns) -> Result<Transformed, Fault> {
+    pub fn process(&mut self, chunk: &Columns, verify: Option<&Partition>) -> Result<Transformed, Fault> {
         let mut whole = Transformed::default();
         let several = self.links.len() > 1;
         for (place, link) in self.links.iter_mut().enumerate() {
             let input = if place == 0 { chunk } else { &self.between };
             let answer = process_isolated(&mut link.guest, input, &mut self.scratch)?;
+            if let Some(partition) = verify {
+                verify::ask_again(link.guest.plugin(), (input, partition), &answer, &mut self.scratch)?;
+            }
             if several {
                 carry_over(input, &answer, &mut self.spare);
             }

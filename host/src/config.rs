@@ -36,6 +36,8 @@ pub use problem::{Problem, Problems};
 pub use process::Overrides;
 pub use reference::{reference_markdown, reference_toml};
 
+pub(crate) use kind::warn_if_open;
+
 use draft::{Draft, with_root};
 use model::{Plan, Process, Transform};
 use source::Source;

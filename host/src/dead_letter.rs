@@ -2,7 +2,8 @@
 //! original bytes, before their span may close.
 //!
 //! One thread a pipeline writes them; what waits in its channel is written together, with one fsync
-//! or one round of Kafka acknowledgements, and only then are the tickets settled.
+//! or one round of Kafka acknowledgements, and only then are the tickets settled. With exactly_once and a topic on the
+//! source's cluster they wait in an [`Outbox`] instead and are written with the decision about their records.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use crate::budget::{Permit, Share};
 use crate::config::model::{DeadLetters, Kafka};
 use crate::delivery::Alarm;
+use crate::failpoint;
 use crate::fault::Fault;
 use crate::ledger::{Refused, Ticket};
 use crate::meter::PipelineMeter;
@@ -22,12 +24,16 @@ use crate::position::Partition;
 
 pub mod archive;
 mod directory;
+mod envelope;
 pub mod kept;
 mod notice;
+mod outbox;
+pub(crate) mod tally;
 pub mod text;
 mod tolerance;
 mod topic;
 
+pub use outbox::{Outbox, Undecided};
 pub use tolerance::Tolerance;
 
 /// Bundles that may wait for the writer; their bytes are charged to the budget.
@@ -236,11 +242,16 @@ fn nowhere_to_put(first: &DeadLetter) -> Fault {
     )
 }
 
-/// The way to the writer; cheap to clone.
+/// The way to where letters are kept; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct DeadLetterBox {
-    inbox: mpsc::Sender<Bundle>,
-    runtime: Handle,
+pub struct DeadLetterBox(Way);
+
+#[derive(Debug, Clone)]
+enum Way {
+    /// To the writer's thread.
+    Writer { inbox: mpsc::Sender<Bundle>, runtime: Handle },
+    /// Into the transactions of decisions.
+    Decided(Outbox),
 }
 
 fn closed() -> Fault {
@@ -286,28 +297,52 @@ impl DeadLetterBox {
             .name("dead-letters".into())
             .spawn(move || write(store, bundles, &meter, &alarm))
             .map_err(|error| Fault::retry("cannot start the dead letters' thread").caused_by(error))?;
-        Ok(DeadLetterBox { inbox, runtime: runtime.clone() })
+        Ok(DeadLetterBox(Way::Writer { inbox, runtime: runtime.clone() }))
+    }
+
+    /// A box whose letters are written with the decisions about their records, if they can be: the topic has to be on
+    /// the cluster whose offsets are decided.
+    pub fn decided(
+        settings: &DeadLetters,
+        source: Option<&Kafka>,
+        meter: &Arc<PipelineMeter>,
+    ) -> Option<DeadLetterBox> {
+        let (DeadLetters::Kafka { topic, brokers }, Some(source)) = (settings, source) else { return None };
+        let is_there = topic::is_on_cluster_of(source, brokers);
+        is_there.then(|| DeadLetterBox(Way::Decided(Outbox::new(topic, meter))))
+    }
+
+    /// Where letters wait for decisions, if they do.
+    pub fn outbox(&self) -> Option<&Outbox> {
+        match &self.0 {
+            Way::Writer { .. } => None,
+            Way::Decided(outbox) => Some(outbox),
+        }
     }
 
     /// A box whose letters go to the test.
     #[cfg(test)]
     pub(crate) fn to_test(inbox: mpsc::Sender<Bundle>, runtime: &Handle) -> DeadLetterBox {
-        DeadLetterBox { inbox, runtime: runtime.clone() }
+        DeadLetterBox(Way::Writer { inbox, runtime: runtime.clone() })
     }
 
-    /// Hands letters over from a plain thread; waits up to `patience` while the writer is behind, and
-    /// gives them back if it still is.
+    /// Hands letters over from a plain thread; waits up to `patience` while too many wait already, and
+    /// gives them back if they still do.
     ///
     /// # Errors
     /// If the writer has ended; the tickets then poison their spans.
     pub fn post(&self, bundle: Bundle, patience: Duration) -> Result<Option<Bundle>, Fault> {
-        let bundle = match self.inbox.try_send(bundle) {
+        let (inbox, runtime) = match &self.0 {
+            Way::Writer { inbox, runtime } => (inbox, runtime),
+            Way::Decided(outbox) => return Ok(outbox.post(bundle, patience)),
+        };
+        let bundle = match inbox.try_send(bundle) {
             Ok(()) => return Ok(None),
             Err(TrySendError::Full(bundle)) => bundle,
             Err(TrySendError::Closed(_)) => return Err(closed()),
         };
-        let room = async { tokio::time::timeout(patience, self.inbox.reserve()).await };
-        match self.runtime.block_on(room) {
+        let room = async { tokio::time::timeout(patience, inbox.reserve()).await };
+        match runtime.block_on(room) {
             Ok(Ok(room)) => {
                 room.send(bundle);
                 Ok(None)
@@ -322,7 +357,13 @@ impl DeadLetterBox {
     /// # Errors
     /// As [`DeadLetterBox::post`].
     pub async fn post_async(&self, bundle: Bundle) -> Result<(), Fault> {
-        self.inbox.send(bundle).await.map_err(|_| closed())
+        match &self.0 {
+            Way::Writer { inbox, .. } => inbox.send(bundle).await.map_err(|_| closed()),
+            Way::Decided(outbox) => {
+                outbox.post_at_once(bundle);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -338,6 +379,7 @@ fn write(mut store: Store, mut bundles: mpsc::Receiver<Bundle>, meter: &Pipeline
             early.extend(group.iter().flat_map(Bundle::letters).cloned());
             settle(std::mem::take(&mut group), meter);
         }
+        failpoint::at("letters.before_write");
         let kept = store.keep(&mut early.iter().chain(group.iter().flat_map(Bundle::letters)));
         if let Err(fault) = kept {
             alarm.raise(fault);
@@ -345,8 +387,10 @@ fn write(mut store: Store, mut bundles: mpsc::Receiver<Bundle>, meter: &Pipeline
             group.into_iter().for_each(Bundle::forget);
             break;
         }
+        failpoint::at("letters.kept");
         notice.kept(&meter.name, group.iter().flat_map(Bundle::letters));
         settle(group, meter);
+        failpoint::at("letters.settled");
     }
     notice.end(&meter.name);
 }

@@ -11,9 +11,10 @@ use bytes::Bytes;
 use crate::batch::Piece;
 use crate::batch::stage::{StageHandle, TableIndex};
 use crate::budget::Permit;
-use crate::chain::{Chain, Transformed};
+use crate::chain::{Chain, Sampling, Transformed};
 use crate::dead_letter::{Bundle, Content, DeadLetter, Holds, Rejected, Rejects, Stage};
 use crate::delivery::owner::Owner;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::ledger::{Ledger, Ticket};
 use crate::meter::Waiting;
@@ -47,6 +48,8 @@ pub struct Lane<F> {
     feed: F,
     chain: Chain,
     plugin: Option<Arc<str>>,
+    /// Which chunks are verified; none = no chunk is.
+    sampling: Option<Sampling>,
     /// Memory for the next body that has to be copied.
     spare: Vec<u8>,
 }
@@ -55,7 +58,13 @@ impl<F: Feed> Lane<F> {
     /// A lane that reads `feed` through `chain`.
     pub fn new(parts: LaneParts, feed: F, chain: Chain) -> Lane<F> {
         let plugin = chain.last_plugin();
-        Lane { parts, feed, chain, plugin, spare: Vec::new() }
+        Lane { parts, feed, chain, plugin, sampling: None, spare: Vec::new() }
+    }
+
+    /// The same, which has its plugins make the rows of some chunks twice.
+    #[must_use]
+    pub fn verifying(self, verify: bool) -> Lane<F> {
+        Lane { sampling: verify.then(Sampling::default), ..self }
     }
 
     /// Works until the feed ends.
@@ -80,7 +89,9 @@ impl<F: Feed> Lane<F> {
 
     /// One chunk, from the feed to the stage.
     fn carry(&mut self, chunk: &mut Columns, span: &Span, permit: Permit) -> Result<(), Fault> {
+        failpoint::at("lane.read");
         let Some(ticket) = self.parts.ledger.open(span) else { return Ok(()) };
+        failpoint::at("lane.before_plugins");
         let records = chunk.len() as u64;
         let line_feeds = if self.parts.line_feeds { records } else { 0 };
         self.parts.owner.meter.read(records, (chunk.data_bytes() as u64).saturating_sub(line_feeds));
@@ -88,6 +99,7 @@ impl<F: Feed> Lane<F> {
             self.give_up(records, ticket);
             return Ok(());
         };
+        failpoint::at("lane.after_plugins");
         if self.spare.capacity() == 0 {
             self.spare = self.parts.owner.buffers.take();
         }
@@ -101,6 +113,7 @@ impl<F: Feed> Lane<F> {
         let dropped = records.saturating_sub(built.kept + built.refused);
         self.parts.owner.meter.leave(&self.parts.owner.meter.records_dropped, dropped);
         self.hand_over(built.segments, chunk.arrived, &ticket, permit)?;
+        failpoint::at("lane.handed_over");
         let _ = ticket.settle_dropped(dropped);
         Ok(())
     }
@@ -126,11 +139,16 @@ impl<F: Feed> Lane<F> {
         if self.plugin.is_none() {
             return Ok(Some(Transformed::default()));
         }
+        let sampled = self.sampling.as_mut().is_some_and(Sampling::takes_next);
+        let verify = sampled.then_some(&span.stay.partition);
         let mut backoff = Backoff::new(Pace::PASSING);
         let mut waiting = None;
         loop {
-            let fault = match self.chain.process(chunk) {
-                Ok(transformed) => return Ok(Some(transformed)),
+            let fault = match self.chain.process(chunk, verify) {
+                Ok(transformed) => {
+                    self.parts.owner.meter.chunks_verified.inc_by(u64::from(sampled));
+                    return Ok(Some(transformed));
+                }
                 Err(fault) => fault,
             };
             if fault.kind != FaultKind::Retry {
@@ -215,7 +233,7 @@ impl<F: Feed> Lane<F> {
         let pieces: Vec<(TableIndex, Piece)> = segments
             .into_iter()
             .map(|segment| {
-                let charged = self.parts.owner.share.overdraft(segment.body.len() as u64);
+                let charged = permit.empty();
                 let body = Bytes::from(segment.body);
                 let (plugin, owner) = (self.plugin.clone(), Arc::clone(&self.parts.owner));
                 let piece = Piece::new(body, segment.index, plugin, ticket.hold(), charged, owner);

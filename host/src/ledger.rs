@@ -60,6 +60,18 @@ pub struct Tally {
     pub lost: bool,
 }
 
+/// Spans, by stay and place, and how many tickets of each are meant.
+pub type Tickets = BTreeMap<(Stay, u64), u32>;
+
+/// How far a stay would be safe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reach {
+    /// Position of the last record.
+    pub upto: i64,
+    /// Place of the first span that is not reached.
+    pub places: u64,
+}
+
 /// A refused record of a stay that answers for its records itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
@@ -189,26 +201,26 @@ impl Ledger {
         Some(Watermark { stay: stay.clone(), upto: track.safe_upto })
     }
 
-    /// How far each stay would be safe if `tickets`, so many of each span, were settled; none while somebody else
-    /// holds one of these spans, or one before them.
-    pub fn safe_with(&self, tickets: &BTreeMap<(Stay, u64), u32>) -> Option<BTreeMap<Stay, i64>> {
+    /// How far each stay would be safe if `tickets` and `further` ones, so many of each span, were settled; none while
+    /// somebody else holds a span of `tickets`, or one before it. Of the further ones those count that are reached.
+    pub fn safe_with(&self, tickets: &Tickets, further: &Tickets) -> Option<BTreeMap<Stay, Reach>> {
         let state = lock(&self.state);
         let mut safe = BTreeMap::new();
         for (stay, track) in &state.stays {
-            let mut upto = track.safe_upto;
-            let mut index = track.first;
+            let mut reach = Reach { upto: track.safe_upto, places: track.first };
             for span in &track.spans {
-                let settled = tickets.get(&(stay.clone(), index)).copied().unwrap_or(0);
-                if span.lost || span.holds > settled {
+                let place = (stay.clone(), reach.places);
+                let settled = [tickets, further].map(|one| one.get(&place).copied().unwrap_or(0));
+                if span.lost || span.holds > settled.iter().sum::<u32>() {
                     break;
                 }
-                (upto, index) = (span.upto, index + 1);
+                reach = Reach { upto: span.upto, places: reach.places + 1 };
             }
             let last = tickets.range((stay.clone(), 0)..=(stay.clone(), u64::MAX)).next_back();
-            if last.is_some_and(|((_, place), _)| *place >= index) {
+            if last.is_some_and(|((_, place), _)| *place >= reach.places) {
                 return None;
             }
-            safe.insert(stay.clone(), upto);
+            safe.insert(stay.clone(), reach);
         }
         tickets.keys().all(|(stay, _)| safe.contains_key(stay)).then_some(safe)
     }

@@ -7,10 +7,11 @@ pub mod budget;
 pub mod buffers;
 pub mod chain;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod dead_letter;
 pub mod delivery;
-mod failpoint;
+pub mod failpoint;
 pub mod fault;
 pub mod lane;
 pub mod ledger;
@@ -24,3 +25,6 @@ pub mod retry;
 pub mod rows;
 pub mod sink;
 pub mod source;
+
+#[cfg(test)]
+mod test_corpus;

@@ -16,6 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::plugin::Stats;
 
 pub mod bars;
+mod fence;
 mod health;
 mod http;
 mod pipeline;
@@ -24,6 +25,7 @@ mod postgres;
 mod reference;
 mod table;
 
+pub use fence::FenceMeter;
 pub use health::{Health, Waiting};
 use http::HttpFamilies;
 pub use http::HttpMeter;

@@ -33,17 +33,17 @@ use crate::source::{Feed, Gathering, Parts, kafka};
 mod destinations;
 mod origin;
 mod replay;
+mod versions;
 
 pub(crate) use destinations::Destinations;
 use origin::Origin;
 pub(crate) use replay::replay;
+use versions::VersionWatch;
 
 /// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
 const SHARE_CHUNK_BYTES: u64 = 6 << 20;
 /// Tables that an epoch may load: each is an open transaction in StarRocks, which has a limit for them.
 const EPOCH_TABLES_MAX: usize = 50;
-/// How often the tables' versions are read.
-const VERSIONS_EVERY: Duration = Duration::from_secs(10);
 /// How often the status line is logged.
 pub const STATUS_EVERY: Duration = Duration::from_secs(5);
 /// More lanes than this do not help one consumer.
@@ -75,9 +75,10 @@ pub fn lane_count(process: &Process) -> usize {
     process.lanes.unwrap_or(cores).clamp(1, LANES_MAX)
 }
 
-/// Most instances of plugins that the pipelines need at a time.
+/// Most instances of plugins that the pipelines need at a time: a lane that verifies starts one beside its own.
 pub fn plugin_instances(process: &Process, pipelines: &[Arc<Pipeline>]) -> usize {
-    pipelines.iter().map(|pipeline| pipeline.transforms.len() * lane_count(process)).sum()
+    let each = |pipeline: &Pipeline| pipeline.transforms.len() + usize::from(pipeline.verify);
+    pipelines.iter().map(|pipeline| each(pipeline) * lane_count(process)).sum()
 }
 
 /// Asks StarRocks for the model of each table, unless the file says it.
@@ -181,13 +182,15 @@ impl Wiring<'_> {
 
         // Promises: what loads have to ask for, and what decides them.
         let shapes = destinations.shapes(sink, &models);
-        let exactly = exactly_once(pipeline, &shapes, carrier)?;
+        let exactly = exactly_once(pipeline, &shapes, carrier, &self.rejects)?;
         let fencing = origin.is_kafka().then(|| fencing_of(pipeline, &shapes, meter, carrier)).flatten();
 
         // What a load has to know of the pipeline whose rows it carries.
         let gathering = gathering_of(&self.plugins, matches!(self.rejects, Rejects::Keep(..)));
         let tables = table_meters(pipeline, &destinations, &shared.meter);
-        let _versions = watch_versions(&pipeline.sink, &tables, shared);
+        // There is one of each name.
+        let meters: Vec<TableMeter> =
+            destinations.names().iter().filter_map(|name| tables.get(name).cloned()).collect();
         let owner = Arc::new(Owner {
             pipeline: *id,
             meter: Arc::clone(meter),
@@ -206,6 +209,7 @@ impl Wiring<'_> {
         });
         let registration = Registration {
             destinations: shapes,
+            meters: meters.clone(),
             limits: pipeline.batch,
             in_flight: sink.in_flight,
             share: self.share.clone(),
@@ -213,6 +217,16 @@ impl Wiring<'_> {
             epochs,
         };
         shared.stage.register(*id, registration)?;
+
+        // How many versions the tables have: seldom read, and nothing waits for it.
+        let watch = VersionWatch {
+            sink: Arc::clone(sink),
+            pipeline: *id,
+            destinations: Arc::clone(&destinations),
+            meters,
+            stage: shared.stage.clone(),
+        };
+        let _watching = watch.start(&shared.runtime);
 
         // Lanes: read → plugins → rows → stage.
         let parts = LaneParts {
@@ -222,7 +236,7 @@ impl Wiring<'_> {
             targets: destinations.targets(&models, pipeline),
             line_feeds: gathering.line_feeds,
         };
-        let lanes = Lanes { parts, plugins: self.plugins.clone(), destinations };
+        let lanes = Lanes { parts, plugins: self.plugins.clone(), destinations, verify: pipeline.verify };
 
         // The source: this thread is its control.
         let parts = lanes.source_parts(gathering, shared, self.stop, carrier.stem(&pipeline.name));
@@ -235,6 +249,7 @@ fn exactly_once(
     pipeline: &Pipeline,
     destinations: &[Arc<Destination>],
     carrier: &Carrier,
+    rejects: &Rejects,
 ) -> Result<Option<kafka::Exactly>, Fault> {
     let (Delivery::ExactlyOnce, Some(first)) = (pipeline.delivery, destinations.first()) else {
         return Ok(None);
@@ -250,7 +265,11 @@ fn exactly_once(
         prepared_timeout: pipeline.sink.prepared_timeout,
         database: pipeline.sink.database.clone(),
     });
-    Ok(Some(kafka::Exactly { epochs, carrier: carrier.clone(), destination: Arc::clone(first) }))
+    let letters = match rejects {
+        Rejects::Keep(letters, _) => letters.outbox().cloned(),
+        Rejects::Halt | Rejects::Answer => None,
+    };
+    Ok(Some(kafka::Exactly { epochs, carrier: carrier.clone(), destination: Arc::clone(first), letters }))
 }
 
 /// What keeps Primary Key tables that are loaded from Kafka from going back in time; none for a pipeline that needs no
@@ -286,7 +305,14 @@ fn rejects_of(
         Source::Postgres(_) | Source::Http(_) => None,
     };
     let tolerance = pipeline.max_rejects.filter(|_| !answers);
-    let letters = DeadLetterBox::open(settings, kafka, runtime, meter, alarm)?;
+    let decided = match pipeline.delivery {
+        Delivery::ExactlyOnce => DeadLetterBox::decided(settings, kafka, meter),
+        Delivery::AtLeastOnce => None,
+    };
+    let letters = match decided {
+        Some(decided) => decided,
+        None => DeadLetterBox::open(settings, kafka, runtime, meter, alarm)?,
+    };
     Ok(Rejects::Keep(letters, tolerance.map(|max| Arc::new(Tolerance::new(max)))))
 }
 
@@ -330,44 +356,12 @@ fn table_meters(
     meters.collect()
 }
 
-/// Reads the tables' version counts now and then, where the query port and rights allow; ends when the
-/// handle is dropped.
-fn watch_versions(
-    sink: &model::StarRocks,
-    tables: &BTreeMap<String, TableMeter>,
-    shared: &Shared,
-) -> Watching {
-    let (sink, meters) = (sink.clone(), tables.clone());
-    let task = shared.runtime.spawn(async move {
-        let mut every = tokio::time::interval(VERSIONS_EVERY);
-        loop {
-            every.tick().await;
-            // Only a gauge: without the query port it is left out.
-            let Ok(mut query) = query::Query::connect(&sink).await else { continue };
-            for (table, meter) in &meters {
-                if let Some(versions) = query.versions(table).await {
-                    meter.versions.set(i64::try_from(versions).unwrap_or(i64::MAX));
-                }
-            }
-        }
-    });
-    Watching(task.abort_handle())
-}
-
-/// Ends a background task when dropped.
-struct Watching(tokio::task::AbortHandle);
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Starts a pipeline's lanes.
 struct Lanes {
     parts: LaneParts,
     plugins: Vec<Arc<Plugin>>,
     destinations: Arc<Destinations>,
+    verify: bool,
 }
 
 impl Lanes {
@@ -395,7 +389,7 @@ impl Lanes {
     /// The same lanes without the plugins, for rows that have been through them.
     fn past_plugins(&self) -> Lanes {
         let destinations = Arc::clone(&self.destinations);
-        Lanes { parts: self.parts.clone(), plugins: Vec::new(), destinations }
+        Lanes { parts: self.parts.clone(), plugins: Vec::new(), destinations, verify: false }
     }
 
     fn spawn<F: Feed + Send + 'static>(
@@ -403,14 +397,14 @@ impl Lanes {
         number: usize,
         feed: F,
     ) -> std::io::Result<JoinHandle<Result<(), Fault>>> {
-        let parts = self.parts.clone();
+        let (parts, verify) = (self.parts.clone(), self.verify);
         let (plugins, destinations) = (self.plugins.clone(), Arc::clone(&self.destinations));
         // Whatever the lane logs says whose it is, also below this crate's own lines.
         let whose = tracing::error_span!("lane", pipeline = %parts.owner.meter.name, number);
         std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
             let _whose = whose.enter();
             let chain = Chain::start(&plugins, &|plugin| destinations.of_plugin(plugin))?;
-            Lane::new(parts, feed, chain).run()
+            Lane::new(parts, feed, chain).verifying(verify).run()
         })
     }
 }

@@ -6,6 +6,8 @@
 
 mod cache;
 mod engine;
+#[cfg(test)]
+mod fuzzed;
 mod guest;
 mod inspect;
 mod instance;

@@ -1,6 +1,6 @@
 //! The only place that sleeps: back-off with jitter, and a way to be told to stop waiting.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -90,6 +90,41 @@ impl Backoff {
     }
 }
 
+/// A pause that is waited out in parts, for who has to look around meanwhile. Pauses of one pace in a row grow.
+#[derive(Debug, Clone, Default)]
+pub struct Rest {
+    backoff: Option<Backoff>,
+    until: Option<Instant>,
+}
+
+impl Rest {
+    /// Begins the next pause.
+    pub fn begin(&mut self, pace: Pace) {
+        let same = self.backoff.take().filter(|backoff| backoff.pace == pace);
+        let backoff = self.backoff.insert(same.unwrap_or_else(|| Backoff::new(pace)));
+        self.until = Some(Instant::now() + backoff.next_pause(rand::random()));
+    }
+
+    fn left(&self) -> Duration {
+        self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
+    }
+
+    /// Whether the pause is not over.
+    pub fn is_on(&self) -> bool {
+        !self.left().is_zero()
+    }
+
+    /// Waits for the end of the pause, but no longer than `part`.
+    pub async fn a_while(&self, part: Duration) {
+        tokio::time::sleep(self.left().min(part)).await;
+    }
+
+    /// Waits for the end of the pause.
+    pub async fn to_its_end(&self) {
+        tokio::time::sleep(self.left()).await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +146,28 @@ mod tests {
         told.send(true).expect("the waiter lives");
         let waited = tokio::time::timeout(Duration::from_secs(5), waiting).await.expect("ends at once");
         assert_eq!(waited.expect("no panic"), Waited::Stopped);
+    }
+
+    #[tokio::test]
+    async fn a_rest_is_waited_out_in_parts_and_another_pace_begins_anew() {
+        let mut rest = Rest::default();
+        assert!(!rest.is_on());
+        rest.begin(Pace { base: Duration::from_millis(20), factor: 1.0, jitter: 0.0, ..Pace::PASSING });
+        while rest.is_on() {
+            rest.a_while(Duration::from_millis(5)).await;
+        }
+        rest.begin(Pace {
+            base: Duration::from_secs(3600),
+            cap: Duration::from_secs(3600),
+            ..Pace::OVERLOADED
+        });
+        assert!(rest.is_on());
+        tokio::time::timeout(Duration::from_secs(60), rest.a_while(Duration::from_millis(1)))
+            .await
+            .expect("in parts");
+        rest.begin(Pace { base: Duration::from_millis(1), ..Pace::PASSING });
+        tokio::time::timeout(Duration::from_secs(60), rest.to_its_end()).await.expect("a pace of its own");
+        assert!(!rest.is_on());
     }
 
     #[tokio::test]

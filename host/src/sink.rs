@@ -132,11 +132,20 @@ pub enum Outcome {
     Refused(Fault),
     /// Refused because StarRocks takes no more just now (too many versions, transactions or memory):
     /// nothing was committed, the same label may be sent again, after a long pause.
-    Overloaded(Fault),
+    Overloaded(Fault, Scarce),
     /// It may have been committed, or may yet be: ask for the label's state before anything else.
     Unsure(Fault),
     /// StarRocks refused rows for their data; nothing was committed.
     BadRows(Rejection),
+}
+
+/// What StarRocks has too little of to take a load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scarce {
+    /// Versions of a tablet: fewer and larger loads would help.
+    Versions,
+    /// Transactions or memory: a pause helps.
+    Other,
 }
 
 /// Proof of a durable load.

@@ -4,11 +4,12 @@ use serde::Serialize;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Instant, SystemTime};
+use tokio::sync::watch;
 
 use crate::catalog::{Catalog, Table};
 use crate::error::SandboxError;
 use crate::fault::{FaultKind, Faults};
-use crate::options::Options;
+use crate::options::{Options, VersionLimits};
 use crate::schema_change::SchemaJobs;
 use crate::store::Store;
 use crate::transaction::{Limits, TransactionState, Transactions};
@@ -77,6 +78,8 @@ pub(crate) struct Cluster {
     pub(crate) addresses: Addresses,
     pub(crate) faults: Faults,
     pub(crate) store: Store,
+    /// What holds of versions now; the compaction waits for changes.
+    pub(crate) version_limits: watch::Sender<VersionLimits>,
     catalog: RwLock<Catalog>,
     transactions: Mutex<Transactions>,
     /// Rows of PREPARED transactions, by transaction.
@@ -93,7 +96,13 @@ impl Cluster {
             finished_age_max: options.label_keep_time_max,
             running_max: options.running_txn_max,
         };
+        let version_limits = watch::Sender::new(VersionLimits {
+            tablet_max_versions: options.tablet_max_versions,
+            compaction: options.compaction,
+            compaction_merge_max: options.compaction_merge_max,
+        });
         Ok(Self {
+            version_limits,
             store: Store::open()?,
             options,
             addresses,
@@ -197,8 +206,9 @@ impl Cluster {
 
     /// One visit of the background compaction.
     pub(crate) fn compact(&self) {
+        let merge_max = self.version_limits.borrow().compaction_merge_max;
         for table in self.catalog().all_tables() {
-            table.versions(|versions| versions.compact(self.options.compaction_merge_max));
+            table.versions(|versions| versions.compact(merge_max));
         }
     }
 

@@ -39,6 +39,8 @@ pub enum SqlErrorKind {
     TableExists,
     /// Understood but impossible, such as a wrong type or a duplicate column (1064).
     Analysis,
+    /// The user may not do that (1227; a StarRocks has the number 5203 for it).
+    AccessDenied,
     /// Something StarRocks can do and the sandbox cannot (1235).
     Unsupported,
     /// The row store failed (1105).
@@ -78,6 +80,15 @@ impl SqlError {
     pub(crate) fn unknown_table(db: &str, table: &str) -> Self {
         let message = format!("Getting analyzing error. Detail message: Unknown table '{db}.{table}'.");
         Self::new(SqlErrorKind::UnknownTable, message)
+    }
+
+    pub(crate) fn access_denied(privilege: &str, object: &str) -> Self {
+        let message = format!(
+            "Access denied; you need (at least one of) the {privilege} privilege(s) on {object} for this operation. \
+             Please ask the admin to grant permission(s) or try activating existing roles using <set [default] role>. \
+             Current role(s): NONE. Inactivated role(s): NONE."
+        );
+        Self::new(SqlErrorKind::AccessDenied, message)
     }
 
     pub(crate) fn unsupported(what: impl std::fmt::Display) -> Self {

@@ -142,6 +142,8 @@ pub enum FaultKind {
         /// FE or BE.
         at: Hop,
     },
+    /// The user lacks the OPERATE privilege on SYSTEM: `SHOW TABLET` is refused.
+    TabletsDenied,
     /// The load takes longer: between the body and the commit.
     SlowLoad {
         /// Milliseconds.
@@ -166,6 +168,10 @@ pub enum FaultKind {
         /// Milliseconds.
         delay_ms: u64,
     },
+    /// Another FE has become the leader: it does not know which BE has which open transaction, and the BE's context
+    /// is gone. Labels survive, and what is PREPARED can be committed. Fires at the next request about a transaction
+    /// that is not.
+    LeaderChanged,
     /// The load is aborted with `Fail` and this message, such as a memory limit's.
     LoadFails {
         /// The `Message`.

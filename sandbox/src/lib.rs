@@ -40,6 +40,6 @@ pub use crate::error::{SandboxError, SqlError, SqlErrorKind};
 pub use crate::fault::{
     AnswerFault, ClientFate, ExistingLabel, Fault, FaultKind, FaultReport, Hop, LabelForm,
 };
-pub use crate::options::{Keep, Options};
+pub use crate::options::{Keep, Options, VersionLimits};
 pub use crate::sandbox::Sandbox;
 pub use crate::transaction::TransactionState;

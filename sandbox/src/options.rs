@@ -25,7 +25,8 @@ pub struct Options {
     pub keep: Keep,
     /// Password of the user `root`, the only user; `None` is the empty password of a fresh cluster.
     pub password: Option<String>,
-    /// Versions a tablet may have before loads into it are refused (BE `tablet_max_versions`).
+    /// Versions a tablet may have before loads into it are refused (BE `tablet_max_versions`). This and the pace of
+    /// the compaction can be changed while it runs: [`crate::Sandbox::set_version_limits`].
     pub tablet_max_versions: u32,
     /// How often the background compaction visits every table; `None` never compacts.
     pub compaction: Option<Duration>,
@@ -44,8 +45,21 @@ pub struct Options {
     pub prepared_timeout: Duration,
     /// Largest JSON body in bytes (BE `streaming_load_max_batch_size_mb`).
     pub json_bytes_max: u64,
+    /// Largest body of any format in bytes (BE `streaming_load_max_mb`).
+    pub body_bytes_max: u64,
     /// How many loads [`crate::Sandbox::loads`] remembers; older ones are forgotten first.
     pub history_max: usize,
+}
+
+/// How many versions there may be, and how fast they are merged: the part of [`Options`] that can change later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VersionLimits {
+    /// As [`Options::tablet_max_versions`].
+    pub tablet_max_versions: u32,
+    /// As [`Options::compaction`].
+    pub compaction: Option<Duration>,
+    /// As [`Options::compaction_merge_max`].
+    pub compaction_merge_max: u32,
 }
 
 impl Default for Options {
@@ -67,6 +81,7 @@ impl Default for Options {
             load_timeout: Duration::from_secs(600),
             prepared_timeout: Duration::from_secs(86_400),
             json_bytes_max: 100 * 1024 * 1024,
+            body_bytes_max: 102_400 * 1024 * 1024,
             history_max: 200_000,
         }
     }

@@ -126,6 +126,7 @@ fn error_kind(kind: SqlErrorKind) -> ErrorKind {
         SqlErrorKind::DatabaseExists => ErrorKind::ER_DB_CREATE_EXISTS,
         SqlErrorKind::UnknownTable => ErrorKind::ER_NO_SUCH_TABLE,
         SqlErrorKind::TableExists => ErrorKind::ER_TABLE_EXISTS_ERROR,
+        SqlErrorKind::AccessDenied => ErrorKind::ER_SPECIFIC_ACCESS_DENIED_ERROR,
         SqlErrorKind::Unsupported => ErrorKind::ER_NOT_SUPPORTED_YET,
         SqlErrorKind::Internal => ErrorKind::ER_UNKNOWN_ERROR,
     }

@@ -9,7 +9,7 @@ use crate::cluster::{Addresses, Cluster, LoadRecord, TableStats};
 use crate::error::SandboxError;
 use crate::fault::{Fault, FaultReport};
 use crate::http::{OpenTransactions, Shared};
-use crate::options::Options;
+use crate::options::{Options, VersionLimits};
 use crate::sql::Session;
 use crate::store::Value;
 use crate::{http, query_port};
@@ -34,19 +34,16 @@ impl Sandbox {
         let (backend, be_http) = listen(options.be_http_port).await?;
         let (query, query_number) = listen(options.query_port).await?;
         let addresses = Addresses { fe_http, be_http, query: query_number };
-        let compaction = options.compaction;
         let cluster = Arc::new(Cluster::new(options, addresses)?);
         let shared =
             Shared { cluster: Arc::clone(&cluster), transactions: Arc::new(OpenTransactions::default()) };
-        let mut tasks = vec![
+        let tasks = vec![
             tokio::spawn(http::serve_frontend(shared.clone(), frontend)),
             tokio::spawn(http::serve_backend(shared.clone(), backend, be_http)),
             tokio::spawn(query_port::serve(Arc::clone(&cluster), query)),
             tokio::spawn(expire(shared)),
+            tokio::spawn(compact(Arc::clone(&cluster))),
         ];
-        if let Some(every) = compaction {
-            tasks.push(tokio::spawn(compact(Arc::clone(&cluster), every)));
-        }
         Ok(Self { cluster, tasks })
     }
 
@@ -120,6 +117,16 @@ impl Sandbox {
         self.cluster.compact();
     }
 
+    /// What holds of versions now.
+    pub fn version_limits(&self) -> VersionLimits {
+        *self.cluster.version_limits.borrow()
+    }
+
+    /// Changes how many versions there may be, and how fast the compaction merges them, from now on.
+    pub fn set_version_limits(&self, limits: VersionLimits) {
+        self.cluster.version_limits.send_replace(limits);
+    }
+
     /// Closes the ports and all connections, and waits until that is done.
     pub async fn stop(mut self) {
         for task in std::mem::take(&mut self.tasks) {
@@ -159,12 +166,20 @@ async fn listen(port: u16) -> Result<(TcpListener, u16), SandboxError> {
     Ok((listener, number))
 }
 
-async fn compact(cluster: Arc<Cluster>, every: Duration) {
-    let mut ticks = tokio::time::interval(every);
-    ticks.tick().await;
+async fn compact(cluster: Arc<Cluster>) {
+    let mut limits = cluster.version_limits.subscribe();
     loop {
-        ticks.tick().await;
-        cluster.compact();
+        let every = limits.borrow_and_update().compaction;
+        let due = async {
+            match every {
+                Some(every) => tokio::time::sleep(every).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            changed = limits.changed() => if changed.is_err() { return },
+            () = due => cluster.compact(),
+        }
     }
 }
 

@@ -116,7 +116,7 @@ impl Kafka {
         Self { address: broker.address(), login: Some((user.to_owned(), password.to_owned())) }
     }
 
-    fn config(&self) -> ClientConfig {
+    pub(crate) fn config(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.address);
         if let Some((user, password)) = &self.login {
@@ -207,17 +207,27 @@ impl Kafka {
         Offsets { consumer, partitions }
     }
 
-    /// Reads a topic from its beginning until `count` records have come.
+    /// Reads a topic from its beginning until `count` records have come. What was aborted does not come.
     ///
     /// # Panics
     /// When fewer come within a minute.
     #[must_use]
     pub fn read(&self, topic: &str, count: usize) -> Vec<Record> {
+        self.read_until(topic, |records| records.len() >= count)
+    }
+
+    /// As [`read`](Self::read), until `is_all` says that all have come.
+    ///
+    /// # Panics
+    /// When they have not within a minute.
+    #[must_use]
+    pub fn read_until(&self, topic: &str, is_all: impl Fn(&[Record]) -> bool) -> Vec<Record> {
         let consumer: BaseConsumer = self
             .config()
             .set("group.id", format!("{topic}-reader"))
             .set("auto.offset.reset", "earliest")
             .set("enable.auto.commit", "false")
+            .set("isolation.level", "read_committed")
             .create()
             .expect("a consumer");
         consumer.subscribe(&[topic]).expect("the topic can be read");
@@ -226,9 +236,23 @@ impl Kafka {
             while let Some(message) = consumer.poll(Duration::from_millis(50)) {
                 records.push(owned(&message.expect("the broker delivers")));
             }
-            (records.len() >= count).then_some(())
+            is_all(&records).then_some(())
         });
-        outcome.unwrap_or_else(|late| panic!("{} of {count} records in {topic}: {late}", records.len()));
+        outcome.unwrap_or_else(|late| panic!("{} records in {topic}: {late}", records.len()));
+        records
+    }
+
+    /// All that stands in a topic of one partition now and is not aborted: a record is put behind it and read up to.
+    ///
+    /// # Panics
+    /// When it cannot be read within a minute.
+    #[must_use]
+    pub fn read_all(&self, topic: &str) -> Vec<Record> {
+        let end = format!("the end {:08x}", rand::random::<u32>());
+        self.produce(topic, [Record::of(end.as_str())]);
+        let is_end = |record: &Record| record.value.as_deref() == Some(end.as_bytes());
+        let mut records = self.read_until(topic, |records| records.iter().any(is_end));
+        records.retain(|record| record.value.as_deref().is_none_or(|value| !value.starts_with(b"the end ")));
         records
     }
 }

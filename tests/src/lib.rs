@@ -4,8 +4,11 @@
 //! The tests themselves are `tests/suite`: one binary, one module a subject. They run by `cargo xtask test`, which
 //! starts the Kafka that they share, and also by `cargo test -p tidemill-tests`, where they start it themselves.
 
+pub mod acl;
+pub mod chaos;
 pub mod comparison;
 pub mod http;
+pub mod judge;
 pub mod kafka;
 pub mod limit;
 pub mod listener;

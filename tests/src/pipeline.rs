@@ -16,6 +16,8 @@ pub struct Pipeline {
     pub name: String,
     /// `[pipeline] delivery`; empty leaves the key out.
     pub delivery: String,
+    /// Further lines of `[pipeline]`.
+    pub pipeline_more: String,
     /// Where records come from.
     pub source: Source,
     /// Kafka's address.
@@ -143,7 +145,7 @@ properties = {{ "session.timeout.ms" = "{SESSION_TIMEOUT_MS}", "heartbeat.interv
         format!(
             r#"[pipeline]
 name = {name:?}
-{delivery}
+{delivery}{pipeline_more}
 {source}{source_more}
 
 {transforms}
@@ -157,6 +159,7 @@ database = "shop"
 {dead_letters}{process}"#,
             name = self.name,
             delivery = unless_empty("delivery", &self.delivery),
+            pipeline_more = self.pipeline_more,
             source = self.source_toml(),
             source_more = self.source_more,
             transforms = self.transforms,

@@ -2,6 +2,7 @@
 
 use crate::{machine, metrics::Metrics, wait_until};
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
@@ -60,6 +61,17 @@ impl Tidemill {
     pub fn run_with_open_files(files: &[&Path], open_files_max: u64) -> Self {
         let mut command = tidemill();
         limit_open_files(&mut command, open_files_max);
+        Self::spawn(files, &[], command)
+    }
+
+    /// As [`run`](Self::run), with these variables in its environment.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn run_in(files: &[&Path], environment: &[(&str, &OsStr)]) -> Self {
+        let mut command = tidemill();
+        command.envs(environment.iter().copied());
         Self::spawn(files, &[], command)
     }
 

@@ -1,7 +1,9 @@
 //! The sandbox in the place of StarRocks, in this process: tables, faults, and what is in the tables.
 
 use std::{collections::BTreeMap, time::Duration};
-use tidemill_sandbox::{Fault, FaultKind, LoadRecord, Options, Sandbox, TableStats};
+use tidemill_sandbox::{
+    Fault, FaultKind, FaultReport, LoadRecord, Options, Sandbox, TableStats, VersionLimits,
+};
 use tokio::runtime::Runtime;
 
 /// A running sandbox with a database `shop`.
@@ -106,10 +108,33 @@ impl Warehouse {
         self.sandbox().clear_faults();
     }
 
+    /// Takes one fault back, by its number.
+    pub fn clear_fault(&self, id: u64) {
+        self.sandbox().clear_fault(id);
+    }
+
+    /// The faults that are set, spent ones included, with how often each fired.
+    #[must_use]
+    pub fn faults(&self) -> Vec<FaultReport> {
+        self.sandbox().faults()
+    }
+
     /// How often the faults fired, all together: a test whose fault never fired has shown nothing.
     #[must_use]
     pub fn faults_fired(&self) -> u64 {
         self.sandbox().faults().iter().map(|report| report.fired).sum()
+    }
+
+    /// From now on a table may have so many versions.
+    pub fn allow_versions(&self, tablet_max_versions: u32) {
+        let limits = VersionLimits { tablet_max_versions, ..self.sandbox().version_limits() };
+        self.sandbox().set_version_limits(limits);
+    }
+
+    /// From now on versions are merged this often.
+    pub fn compact_every(&self, every: Duration) {
+        let limits = VersionLimits { compaction: Some(every), ..self.sandbox().version_limits() };
+        self.sandbox().set_version_limits(limits);
     }
 
     /// All transactions so far that were committed or aborted, oldest first.

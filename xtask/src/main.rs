@@ -1,5 +1,6 @@
 //! `cargo xtask …`: set-up and chores, in Rust, from a bare machine on.
 
+mod chaos;
 mod chore;
 mod command;
 mod demo;
@@ -45,6 +46,11 @@ enum Chore {
         /// Only these, by name; all by default
         bugs: Vec<String>,
     },
+    /// Run pipelines while everything around them fails, with the arguments that follow, and judge what is left
+    Chaos {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Build the example plugins into `target/plugins/*.wasm`
     Plugins {
         /// Build them for `wasm32-wasip2` instead, into `target/plugins/wasip2/*.wasm`
@@ -68,6 +74,7 @@ fn main() -> ExitCode {
         Chore::Test { filters } => suite::run(&filters),
         Chore::Bench { arguments } => chore::bench(&arguments),
         Chore::Plants { bugs } => plants::run(&bugs),
+        Chore::Chaos { arguments } => chaos::run(&arguments),
         Chore::Plugins { wasip2: false } => chore::plugins(),
         Chore::Plugins { wasip2: true } => plugins::build(plugins::Platform::Wasip2),
         Chore::Docs { check } => chore::docs(check),

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything, in the order in which a mistake is cheapest to find.
 
 use crate::{
-    chore,
+    chaos, chore,
     command::{self, Failure},
     plugins::{self, Platform},
     setup,
@@ -32,6 +32,7 @@ pub(crate) fn run(filters: &[String]) -> Result<(), Failure> {
     )?;
     command::run(&mut command::cargo(&["build", "--release", "--package", "tidemill"]))?;
     command::run(&mut command::cargo(&["test", "--release", "--workspace", "--no-run"]))?;
+    chaos::build_faults()?;
     deny_if_there()?;
 
     let broker = Broker::start(&distribution, &command::target(), &[])?;
@@ -43,7 +44,8 @@ pub(crate) fn run(filters: &[String]) -> Result<(), Failure> {
         .args(filters)
         .env(BROKER_VARIABLE, broker.address())
         .env(LIB_VARIABLE, distribution.lib())
-        .env("TIDEMILL_BIN", command::built("tidemill"));
+        .env("TIDEMILL_BIN", command::built("tidemill"))
+        .env(chaos::FAULTS_VARIABLE, command::built("tidemill-faults"));
     let (tally, outcome) = counted(&mut tests)?;
     drop(broker);
     // The count is the last line of the run, also of one that failed: whoever reads it needs nothing else.

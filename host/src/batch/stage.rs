@@ -16,14 +16,17 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::epoch::Gathering;
 use self::table::{Sent, Table};
+use super::stretch::Sign;
 use super::{Batch, Piece};
 use crate::budget::Share;
 use crate::config::model::BatchLimits;
 use crate::fault::Fault;
+use crate::meter::TableMeter;
 use crate::position::Stay;
 use crate::sink::Destination;
 
 mod epoch;
+mod strain;
 mod table;
 
 /// Chunks that may wait in the inbox: enough to keep all lanes busy while the stage is scheduled.
@@ -58,6 +61,8 @@ pub struct Registration {
     pub in_flight: usize,
     /// To see whether readers wait.
     pub share: Share,
+    /// Counters of the destinations, in their order.
+    pub meters: Vec<TableMeter>,
     /// Who loads. Destinations that are equal are loaded by that of the pipeline that came first.
     pub outlet: Arc<dyn Outlet>,
     /// Who loads, if all tables are cut at one point and loaded together. Such a pipeline shares batches with
@@ -69,6 +74,8 @@ enum Message {
     Register { pipeline: PipelineId, registration: Registration },
     Pieces { pipeline: PipelineId, pieces: Vec<(TableIndex, Piece)> },
     Finished(Slot),
+    Seen { slot: Slot, destination: Arc<Destination>, sign: Sign },
+    Versions { pipeline: PipelineId, table: TableIndex, versions: u64 },
     Nudge,
     Forget { pipeline: PipelineId, stays: Vec<Stay>, finish: bool, reply: oneshot::Sender<u64> },
     Drain { pipeline: PipelineId },
@@ -97,7 +104,28 @@ pub struct Done {
     slot: Slot,
 }
 
+/// Tells the stage how the loads of a slot fare, so that its batches grow while StarRocks is under pressure.
+#[derive(Debug, Clone)]
+pub struct Signs {
+    inbox: mpsc::Sender<Message>,
+    slot: Slot,
+}
+
+impl Signs {
+    /// Shows what was seen of a table. Never waits: a sign that finds the inbox full is left out, and if pressure
+    /// lasts another one follows.
+    pub fn show(&self, destination: &Arc<Destination>, sign: Sign) {
+        let (slot, destination) = (self.slot, Arc::clone(destination));
+        let _ = self.inbox.try_send(Message::Seen { slot, destination, sign });
+    }
+}
+
 impl Done {
+    /// A way to tell how the load fares.
+    pub fn signs(&self) -> Signs {
+        Signs { inbox: self.inbox.clone(), slot: self.slot }
+    }
+
     /// The slot is free. A stage that is gone needs no telling.
     pub async fn finish(self) {
         let _ = self.inbox.send(Message::Finished(self.slot)).await;
@@ -157,6 +185,11 @@ impl StageHandle {
     pub fn nudge(&self) {
         // A full inbox means that the stage is awake and will look at the budget anyway.
         let _ = self.inbox.try_send(Message::Nudge);
+    }
+
+    /// Tells how many versions the fullest replica of a table has. Never waits, as [`Signs::show`].
+    pub fn show_versions(&self, pipeline: PipelineId, table: TableIndex, versions: u64) {
+        let _ = self.inbox.try_send(Message::Versions { pipeline, table, versions });
     }
 
     /// Drops unsent rows of stays that are being given up; returns how many records they were.
@@ -246,6 +279,8 @@ impl Stage {
                 }
                 self.start_epoch(pipeline);
             }
+            Message::Seen { slot, destination, sign } => self.see(slot, &destination, sign),
+            Message::Versions { pipeline, table, versions } => self.see_versions(pipeline, table, versions),
             Message::Nudge => {}
             Message::Forget { pipeline, stays, finish, reply } => {
                 // Whoever asked may have given up waiting; the rows are dropped all the same.
@@ -259,9 +294,11 @@ impl Stage {
     }
 
     fn register(&mut self, id: PipelineId, registration: &Registration) {
-        let Registration { destinations, limits, in_flight, share, outlet, epochs } = registration;
+        let Registration { destinations, meters, limits, in_flight, share, outlet, epochs } = registration;
         if let Some(outlet) = epochs {
-            let gathering = Gathering::new(destinations.clone(), *limits, share.clone(), Arc::clone(outlet));
+            let mut gathering =
+                Gathering::new(destinations.clone(), *limits, share.clone(), Arc::clone(outlet));
+            gathering.shown_by(id, meters);
             self.epochs.insert(id, gathering);
             return;
         }
@@ -279,8 +316,48 @@ impl Stage {
                 }
             }
         });
-        let pipeline = Pipeline { tables: places.collect(), share: share.clone(), sent: Sent::default() };
-        self.pipelines.insert(id, pipeline);
+        let tables: Vec<usize> = places.collect();
+        for (place, meter) in tables.iter().zip(meters) {
+            self.tables[*place].strain.shown_by(id, meter);
+        }
+        self.pipelines.insert(id, Pipeline { tables, share: share.clone(), sent: Sent::default() });
+        self.widen_shares();
+    }
+
+    /// A load fares so: the limits of its table, or of its pipeline's epochs, may be others from now on.
+    fn see(&mut self, slot: Slot, destination: &Destination, sign: Sign) {
+        let now = Instant::now();
+        let changed = match slot {
+            Slot::Table(place) => self.tables.get_mut(place).is_some_and(|table| table.see(sign, now)),
+            Slot::Epochs(pipeline) => {
+                if let Some(gathering) = self.epochs.get_mut(&pipeline) {
+                    gathering.see(&destination.table, sign, now);
+                }
+                false
+            }
+        };
+        if changed {
+            self.widen_shares();
+        }
+    }
+
+    fn see_versions(&mut self, id: PipelineId, index: TableIndex, versions: u64) {
+        let index = usize::from(index);
+        if let Some(place) = self.pipelines.get(&id).and_then(|pipeline| pipeline.tables.get(index)) {
+            if self.tables[*place].see(Sign::Versions(versions), Instant::now()) {
+                self.widen_shares();
+            }
+        } else if let Some(gathering) = self.epochs.get_mut(&id) {
+            gathering.see_versions(index, versions, Instant::now());
+        }
+    }
+
+    /// Stretched batches need room: the budget as a whole stays the limit.
+    fn widen_shares(&self) {
+        for pipeline in self.pipelines.values() {
+            let extra = pipeline.tables.iter().map(|place| self.tables[*place].bytes_stretched());
+            pipeline.share.widen(extra.fold(0, u64::saturating_add));
+        }
     }
 
     fn append(&mut self, id: PipelineId, pieces: Vec<(TableIndex, Piece)>) {
@@ -309,11 +386,17 @@ impl Stage {
 
     /// When the next batch with a free slot grows too old.
     fn next_deadline(&self) -> Option<Instant> {
-        let tables = self.tables.iter().filter_map(Table::deadline);
-        tables.chain(self.epochs.values().filter_map(Gathering::deadline)).min()
+        let tables = self.tables.iter().flat_map(|table| [table.deadline(), table.strain.rests_at()]);
+        let epochs = self.epochs.values().flat_map(|found| [found.deadline(), found.rests_at()]);
+        tables.chain(epochs).flatten().min()
     }
 
     fn cut_due(&mut self, now: Instant) {
+        let rested = self.tables.iter_mut().filter_map(|table| table.rest(now).then_some(())).count();
+        if rested > 0 {
+            self.widen_shares();
+        }
+        self.epochs.values_mut().for_each(|gathering| gathering.rest(now));
         let pressed: BTreeSet<usize> =
             self.pipelines.iter().filter_map(|(id, pipeline)| self.pressed(*id, pipeline)).collect();
         for place in 0..self.tables.len() {
@@ -380,11 +463,23 @@ impl Stage {
     fn remove(&mut self, id: PipelineId) {
         self.draining.remove(&id);
         if let Some(gathering) = self.epochs.remove(&id) {
-            gathering.forget_all();
+            gathering.forget_all(id);
         }
         let Some(pipeline) = self.pipelines.remove(&id) else { return };
-        pipeline.tables.into_iter().for_each(|place| self.tables[place].forget_all_of(id));
+        for place in pipeline.tables {
+            self.tables[place].forget_all_of(id);
+            self.tables[place].strain.forget(id);
+        }
     }
+}
+
+/// Drops the unsent pieces that are gone; returns how many records they were.
+fn forget_where(pieces: &mut Vec<Piece>, is_gone: impl Fn(&Piece) -> bool) -> u64 {
+    let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(pieces).into_iter().partition(is_gone);
+    *pieces = kept;
+    let dropped = gone.iter().map(Piece::records).sum();
+    gone.into_iter().for_each(Piece::forget);
+    dropped
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@ use crate::dead_letter::Rejects;
 use crate::ledger::Ledger;
 use crate::position::{Epoch, Partition, Span, Stay};
 
-const LIMITS: BatchLimits = BatchLimits { max_rows: 10, max_bytes: 100, linger: Duration::from_secs(1) };
+const LIMITS: BatchLimits =
+    BatchLimits { max_rows: 10, max_bytes: 100, linger: Duration::from_secs(1), stretch: None };
 
 fn fill() -> Fill {
     Fill { rows: 1, bytes: 10, age: Duration::ZERO, slot_free: true, pressure: false, draining: false }

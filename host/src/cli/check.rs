@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{EXIT_FAILED, EXIT_OK};
 use crate::config::Overrides;
-use crate::config::model::{Pipeline, Source, StarRocks, TableModel};
+use crate::config::model::{Delivery, Kafka, Pipeline, Source, StarRocks, TableModel};
 use crate::fault::Fault;
 use crate::pipeline::{Destinations, Shared, load_plugins};
 use crate::sink::starrocks::client::Client;
@@ -26,8 +26,9 @@ pub(super) struct Check {
     /// Pipeline files
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Also look at what the pipeline talks to: Kafka's topics or the Postgres server, the address of an HTTP source, and
-    /// StarRocks with its tables; changes nothing
+    /// Also look at what the pipeline talks to: Kafka's topics (for exactly_once also the right to transactions, by one
+    /// that is taken back) or the Postgres server, the address of an HTTP source, and StarRocks with its tables; changes
+    /// nothing
     #[arg(long)]
     online: bool,
     #[command(flatten)]
@@ -79,7 +80,7 @@ fn offline(pipeline: &Pipeline, shared: &Shared, faults: &mut Vec<Fault>) -> Vec
 
 async fn online(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>) {
     let survey = match &pipeline.source {
-        Source::Kafka(source) => kafka::check(source).map(|_| None),
+        Source::Kafka(source) => check_kafka(source, pipeline).map(|()| None),
         Source::Http(source) => http::check(source).await.map(|()| None),
         Source::Postgres(source) => postgres::Survey::of(source, &pipeline.name).await.map(Some),
     };
@@ -92,6 +93,15 @@ async fn online(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>)
     }
     if let Some(survey) = survey {
         tell(&pipeline.file, &survey, faults);
+    }
+}
+
+/// Topics, and what else the promise needs.
+fn check_kafka(source: &Kafka, pipeline: &Pipeline) -> Result<(), Fault> {
+    kafka::check(source)?;
+    match pipeline.delivery {
+        Delivery::AtLeastOnce => Ok(()),
+        Delivery::ExactlyOnce => kafka::check_transactions(source, &pipeline.name),
     }
 }
 

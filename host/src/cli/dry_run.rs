@@ -43,7 +43,7 @@ pub(super) fn print(plan: &Plan, records: usize) -> Result<u8, Fault> {
         let (mut read, mut made, mut refused) = (0, 0, 0);
         for mut chunk in dry_run::read(source, records)? {
             read += chunk.len();
-            let transformed = chain.process(&chunk)?;
+            let transformed = chain.process(&chunk, None)?;
             let shown = show(pipeline, &destinations, &targets, &mut chunk, transformed)?;
             made += shown.made;
             refused += shown.refused;
@@ -77,7 +77,7 @@ pub(super) fn print_letters(
     let mut show_chunk = |chunk: Chunk| -> Result<(), Fault> {
         let Chunk { mut columns, way, .. } = chunk;
         let transformed = match way {
-            Way::ThroughPlugins if !plugins.is_empty() => chain.process(&columns)?,
+            Way::ThroughPlugins if !plugins.is_empty() => chain.process(&columns, None)?,
             Way::ThroughPlugins | Way::PastPlugins => Transformed::default(),
         };
         let shown = show(pipeline, &destinations, &targets, &mut columns, transformed)?;

@@ -11,7 +11,7 @@ use super::choice;
 use super::columns;
 use super::model::{
     BatchLimits, DeadLetters, Delivery, Isolation, Kafka, KafkaSecurity, MaxRejects, Pipeline, Sasl, Secret,
-    Source as ModelSource, StarRocks, TableModel, Tls, Transform,
+    Source as ModelSource, StarRocks, StretchBounds, TableModel, Tls, Transform,
 };
 use super::pattern;
 use super::problem::Problem;
@@ -76,8 +76,10 @@ impl Draft {
         let delivery = heading.as_ref().and_then(|table| table.get(&sections::pipeline::DELIVERY));
         let source_table = choice::source(root);
         let source = source_table.as_ref().and_then(|table| read_source(table, name.as_deref()));
+        let verify = heading.as_ref().and_then(|table| table.get(&sections::pipeline::VERIFY));
         if let (Some(heading), Some(delivery)) = (&heading, delivery) {
             check_delivery(heading, delivery, source.as_ref());
+            check_verify(heading, delivery, verify);
         }
         let transforms: Vec<_> =
             root.tables(&sections::transform::SECTION).iter().map(read_transform).collect();
@@ -95,6 +97,7 @@ impl Draft {
                 name: name?,
                 file: root.source.path.clone(),
                 delivery: delivery?,
+                verify: verify?,
                 source: source?,
                 transforms: transforms.into_iter().collect::<Option<Vec<_>>>()?,
                 batch: batch?,
@@ -143,6 +146,19 @@ fn check_delivery(heading: &Table<'_>, delivery: Delivery, source: Option<&Model
     heading.note_at("delivery", what, |problem| {
         problem.expected("\"at_least_once\", or a Kafka source with it")
     });
+}
+
+/// Where rows may come twice, nothing hangs on plugins that make the same ones twice.
+fn check_verify(heading: &Table<'_>, delivery: Delivery, verify: Option<bool>) {
+    match (delivery, verify) {
+        (Delivery::ExactlyOnce, _) | (Delivery::AtLeastOnce, Some(false) | None) => {}
+        (Delivery::AtLeastOnce, Some(true)) => {
+            let what = "`verify` is true and `delivery` is \"at_least_once\", which promises nothing that hangs on it";
+            heading.note_at("verify", what, |problem| {
+                problem.expected("it with delivery = \"exactly_once\" only")
+            });
+        }
+    }
 }
 
 /// `[pipeline]`, which must be there.
@@ -247,9 +263,25 @@ pub(super) fn transform_of(
 }
 
 fn read_batch(table: &Table<'_>) -> Option<BatchLimits> {
-    use sections::batch::{LINGER, MAX_BYTES, MAX_ROWS};
+    use sections::batch::{LINGER, MAX_BYTES, MAX_ROWS, stretch};
     let (max_rows, max_bytes, linger) = (table.get(&MAX_ROWS), table.get(&MAX_BYTES), table.get(&LINGER));
-    Some(BatchLimits { max_rows: max_rows?, max_bytes: max_bytes?, linger: linger? })
+    let within = table.table(&stretch::SECTION);
+    let stretch = read_stretch(&within.unwrap_or(Table::absent(table.source, &stretch::SECTION)));
+    Some(BatchLimits { max_rows: max_rows?, max_bytes: max_bytes?, linger: linger?, stretch: stretch? })
+}
+
+fn read_stretch(table: &Table<'_>) -> Option<Option<StretchBounds>> {
+    use sections::batch::stretch::{CALM, ENABLED, LINGER, MAX_BYTES, MAX_ROWS, VERSIONS};
+    let (max_rows, max_bytes, linger) = (table.get(&MAX_ROWS), table.get(&MAX_BYTES), table.get(&LINGER));
+    let (enabled, versions, calm) = (table.get(&ENABLED), table.get(&VERSIONS), table.get(&CALM));
+    let bounds = StretchBounds {
+        max_rows: max_rows?,
+        max_bytes: max_bytes?,
+        linger: linger?,
+        versions: versions?,
+        calm: calm?,
+    };
+    Some(enabled?.then_some(bounds))
 }
 
 fn read_starrocks(table: &Table<'_>, root: &Table<'_>, source: Option<&str>) -> Option<StarRocks> {

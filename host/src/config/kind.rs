@@ -16,6 +16,7 @@ mod listen;
 mod rejects;
 mod start;
 
+pub(crate) use hidden::warn_if_open;
 pub(super) use hidden::{Hidden, HiddenList};
 pub(super) use listen::{Address, Listen};
 pub(super) use rejects::Rejects;

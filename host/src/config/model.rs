@@ -43,6 +43,8 @@ pub struct Pipeline {
     pub file: PathBuf,
     /// What is promised.
     pub delivery: Delivery,
+    /// Plugins have to make the rows of some chunks twice; with exactly_once only.
+    pub verify: bool,
     /// Where records come from.
     pub source: Source,
     /// The chain of plugins, in order; may be empty.
@@ -323,6 +325,23 @@ pub struct BatchLimits {
     pub max_bytes: u64,
     /// Time since the first row.
     pub linger: Duration,
+    /// How far they may grow while StarRocks cannot keep up; none = not at all.
+    pub stretch: Option<StretchBounds>,
+}
+
+/// `[batch.stretch]`: bounds of what batches grow to under version pressure. One below its limit leaves that as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StretchBounds {
+    /// Rows.
+    pub max_rows: u64,
+    /// Bytes of the request body.
+    pub max_bytes: u64,
+    /// Time since the first row.
+    pub linger: Duration,
+    /// Versions of a replica from which on loads come too fast.
+    pub versions: u64,
+    /// Time without a sign of pressure after which batches get smaller by a half.
+    pub calm: Duration,
 }
 
 /// `[sink.starrocks]`.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::model::{DeadLetters, Delivery, Isolation, Plan, Source, Start, TableModel, Wasi};
 use super::{Overrides, Problems, load_texts};
 
+mod corpus;
 mod sources;
 
 /// The smallest file that is valid.
@@ -175,7 +176,7 @@ user = "root"
             "3:12: `delivery` is \"at_most_once\"; expected \"at_least_once\" or \"exactly_once\"; did you mean `\"at_least_once\"`?",
             "5:1: missing key `brokers` in [source.kafka]; expected a line such as brokers = [\"localhost:9092\"]",
             "6:21: `topics` names \"orders\" twice",
-            "9:1: unknown key `max_row` in [batch]; expected one of `max_rows`, `max_bytes`, `linger`; did you mean `max_rows`?",
+            "9:1: unknown key `max_row` in [batch]; expected one of `max_rows`, `max_bytes`, `linger`, `stretch`; did you mean `max_rows`?",
             "10:10: `linger` is \"0s\"; expected a duration such as \"500ms\" or \"1s\" (ms, s, m or h), from 1ms to 1h",
             "12:1: missing key `table` in [sink.starrocks], and no plugin that could route rows; expected table = \"orders\", or a [[transform]] that routes",
             "13:7: `fe` is \"http://127.0.0.1:9030\": 9030 is the port for SQL, which belongs into `query`; HTTP is usually 8030; expected an FE's HTTP address such as \"http://127.0.0.1:8030\"",
@@ -300,6 +301,21 @@ fn exactly_once_is_promised_only_where_it_can_be_kept() {
         &http,
         &["3:12: `delivery` is \"exactly_once\": only Kafka can be read again from where it was: use \
            `Idempotency-Key`; expected \"at_least_once\", or a Kafka source with it"],
+    );
+}
+
+#[test]
+fn plugins_are_verified_only_where_something_hangs_on_it() {
+    let with = |delivery: &str| {
+        instead("name", &format!("name = \"orders\"\ndelivery = \"{delivery}\"\nverify = true"))
+    };
+    assert!(read(&with("exactly_once")).expect("it may").pipelines[0].verify);
+    check(
+        &with("at_least_once"),
+        &[
+            "4:10: `verify` is true and `delivery` is \"at_least_once\", which promises nothing that hangs on it; expected it \
+           with delivery = \"exactly_once\" only",
+        ],
     );
 }
 

@@ -77,6 +77,7 @@ impl Directory {
         }
         if let Some((file, bytes)) = &mut self.file {
             file.write_all(lines)?;
+            crate::failpoint::at("letters.before_fsync");
             file.sync_data()?;
             *bytes += lines.len() as u64;
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Deserialize;
 
@@ -11,8 +11,7 @@ use crate::position::Partition;
 
 /// Microseconds since 1970 UTC by this machine's clock.
 pub fn now_us() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+    i64::try_from(crate::clock::since_1970().as_micros()).unwrap_or(i64::MAX)
 }
 
 /// A point in time for people, to the second; empty for 0, which means that it is not known.

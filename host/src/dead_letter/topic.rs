@@ -1,69 +1,30 @@
-//! Dead letters in a Kafka topic: original key and value, everything else in headers.
+//! Dead letters in a Kafka topic, written by a producer of their own: at least once, keyed by position.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use rdkafka::ClientContext;
 use rdkafka::config::ClientConfig;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::BaseRecord;
 
 use super::DeadLetter;
+use super::envelope::{Envelope, FIRST_HEADER, Sending};
 use super::kept::Place;
+use super::tally::{Producer, RECORD_BYTES_MAX, Tally, is_final, send};
 use crate::config::model::Kafka;
 use crate::fault::Fault;
 use crate::meter::{PipelineMeter, Waiting};
 use crate::retry::{Backoff, Pace};
 use crate::source::kafka::consumer::secure;
 
-/// How long one round waits for acknowledgements before it says that it waits.
-const ROUND: Duration = Duration::from_secs(10);
-
-/// The first of the headers that say what a letter is; those of the record stand before it.
-pub(super) const FIRST_HEADER: &str = "tidemill.pipeline";
-/// How many they are.
-const OUR_HEADERS: usize = 13;
 /// The header of a record that marks a letter as replayed: the letter's `partition:offset`.
 pub(super) const MARK_HEADER: &str = "tidemill.replayed";
 /// What the key of such a record begins with.
 const MARK_KEY_STEM: &str = "tidemill.replayed/";
 
-/// A record for the producer.
-type Sending<'a> = BaseRecord<'a, [u8], [u8], ()>;
-
-/// Counts what the brokers acknowledged.
-#[derive(Debug, Default)]
-struct Tally {
-    kept: AtomicU64,
-    /// The last failure as its code.
-    failed: AtomicU64,
-    last: std::sync::Mutex<Option<KafkaError>>,
-}
-
-impl ClientContext for Tally {}
-
-impl ProducerContext for Tally {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): Self::DeliveryOpaque) {
-        match result {
-            Ok(_) => {
-                self.kept.fetch_add(1, Ordering::Relaxed);
-            }
-            Err((error, _)) => {
-                self.failed.fetch_add(1, Ordering::Relaxed);
-                *self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error.clone());
-            }
-        }
-    }
-}
-
 /// An idempotent producer with `acks=all`.
 pub(super) struct Topic {
-    producer: BaseProducer<Tally>,
-    topic: String,
+    producer: Producer,
+    envelope: Envelope,
     meter: Arc<PipelineMeter>,
 }
 
@@ -79,21 +40,22 @@ impl Topic {
         config.set("enable.idempotence", "true");
         config.set("linger.ms", "5");
         config.set("message.timeout.ms", "30000");
-        config.set("message.max.bytes", "100000000");
+        config.set("message.max.bytes", RECORD_BYTES_MAX);
         let producer = config.create_with_context(Tally::default()).map_err(|error| {
             Fault::halt(
                 format!("cannot make a producer for the dead letters: {error}"),
                 "mend [dead_letters.kafka]",
             )
         })?;
-        Ok(Topic { producer, topic: topic.to_owned(), meter: Arc::clone(meter) })
+        let envelope = Envelope { topic: topic.to_owned(), pipeline: meter.name.clone() };
+        Ok(Topic { producer, envelope, meter: Arc::clone(meter) })
     }
 
     /// Sends until all letters are acknowledged. What was acknowledged before a failure comes again:
     /// dead letters are at least once, keyed by position.
     pub(super) fn keep(&mut self, letters: &mut dyn Iterator<Item = &DeadLetter>) -> Result<(), Fault> {
         let letters: Vec<&DeadLetter> = letters.collect();
-        self.persist("keep dead letters", || letters.iter().map(|letter| self.record(letter)))
+        self.persist("keep dead letters", || letters.iter().map(|letter| self.envelope.record(letter)))
     }
 
     /// Marks the letters at these places as replayed: a record each, in the partition of the letter. Its key is its own,
@@ -108,8 +70,8 @@ impl Topic {
                 let place = place.to_string();
                 let headers = OwnedHeaders::new()
                     .insert(Header { key: MARK_HEADER, value: Some(&place) })
-                    .insert(Header { key: "tidemill.pipeline", value: Some(&self.meter.name) });
-                BaseRecord::to(&self.topic)
+                    .insert(Header { key: FIRST_HEADER, value: Some(&self.meter.name) });
+                BaseRecord::to(&self.envelope.topic)
                     .partition(*partition)
                     .key(key.as_bytes())
                     .payload(&b""[..])
@@ -123,22 +85,17 @@ impl Topic {
     where
         I: Iterator<Item = Sending<'a>>,
     {
+        let topic = &self.envelope.topic;
         let mut waiting = None;
         let mut backoff = Backoff::new(Pace::PASSING);
         loop {
-            match self.send(records()) {
+            match send(&self.producer, records()) {
                 Ok(()) => return Ok(()),
-                Err(error) if is_final(&error) => {
-                    return Err(Fault::halt(
-                        format!("cannot {what} in topic `{}`: {error}", self.topic),
-                        "create the topic, grant WRITE on it, or raise its max.message.bytes; nothing was \
-                         committed past these records",
-                    ));
-                }
+                Err(error) if is_final(&error) => return Err(refused(what, topic, &error)),
                 Err(error) => {
                     if waiting.is_none() {
-                        tracing::warn!(topic = %self.topic, %error, "dead letters wait for their topic");
-                        let what = format!("dead-letter topic `{}`: {error}", self.topic);
+                        tracing::warn!(%topic, %error, "dead letters wait for their topic");
+                        let what = format!("dead-letter topic `{topic}`: {error}");
                         waiting = Some(Waiting::begin(&self.meter, what));
                     }
                     // Some refusals come at once, without librdkafka's own patience.
@@ -147,121 +104,41 @@ impl Topic {
             }
         }
     }
+}
 
-    fn record<'a>(&'a self, letter: &'a DeadLetter) -> Sending<'a> {
-        let mut record = BaseRecord::to(&self.topic).headers(self.headers(letter));
-        record.key = letter.key.as_deref();
-        record.payload = letter.value.as_deref();
-        record
-    }
+/// A topic that will not take letters however often they are sent.
+pub(super) fn refused(what: &str, topic: &str, error: &rdkafka::error::KafkaError) -> Fault {
+    Fault::halt(
+        format!("cannot {what} in topic `{topic}`: {error}"),
+        "create the topic, grant WRITE on it, or raise its max.message.bytes; nothing was committed past these records",
+    )
+}
 
-    fn send<'a>(&self, records: impl Iterator<Item = Sending<'a>>) -> Result<(), KafkaError> {
-        let tally = self.producer.context();
-        let before = tally.kept.load(Ordering::Relaxed);
-        let mut sent = 0;
-        for record in records {
-            sent += 1;
-            let mut left = Some(record);
-            while let Some(record) = left.take() {
-                match self.producer.send(record) {
-                    Ok(()) => {}
-                    Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => {
-                        self.producer.poll(Duration::from_millis(100));
-                        left = Some(record);
-                    }
-                    Err((error, _)) => return Err(error),
-                }
-            }
-        }
-        loop {
-            match self.producer.flush(ROUND) {
-                Ok(()) => break,
-                // Messages end by themselves, acknowledged or failed, after message.timeout.ms.
-                Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        let kept = tally.kept.load(Ordering::Relaxed) - before;
-        if kept == sent {
-            return Ok(());
-        }
-        let last = tally.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        Err(last.unwrap_or(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)))
-    }
-
-    /// Original headers first, then ours under `tidemill.`, as Kafka Connect does with its own.
-    fn headers(&self, letter: &DeadLetter) -> OwnedHeaders {
-        let mut headers = OwnedHeaders::new_with_capacity(letter.headers.len() + OUR_HEADERS);
-        for (name, content) in &letter.headers {
-            let name = String::from_utf8_lossy(name);
-            headers = headers.insert(Header { key: &name, value: Some(content) });
-        }
-        let offset = letter.offset.to_string();
-        let partition = letter.partition.number.to_string();
-        let timestamp_us = letter.timestamp_us.to_string();
-        let content = &letter.content;
-        let flag = |is: bool| if is { "true" } else { "false" };
-        let ours: [(&str, &str); OUR_HEADERS] = [
-            // The first of ours: what stands before it are the record's own.
-            (FIRST_HEADER, &self.meter.name),
-            ("tidemill.stage", letter.stage.name()),
-            ("tidemill.plugin", letter.plugin.as_deref().unwrap_or_default()),
-            ("tidemill.code", &letter.code),
-            ("tidemill.message", &letter.message),
-            ("tidemill.source", &letter.partition.source),
-            ("tidemill.partition", &partition),
-            ("tidemill.offset", &offset),
-            ("tidemill.timestamp_us", &timestamp_us),
-            ("tidemill.holds", content.holds.name()),
-            ("tidemill.table", content.table.as_deref().unwrap_or_default()),
-            ("tidemill.delete", flag(content.delete)),
-            ("tidemill.partial", flag(content.partial)),
-        ];
-        for (key, value) in ours {
-            headers = headers.insert(Header { key, value: Some(value) });
-        }
-        headers
-    }
+/// Whether letters that go to `brokers` are on the cluster of `source`.
+pub(super) fn is_on_cluster_of(source: &Kafka, brokers: &[String]) -> bool {
+    brokers.is_empty() || brokers.iter().any(|broker| source.brokers.contains(broker))
 }
 
 /// The settings of a client of the letters' cluster.
 pub(super) fn cluster(brokers: &[String], source: Option<&Kafka>) -> Result<ClientConfig, Fault> {
     let mut config = ClientConfig::new();
-    match (brokers, source) {
-        ([], Some(source)) => {
-            // The source's cluster, with its security.
+    match source.filter(|source| is_on_cluster_of(source, brokers)) {
+        // With its security.
+        Some(source) => {
             secure(&mut config, &source.security);
-            config.set("bootstrap.servers", source.brokers.join(","));
+            let brokers = if brokers.is_empty() { source.brokers.as_slice() } else { brokers };
+            config.set("bootstrap.servers", brokers.join(","));
         }
-        ([], None) => {
+        None if brokers.is_empty() => {
             return Err(Fault::halt(
                 "[dead_letters.kafka] names no brokers, and the source is not Kafka",
                 "add `brokers` to [dead_letters.kafka]",
             ));
         }
-        (brokers, _) => {
+        None => {
             config.set("bootstrap.servers", brokers.join(","));
         }
     }
     config.set("client.id", "tidemill-dead-letters");
     Ok(config)
-}
-
-/// Whether sending again cannot help.
-fn is_final(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::MessageSizeTooLarge
-                | RDKafkaErrorCode::InvalidMessageSize
-                | RDKafkaErrorCode::InvalidRecord
-                | RDKafkaErrorCode::PolicyViolation
-                | RDKafkaErrorCode::ClusterAuthorizationFailed
-                | RDKafkaErrorCode::UnknownTopic
-                | RDKafkaErrorCode::UnknownTopicOrPartition
-                | RDKafkaErrorCode::TopicAuthorizationFailed
-                | RDKafkaErrorCode::InvalidTopic
-                | RDKafkaErrorCode::Fatal
-        )
-    )
 }

@@ -13,8 +13,10 @@ use super::fold::{Folded, Group, Hidden, fold, uncovered};
 use super::isolation::{Part, Parts};
 use super::owner::Owner;
 use super::refused::{BadRow, bad_syntax, give_up_on, refusal, set_aside};
-use crate::batch::stage::{Done, Outlet, PipelineId};
+use crate::batch::stage::{Done, Outlet, PipelineId, Signs};
+use crate::batch::stretch::Sign;
 use crate::batch::{Batch, Piece};
+use crate::failpoint;
 use crate::fault::Fault;
 use crate::meter::Waiting;
 use crate::position::Stay;
@@ -23,7 +25,7 @@ use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces, Witness, deliver};
 use crate::sink::starrocks::error_log::Keys;
 use crate::sink::starrocks::label::Labels;
-use crate::sink::{Destination, Fence, Guarded, Load, Receipt, Rejection};
+use crate::sink::{Destination, Fence, Guarded, Load, Outcome, Receipt, Rejection};
 
 mod course;
 
@@ -91,15 +93,18 @@ impl Outlet for Carrier {
             first.owner().meter.cut(batch.reason);
         }
         self.0.runtime.spawn(async move {
-            shared.carry(batch).await;
+            shared.carry(batch, &done.signs()).await;
             done.finish().await;
         });
     }
 }
 
-/// Tells the health and counters of all pipelines concerned how a load fares.
+/// Tells the health and counters of all pipelines concerned, and the stage, how a load fares.
 struct Watching {
     owners: Vec<Arc<Owner>>,
+    signs: Signs,
+    destination: Arc<Destination>,
+    bytes: u64,
     waiting: Mutex<Vec<Waiting>>,
 }
 
@@ -114,6 +119,12 @@ impl Observer for Watching {
     fn attempting(&self, _label: &str, number: u32) {
         if let Some(first) = self.owners.first().filter(|_| number > 1) {
             first.meter.load_retries.inc();
+        }
+    }
+
+    fn answered(&self, outcome: &Outcome, took: Duration) {
+        if let Some(sign) = Sign::of(outcome, took, self.bytes) {
+            self.signs.show(&self.destination, sign);
         }
     }
 
@@ -178,7 +189,7 @@ fn stays_of(pieces: &[Piece], owner: &Owner) -> Vec<Stay> {
 
 impl Shared {
     /// Loads the batch: for a table that upserts, first folded to what its keys come to.
-    async fn carry(&self, batch: Batch) {
+    async fn carry(&self, batch: Batch, signs: &Signs) {
         let Batch { destination, mut pieces, .. } = batch;
         let mut course = Course::default();
         let mut tired = false;
@@ -200,7 +211,7 @@ impl Shared {
                     group.pieces.into_iter().for_each(Piece::forget);
                     continue;
                 }
-                stopped = self.carry_group(&destination, group, &mut course).await.is_err();
+                stopped = self.carry_group(&destination, group, &mut course, signs).await.is_err();
             }
             if stopped {
                 return course.stop();
@@ -248,6 +259,7 @@ impl Shared {
             })
         };
         landed.into_iter().for_each(close);
+        failpoint::at("load.settled");
         for piece in safe.into_iter().map(Hidden::into_piece) {
             let meter = Arc::clone(&piece.owner().meter);
             meter.leave(&meter.records_loaded, piece.records());
@@ -263,13 +275,14 @@ impl Shared {
         destination: &Arc<Destination>,
         group: Group,
         course: &mut Course,
+        signs: &Signs,
     ) -> Result<(), Halted> {
         let Group { columns, pieces } = group;
         let mut parts = Parts::whole(pieces);
         while let Some(mut part) = parts.next() {
             drop_rows(&mut part.pieces, |piece| course.is_gone(piece));
             let began = Instant::now();
-            let tried = self.attempt(destination, columns.clone(), &part.pieces).await;
+            let tried = self.attempt(destination, columns.clone(), &part.pieces, signs).await;
             let Some((load, delivered)) = tried else { continue };
             match delivered {
                 Delivered::Durable(receipt) => {
@@ -305,6 +318,7 @@ impl Shared {
         destination: &Arc<Destination>,
         columns: Option<Arc<[String]>>,
         pieces: &[Piece],
+        signs: &Signs,
     ) -> Option<(Load, Delivered)> {
         let owners = owners_of(pieces);
         // A successor looks for the labels of a pipeline that is fenced by its name.
@@ -314,12 +328,12 @@ impl Shared {
         let (label, number) = self.labels.next_numbered(&named.meter.name);
         let mut load = load_of(destination, label, columns, pieces);
         let delivered = match fence_of(named) {
-            None => self.deliver(&mut load, pieces, &owners).await,
+            None => self.deliver(&mut load, pieces, &owners, signs).await,
             Some(fence) => {
                 load.fences.push(Guarded { fence: Arc::clone(&fence), number });
                 let own = stays_of(pieces, named);
                 let delivered = match self.announced(fence.as_ref(), number, &own, pieces).await {
-                    Some(()) => self.deliver(&mut load, pieces, &owners).await,
+                    Some(()) => self.deliver(&mut load, pieces, &owners, signs).await,
                     None => Delivered::Released,
                 };
                 match &delivered {
@@ -364,14 +378,26 @@ impl Shared {
         None
     }
 
-    async fn deliver(&self, load: &mut Load, pieces: &[Piece], owners: &[Arc<Owner>]) -> Delivered {
+    async fn deliver(
+        &self,
+        load: &mut Load,
+        pieces: &[Piece],
+        owners: &[Arc<Owner>],
+        signs: &Signs,
+    ) -> Delivered {
         let owners = owners.to_vec();
         let (told, stop) = watch::channel(false);
         let told = Arc::new(told);
         let carrying = owners.iter().map(|owner| owner.giving_up.carrying(stays_of(pieces, owner), &told));
         let _carrying: Vec<_> = carrying.collect();
         let context = DeliverContext {
-            observer: Arc::new(Watching { owners, waiting: Mutex::default() }),
+            observer: Arc::new(Watching {
+                owners,
+                signs: signs.clone(),
+                destination: Arc::clone(&load.destination),
+                bytes: load.bytes,
+                waiting: Mutex::default(),
+            }),
             witness: Arc::clone(&self.witness),
             stop,
             paces: self.paces,

@@ -5,6 +5,7 @@
 //! epoch's records, for every partition of the member, also those that had no record in it: so the newest
 //! decision of a stem stands on all partitions that were read under it, and nobody can act on an older one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -128,6 +129,30 @@ impl Decision {
     }
 }
 
+/// Which records an epoch is made of, for people who have to mend what became of it: offsets by topic and partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Extent(BTreeMap<(String, u32), (i64, i64)>);
+
+impl Extent {
+    /// Adds records of a partition: the first offset, and the one behind the last.
+    pub fn add(&mut self, topic: &str, partition: u32, from: i64, behind: i64) {
+        if behind > from {
+            let known = self.0.entry((topic.to_owned(), partition)).or_insert((from, behind));
+            *known = (known.0.min(from), known.1.max(behind));
+        }
+    }
+}
+
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, ((topic, partition), (from, behind))) in self.0.iter().enumerate() {
+            let comma = if place == 0 { "" } else { ", " };
+            write!(f, "{comma}{topic}[{partition}] offsets {from} to {}", behind - 1)?;
+        }
+        Ok(())
+    }
+}
+
 /// A decision that this version cannot read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownForm(pub String);
@@ -225,6 +250,16 @@ mod tests {
         check(LabelState::Unknown, 22 * HOUR, Recovery::Done);
         check(LabelState::Unknown, 23 * HOUR, Recovery::Lost);
         check(LabelState::Unknown, 30 * DAY, Recovery::Lost);
+    }
+
+    #[test]
+    fn an_extent_names_each_partition_that_has_records() {
+        let mut extent = Extent::default();
+        extent.add("orders", 1, 5, 5);
+        extent.add("orders", 0, 12, 20);
+        extent.add("orders", 0, 18, 41);
+        extent.add("clicks", 3, 7, 8);
+        assert_eq!(extent.to_string(), "clicks[3] offsets 7 to 7, orders[0] offsets 12 to 40");
     }
 
     #[test]

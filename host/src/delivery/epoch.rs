@@ -10,17 +10,13 @@
 //! Whatever is not prepared for certain is rolled back and begun again under the next sequence: no label that was
 //! ever rolled back is used again, since the request may still be on its way.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::decision::{Decision, SEQUENCES_UNDECIDED_MAX, Terms};
+use crate::ledger::Tickets;
 use crate::planted::{Bug, planted};
-use crate::position::Stay;
-
-/// Spans of an epoch, by stay and place, and how many tickets of each the epoch holds.
-pub type Tickets = BTreeMap<(Stay, u64), u32>;
 
 /// What control and carrier of a pipeline tell one another. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -81,7 +77,7 @@ pub struct Turn {
 pub struct Offer {
     /// What would be decided.
     pub decision: Decision,
-    /// The spans whose rows it loads.
+    /// The spans whose rows it loads, and how many tickets of each it holds.
     pub tickets: Tickets,
 }
 

@@ -2,24 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
 use super::carry::{Carrier, close, count, drop_rows, load_of};
-use super::decision::{Decision, label};
-use super::epoch::{Epochs, Offer, Tickets, Turn, Verdict};
+use super::decision::{Decision, Extent, label};
+use super::epoch::{Epochs, Offer, Turn, Verdict};
 use super::isolation::{ISOLATING_LOADS_MAX, Parts};
 use super::owner::Owner;
-use crate::batch::stage::{Done, EpochOutlet};
+use crate::batch::stage::{Done, EpochOutlet, Signs};
+use crate::batch::stretch::Sign;
 use crate::batch::{Batch, Piece};
+use crate::clock;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
+use crate::ledger::Tickets;
 use crate::meter::Waiting;
 use crate::planted::{Bug, planted};
-use crate::retry::{Backoff, Pace};
+use crate::retry::{Pace, Rest};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::two_phase::{self, FirstPhase};
-use crate::sink::{Destination, Load, Receipt, Rejection};
+use crate::sink::{Destination, Load, Receipt, Rejection, Scarce};
 
 /// How long StarRocks keeps a load that only looks for bad rows.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -63,7 +67,7 @@ impl EpochOutlet for EpochCarrier {
             self.owner.meter.cut(first.reason);
         }
         self.carrier.runtime().spawn(async move {
-            this.carry(batches).await;
+            this.carry(batches, &done.signs()).await;
             done.finish().await;
         });
     }
@@ -75,20 +79,22 @@ impl EpochCarrier {
         EpochCarrier { carrier, epochs, owner }
     }
 
-    async fn carry(&self, batches: Vec<Batch>) {
+    async fn carry(&self, batches: Vec<Batch>, signs: &Signs) {
         let rows = |batch: Batch| TableRows { destination: batch.destination, pieces: batch.pieces };
         let mut tables: Vec<TableRows> = batches.into_iter().map(rows).collect();
         let mut troubles = Troubles::new(&self.owner);
         while let Some(turn) = self.enter(&mut tables, &troubles).await {
             let prepared_at_s = now_s();
             let began = Instant::now();
-            let hitch = match self.first_phases(&turn, &tables).await {
+            let hitch = match self.first_phases(&turn, &tables, signs).await {
                 Ok(prepared) => {
                     troubles.over();
                     let offer = self.offer_of(&turn, &tables, prepared_at_s);
                     let decision = offer.decision.clone();
                     match self.epochs.offer(offer).await {
-                        Verdict::Decided => return self.commit(&decision, tables, prepared, began).await,
+                        Verdict::Decided => {
+                            return self.commit(&decision, tables, prepared, began, signs).await;
+                        }
                         Verdict::Abandoned => Hitch::Abandoned,
                         Verdict::Left => {
                             self.epochs.leave();
@@ -98,6 +104,7 @@ impl EpochCarrier {
                 }
                 Err(hitch) => hitch,
             };
+            failpoint::at("epoch.before_rollback");
             // Nothing hangs on when they go: their labels are never used again.
             let (client, loads) = (self.carrier.client().clone(), labels_of(&turn, &tables));
             self.carrier.runtime().spawn(async move { roll_back_all(&client, loads).await });
@@ -119,9 +126,9 @@ impl EpochCarrier {
             if tables.is_empty() || self.epochs.has_ended() {
                 return None;
             }
-            if troubles.is_resting() {
+            if troubles.rest.is_on() {
                 // Short, so that partitions that are given up do not wait for what this waits for.
-                tokio::time::sleep(LOOK_EVERY).await;
+                troubles.rest.a_while(LOOK_EVERY).await;
                 continue;
             }
             if let Ok(turn) = tokio::time::timeout(LOOK_EVERY, self.epochs.enter()).await {
@@ -141,7 +148,12 @@ impl EpochCarrier {
     }
 
     /// Prepares a load a table, all at once; ends when all have ended, or when the epoch is given up.
-    async fn first_phases(&self, turn: &Turn, tables: &[TableRows]) -> Result<Vec<PreparedLoad>, Hitch> {
+    async fn first_phases(
+        &self,
+        turn: &Turn,
+        tables: &[TableRows],
+        signs: &Signs,
+    ) -> Result<Vec<PreparedLoad>, Hitch> {
         let mut loads = JoinSet::new();
         for (place, table) in (0..).zip(tables) {
             let label = label(&turn.stem, turn.seq, place);
@@ -149,6 +161,9 @@ impl EpochCarrier {
             let (client, timeout) = (self.carrier.client().clone(), self.epochs.terms.prepared_timeout);
             loads.spawn(async move {
                 let phase = two_phase::prepare(&client, &mut load, timeout).await;
+                if matches!(phase, FirstPhase::Prepared(_)) {
+                    failpoint::at("epoch.prepared");
+                }
                 (place as usize, load, phase)
             });
         }
@@ -164,6 +179,10 @@ impl EpochCarrier {
                 Some(Err(panic)) => {
                     let fault = Fault::halt("sending a load panicked", "restart, and report this defect");
                     hitch = Some(Hitch::Halt(fault.caused_by(panic)));
+                }
+                Some(Ok((_, load, FirstPhase::Overloaded(fault, Scarce::Versions)))) => {
+                    signs.show(&load.destination, Sign::Refused);
+                    hitch = Some(worse(hitch, Hitch::Overloaded(fault)));
                 }
                 Some(Ok((place, load, phase))) => match what_came(place, load, phase) {
                     Ok(load) => drop(prepared.insert(place, load)),
@@ -195,18 +214,19 @@ impl EpochCarrier {
         tables: Vec<TableRows>,
         prepared: Vec<PreparedLoad>,
         began: Instant,
+        signs: &Signs,
     ) {
         let mut troubles = Troubles::new(&self.owner);
         let loads: Vec<_> =
             prepared.iter().map(|one| (Arc::clone(&one.load.destination), one.load.label.clone())).collect();
+        let extent = extent_of(&tables);
+        failpoint::at("epoch.before_commit");
         let lost = loop {
-            match two_phase::commit_all(self.carrier.client(), &loads, decision).await {
+            match two_phase::commit_all(self.carrier.client(), &loads, decision, &extent).await {
                 Ok(()) => break false,
                 Err(fault) if fault.kind == FaultKind::Retry => {
-                    troubles.rest(Pace::PASSING, &fault);
-                    while troubles.is_resting() {
-                        tokio::time::sleep(LOOK_EVERY).await;
-                    }
+                    troubles.begin(Pace::PASSING, &fault);
+                    troubles.rest.to_its_end().await;
                 }
                 Err(fault) => {
                     self.owner.alarm.raise(fault);
@@ -219,11 +239,15 @@ impl EpochCarrier {
             tables.into_iter().flat_map(|table| table.pieces).for_each(Piece::forget);
             return;
         }
+        failpoint::at("epoch.committed");
         self.owner.meter.epochs_decided.inc();
         for (table, PreparedLoad { load, receipt }) in tables.into_iter().zip(prepared) {
+            // A commit waits until its rows are visible: one that takes long shows in the time.
+            signs.show(&load.destination, Sign::Loaded { took: began.elapsed(), bytes: load.bytes });
             count(&table.pieces, &load, &receipt, began.elapsed());
             table.pieces.into_iter().for_each(close);
         }
+        failpoint::at("epoch.settled");
         self.epochs.leave();
     }
 
@@ -238,11 +262,11 @@ impl EpochCarrier {
         match hitch {
             Hitch::Abandoned => true,
             Hitch::Passing(fault) => {
-                troubles.rest(Pace::PASSING, &fault);
+                troubles.begin(Pace::PASSING, &fault);
                 true
             }
             Hitch::Overloaded(fault) => {
-                troubles.rest(Pace::OVERLOADED, &fault);
+                troubles.begin(Pace::OVERLOADED, &fault);
                 true
             }
             Hitch::Halt(fault) => {
@@ -298,7 +322,7 @@ impl EpochCarrier {
         table.pieces.extend(parts.into_pieces());
         if !aside {
             let what = format!("StarRocks refused rows as a whole and takes them in parts: {message}");
-            troubles.rest(Pace::PASSING, &Fault::retry(what));
+            troubles.begin(Pace::PASSING, &Fault::retry(what));
         }
         halted.is_empty()
     }
@@ -320,8 +344,8 @@ impl EpochCarrier {
         };
         let mut number = 0;
         while is_wanted() {
-            if troubles.is_resting() {
-                tokio::time::sleep(LOOK_EVERY).await;
+            if troubles.rest.is_on() {
+                troubles.rest.a_while(LOOK_EVERY).await;
                 continue;
             }
             let mut load = load_of(destination, label(stem, probe, number), None, pieces);
@@ -332,8 +356,8 @@ impl EpochCarrier {
                 FirstPhase::BadRows(rejection) => return Some(rejection),
                 // If it halts, the epoch itself meets that again.
                 FirstPhase::Prepared(_) | FirstPhase::Halt(_) => return None,
-                FirstPhase::Overloaded(fault) => troubles.rest(Pace::OVERLOADED, &fault),
-                FirstPhase::Unknown(fault) => troubles.rest(Pace::PASSING, &fault),
+                FirstPhase::Overloaded(fault, _) => troubles.begin(Pace::OVERLOADED, &fault),
+                FirstPhase::Unknown(fault) => troubles.begin(Pace::PASSING, &fault),
             }
         }
         None
@@ -353,7 +377,7 @@ fn what_came(table: usize, load: Load, phase: FirstPhase) -> Result<PreparedLoad
         },
         FirstPhase::BadRows(rejection) => Err(Hitch::BadRows { table, rejection }),
         FirstPhase::Halt(fault) => Err(Hitch::Halt(fault)),
-        FirstPhase::Overloaded(fault) => Err(Hitch::Overloaded(fault)),
+        FirstPhase::Overloaded(fault, _) => Err(Hitch::Overloaded(fault)),
         FirstPhase::Unknown(fault) => Err(Hitch::Passing(fault)),
     }
 }
@@ -382,6 +406,19 @@ fn worse(one: Option<Hitch>, other: Hitch) -> Hitch {
     }
 }
 
+/// The records whose rows are in the tables.
+fn extent_of(tables: &[TableRows]) -> Extent {
+    let mut extent = Extent::default();
+    for piece in tables.iter().flat_map(|table| &table.pieces) {
+        // Rows stand in the order of their records.
+        if let (Some((first, _)), Some((last, _))) = (piece.iter().next(), piece.iter().next_back()) {
+            let partition = &piece.ticket().stay().partition;
+            extent.add(&partition.source, partition.number, first, last + 1);
+        }
+    }
+    extent
+}
+
 fn labels_of(turn: &Turn, tables: &[TableRows]) -> Vec<(Arc<Destination>, String)> {
     let tables = (0..).zip(tables);
     tables
@@ -396,46 +433,37 @@ async fn roll_back_all(client: &Client, loads: Vec<(Arc<Destination>, String)>) 
         rolling.spawn(async move { two_phase::roll_back(&client, &destination, &label).await });
     }
     while rolling.join_next().await.is_some() {}
+    failpoint::at("epoch.rolled_back");
 }
 
 /// What an epoch waits for, told once and shown in `/ready`.
 struct Troubles {
     owner: Arc<Owner>,
-    backoff: Option<(Pace, Backoff)>,
+    rest: Rest,
     waiting: Option<Waiting>,
-    until: Option<Instant>,
 }
 
 impl Troubles {
     fn new(owner: &Arc<Owner>) -> Troubles {
-        Troubles { owner: Arc::clone(owner), backoff: None, waiting: None, until: None }
+        Troubles { owner: Arc::clone(owner), rest: Rest::default(), waiting: None }
     }
 
-    /// Tells of a fault, and rests for a while.
-    fn rest(&mut self, pace: Pace, fault: &Fault) {
+    /// Tells of a fault; a rest begins.
+    fn begin(&mut self, pace: Pace, fault: &Fault) {
         self.owner.meter.load_retries.inc();
         if self.waiting.is_none() {
             let story = fault.story();
             tracing::warn!(pipeline = %self.owner.meter.name, "{story}; waiting and trying again");
             self.waiting = Some(Waiting::begin(&self.owner.meter, story));
         }
-        if self.backoff.as_ref().is_none_or(|(of, _)| *of != pace) {
-            self.backoff = Some((pace, Backoff::new(pace)));
-        }
-        if let Some((_, backoff)) = &mut self.backoff {
-            self.until = Some(Instant::now() + backoff.next_pause(rand::random()));
-        }
-    }
-
-    fn is_resting(&self) -> bool {
-        self.until.is_some_and(|until| Instant::now() < until)
+        self.rest.begin(pace);
     }
 
     fn over(&mut self) {
-        (self.backoff, self.waiting, self.until) = (None, None, None);
+        (self.rest, self.waiting) = (Rest::default(), None);
     }
 }
 
 fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    clock::since_1970().as_secs()
 }

@@ -73,9 +73,10 @@ impl Bench {
         let (shows, started) = mpsc::channel();
         let registration = Registration {
             destinations: vec![destination("orders")],
-            limits: BatchLimits { max_rows: 1_000, max_bytes: BUDGET, linger: NEVER },
+            limits: BatchLimits { max_rows: 1_000, max_bytes: BUDGET, linger: NEVER, stretch: None },
             in_flight: 1,
             share: share.clone(),
+            meters: Vec::new(),
             outlet: Arc::new(Shown(shows)),
             epochs: None,
         };

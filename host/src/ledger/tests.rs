@@ -47,7 +47,7 @@ fn how_far_some_tickets_would_reach_is_told_when_nobody_else_holds_their_spans()
     let (ledger, mut tickets) = ledger_with(&[(-1, 9), (9, 19), (19, 29), (29, 39)]);
     let upto = |tickets: &[(u64, u32)]| {
         let tickets = tickets.iter().map(|(place, count)| ((stay(1), *place), *count)).collect();
-        ledger.safe_with(&tickets).map(|safe| safe[&stay(1)])
+        ledger.safe_with(&tickets, &Tickets::new()).map(|safe| safe[&stay(1)].upto)
     };
     assert_eq!(upto(&[]), Some(-1));
     assert_eq!(upto(&[(0, 1), (1, 1)]), Some(19));
@@ -61,7 +61,25 @@ fn how_far_some_tickets_would_reach_is_told_when_nobody_else_holds_their_spans()
     tickets.remove(0).settle();
     assert_eq!(upto(&[(1, 1)]), Some(29), "places count from the first span of the stay");
     let gone = [((stay(2), 0), 1)].into_iter().collect();
-    assert_eq!(ledger.safe_with(&gone), None, "a stay that has ended reaches nowhere");
+    assert_eq!(ledger.safe_with(&gone, &Tickets::new()), None, "a stay that has ended reaches nowhere");
+    tickets.into_iter().for_each(Ticket::forget);
+}
+
+#[test]
+fn further_tickets_reach_as_far_as_they_can() {
+    let (ledger, tickets) = ledger_with(&[(-1, 9), (9, 19), (19, 29), (29, 39)]);
+    let of = |tickets: &[(u64, u32)]| -> Tickets {
+        tickets.iter().map(|(place, count)| ((stay(1), *place), *count)).collect()
+    };
+    let reach = |tickets: &[(u64, u32)], further: &[(u64, u32)]| {
+        ledger.safe_with(&of(tickets), &of(further)).map(|safe| (safe[&stay(1)].upto, safe[&stay(1)].places))
+    };
+    let letter = tickets[1].hold();
+    assert_eq!(reach(&[(0, 1), (1, 1)], &[(1, 1)]), Some((19, 2)), "a span with rows and a letter");
+    assert_eq!(reach(&[(0, 1)], &[(1, 1), (2, 1)]), Some((9, 1)), "letters behind an open span wait");
+    assert_eq!(reach(&[], &[(0, 1)]), Some((9, 1)), "letters alone");
+    assert_eq!(reach(&[(1, 1)], &[(1, 1)]), None, "an epoch behind an open span is not reached");
+    letter.forget();
     tickets.into_iter().for_each(Ticket::forget);
 }
 

@@ -9,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use super::fence::{FenceFamilies, FenceMeter};
 use super::http::HttpFamilies;
 use super::postgres::PostgresFamilies;
 use super::{Health, HttpMeter, PipelineLabels, PostgresMeter, TableMeter, family, family_gauge};
@@ -23,8 +24,8 @@ struct CutLabels {
     reason: String,
 }
 
-type PerPipeline = Family<PipelineLabels, Counter>;
-type PerPipelineGauge = Family<PipelineLabels, Gauge>;
+pub(super) type PerPipeline = Family<PipelineLabels, Counter>;
+pub(super) type PerPipelineGauge = Family<PipelineLabels, Gauge>;
 
 /// All of them, by pipeline.
 #[derive(Debug)]
@@ -46,11 +47,10 @@ pub(super) struct PipelineFamilies {
     load_retries: PerPipeline,
     possible_duplicates: PerPipeline,
     row_count_mismatches: PerPipeline,
-    fence_refusals: PerPipeline,
-    labels_cancelled: PerPipeline,
-    claims_unfenced: PerPipelineGauge,
+    fences: FenceFamilies,
     epochs_decided: PerPipeline,
     epochs_rolled_back: PerPipeline,
+    chunks_verified: PerPipeline,
     batches_cut: Family<CutLabels, Counter>,
 }
 
@@ -110,21 +110,7 @@ impl PipelineFamilies {
                 "row_count_mismatches",
                 "Loads of which StarRocks counted more than the rows sent (a value held several documents)",
             ),
-            fence_refusals: family(
-                registry,
-                "fence_refusals",
-                "Loads into Primary Key tables whose rows stayed here because their partitions were not known to be ours",
-            ),
-            labels_cancelled: family(
-                registry,
-                "labels_cancelled",
-                "Open loads of members before that were cancelled when their partitions were taken over",
-            ),
-            claims_unfenced: family_gauge(
-                registry,
-                "claims_unfenced",
-                "1 while Primary Key tables are guarded by plain commits because there are no transactions in Kafka",
-            ),
+            fences: FenceFamilies::register(registry),
             epochs_decided: family(
                 registry,
                 "epochs_decided",
@@ -134,6 +120,11 @@ impl PipelineFamilies {
                 registry,
                 "epochs_rolled_back",
                 "With exactly_once: tries of an epoch that were rolled back, for whatever reason",
+            ),
+            chunks_verified: family(
+                registry,
+                "chunks_verified",
+                "With verify: chunks of which fresh instances of the plugins made the same rows once more",
             ),
             batches_cut: family(registry, "batches_cut", "Batches cut, by reason"),
         }
@@ -162,11 +153,10 @@ impl PipelineFamilies {
             load_retries: of(&self.load_retries),
             possible_duplicates: of(&self.possible_duplicates),
             row_count_mismatches: of(&self.row_count_mismatches),
-            fence_refusals: of(&self.fence_refusals),
-            labels_cancelled: of(&self.labels_cancelled),
-            claims_unfenced: gauge_of(&self.claims_unfenced),
+            fence: self.fences.of(&labels),
             epochs_decided: of(&self.epochs_decided),
             epochs_rolled_back: of(&self.epochs_rolled_back),
+            chunks_verified: of(&self.chunks_verified),
             postgres,
             batches_cut: self.batches_cut.clone(),
             http,
@@ -203,16 +193,13 @@ pub struct PipelineMeter {
     pub load_retries: Counter,
     pub possible_duplicates: Counter,
     pub row_count_mismatches: Counter,
-    /// Loads whose bodies stayed here: at their fence.
-    pub fence_refusals: Counter,
-    /// Open loads of members before that were cancelled.
-    pub labels_cancelled: Counter,
-    /// 1 while claims are plain commits.
-    pub claims_unfenced: Gauge,
+    pub fence: FenceMeter,
     /// With exactly_once: epochs decided in Kafka and committed in StarRocks.
     pub epochs_decided: Counter,
     /// With exactly_once: tries of an epoch that were rolled back.
     pub epochs_rolled_back: Counter,
+    /// With verify: chunks that were processed twice, with the same rows.
+    pub chunks_verified: Counter,
     postgres: PostgresFamilies,
     batches_cut: Family<CutLabels, Counter>,
     http: HttpFamilies,

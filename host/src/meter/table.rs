@@ -8,6 +8,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::{SecondsFamily, family, family_gauge, family_seconds};
+use crate::batch::stretch::Cause;
 
 /// Labels of a table's metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -16,6 +17,17 @@ struct TableLabels {
     pipeline: String,
     /// `database.table`.
     table: String,
+}
+
+/// Labels of the signs of version pressure.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SignLabels {
+    /// `[pipeline] name`.
+    pipeline: String,
+    /// `database.table`.
+    table: String,
+    /// `too_many_versions`, `publish_timeout`, `slow_loads` or `versions`.
+    cause: String,
 }
 
 /// Upper bounds of the load time's buckets, in seconds.
@@ -33,6 +45,8 @@ pub(super) struct TableFamilies {
     bytes_loaded: Family<TableLabels, Counter>,
     load_seconds: SecondsFamily<TableLabels>,
     versions: Family<TableLabels, Gauge>,
+    stretch: Family<TableLabels, Gauge>,
+    signs: Family<SignLabels, Counter>,
 }
 
 impl TableFamilies {
@@ -52,6 +66,13 @@ impl TableFamilies {
                 "table_versions",
                 "Versions of the fullest tablet, where rights allow",
             ),
+            stretch: family_gauge(
+                registry,
+                "batch_stretch",
+                "How many times as large as configured batches may become, as far as [batch.stretch] allows: more than 1 \
+                 while StarRocks is under version pressure",
+            ),
+            signs: family(registry, "version_pressure", "Signs of version pressure, by cause"),
         }
     }
 
@@ -63,6 +84,12 @@ impl TableFamilies {
             bytes_loaded: self.bytes_loaded.get_or_create(&labels).clone(),
             load_seconds: self.load_seconds.get_or_create(&labels).clone(),
             versions: self.versions.get_or_create(&labels).clone(),
+            stretch: self.stretch.get_or_create(&labels).clone(),
+            signs: Cause::ALL.map(|cause| {
+                let TableLabels { pipeline, table } = labels.clone();
+                let labels = SignLabels { pipeline, table, cause: cause.name().to_owned() };
+                (cause, self.signs.get_or_create(&labels).clone())
+            }),
         }
     }
 }
@@ -79,4 +106,15 @@ pub struct TableMeter {
     pub bytes_loaded: Counter,
     pub load_seconds: Histogram,
     pub versions: Gauge,
+    pub stretch: Gauge,
+    signs: [(Cause, Counter); Cause::ALL.len()],
+}
+
+impl TableMeter {
+    /// Counts a sign of version pressure.
+    pub fn sign_of_pressure(&self, cause: Cause) {
+        for (_, counter) in self.signs.iter().filter(|(of, _)| *of == cause) {
+            counter.inc();
+        }
+    }
 }

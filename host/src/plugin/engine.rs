@@ -28,6 +28,8 @@ const KEEP_RESIDENT_BYTES: usize = 1 << 20;
 const SPARE_INSTANCES: u32 = 1;
 /// Declared tables: an index has 16 bits and the last one means "none" inside the host.
 const TABLES_DECLARED_MAX: usize = 65_535;
+/// Characters of a declared table's name: StarRocks' own limit.
+const TABLE_NAME_CHARS_MAX: usize = 1_024;
 /// Far above what the largest plugin needs on a small machine: 6 s on two cores.
 const COMPILE_TIME_MAX: Duration = Duration::from_secs(180);
 const THREADS_HINT: &str = "lift the limit on threads (`ulimit -u`)";
@@ -110,7 +112,7 @@ impl Engine {
         if let Some(component) = self.cache.get(&self.wasmtime, &sha256) {
             return Ok(Compiled { component, sha256, file_bytes, cache: CacheState::Taken });
         }
-        let component = compile_in_time(&self.wasmtime, path, bytes)?;
+        let component = compile_in_time(&self.wasmtime, path, bytes, COMPILE_TIME_MAX)?;
         let cache = match self.cache.put(&component, &sha256) {
             true => CacheState::Written,
             false => CacheState::Off,
@@ -164,7 +166,12 @@ pub enum CacheState {
 
 /// Compiles on a thread of its own, which is left behind if it takes too long: compilers cannot be interrupted, and a
 /// file can be made so that they never end.
-fn compile_in_time(engine: &wasmtime::Engine, path: &Path, bytes: Vec<u8>) -> Result<Component, Fault> {
+fn compile_in_time(
+    engine: &wasmtime::Engine,
+    path: &Path,
+    bytes: Vec<u8>,
+    limit: Duration,
+) -> Result<Component, Fault> {
     let (send, receive) = mpsc::sync_channel(1);
     let engine = engine.clone();
     let compile = move || {
@@ -173,10 +180,10 @@ fn compile_in_time(engine: &wasmtime::Engine, path: &Path, bytes: Vec<u8>) -> Re
     };
     spawn("plugin-compile", compile)?;
     let shown = path.display();
-    match receive.recv_timeout(COMPILE_TIME_MAX) {
+    match receive.recv_timeout(limit) {
         Ok(compiled) => compiled.map_err(|error| refusal::damaged(path, &error)),
         Err(mpsc::RecvTimeoutError::Timeout) => Err(Fault::halt(
-            format!("plugin {shown} did not compile within {} s", COMPILE_TIME_MAX.as_secs()),
+            format!("plugin {shown} did not compile within {limit:?}"),
             "build it smaller, or run where more processor time is left",
         )),
         Err(mpsc::RecvTimeoutError::Disconnected) => Err(Fault::halt(
@@ -358,6 +365,19 @@ impl Plugin {
                 hint,
             ));
         }
+        let unusable = |name: &&String| {
+            name.contains(char::is_control)
+                || name.chars().count() > TABLE_NAME_CHARS_MAX
+                || *name == "."
+                || *name == ".."
+        };
+        if let Some(name) = tables.iter().find(unusable) {
+            let (plugin, name) = (&self.name, super::log::printable(name));
+            return Err(Fault::halt(
+                format!("plugin {plugin} declares {name:?}, which no table can be called"),
+                hint,
+            ));
+        }
         let mut seen = std::collections::HashSet::with_capacity(tables.len());
         match tables.iter().find(|table| !seen.insert(table.as_str())) {
             Some(twice) => {
@@ -365,5 +385,25 @@ impl Plugin {
             }
             None => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compiler_that_takes_too_long_is_left_behind() {
+        let engine = wasmtime::Engine::default();
+        // Valid, and some seconds of work: ten thousand functions.
+        let function =
+            "(func (param i32) (result i32) (i32.mul (local.get 0) (i32.add (local.get 0) (i32.const 7))))";
+        let bytes = wat::parse_str(format!("(component (core module {}))", function.repeat(10_000))).unwrap();
+        let limit = Duration::from_millis(1);
+        let fault = compile_in_time(&engine, Path::new("slow.wasm"), bytes, limit).map(drop).unwrap_err();
+        assert_eq!(
+            fault.story(),
+            "plugin slow.wasm did not compile within 1ms; build it smaller, or run where more processor time is left"
+        );
     }
 }

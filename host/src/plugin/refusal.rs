@@ -12,6 +12,9 @@ use crate::fault::Fault;
 /// Bytes of a plugin's file. Interpreters of dynamic languages bring up to 20 MB.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
+/// Components within each other. Composing tools need three or four; the compiler's time grows with the square.
+const NESTING_MAX: usize = 100;
+
 /// The interfaces of the contract, with the version that this host speaks.
 const PLUGIN_INTERFACE: &str = "tidemill:transform/plugin@0.1.0";
 const LOG_INTERFACE: &str = "tidemill:transform/log@0.1.0";
@@ -21,6 +24,8 @@ const TYPES_INTERFACE: &str = "tidemill:transform/types@0.1.0";
 const WASM_MAGIC: &[u8] = b"\0asm";
 const MODULE_VERSION: &[u8] = &[1, 0, 0, 0];
 const COMPONENT_VERSION: &[u8] = &[0x0d, 0, 1, 0];
+/// The section of a component that holds another one.
+const COMPONENT_SECTION: u8 = 4;
 const ELF_MAGIC: &[u8] = b"\x7fELF";
 
 /// Reads a plugin's file, if its size and first bytes are those of a component.
@@ -48,6 +53,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Fault> {
             .caused_by(error)
     })?;
     refuse_by_first_bytes(path, &bytes)?;
+    refuse_by_nesting(path, &bytes)?;
     Ok(bytes)
 }
 
@@ -93,6 +99,51 @@ fn refuse_by_first_bytes(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
         ));
     }
     Ok(())
+}
+
+fn refuse_by_nesting(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
+    let depth = nesting(bytes);
+    if depth <= NESTING_MAX {
+        return Ok(());
+    }
+    Err(Fault::halt(
+        format!(
+            "plugin {} has {depth} components within each other, at most {NESTING_MAX} are accepted",
+            path.display()
+        ),
+        "build it with other tools: no composition needs as many",
+    ))
+}
+
+/// How many components stand within each other. What is no section ends the count: the validator has its own words for it.
+fn nesting(bytes: &[u8]) -> usize {
+    let header_bytes = WASM_MAGIC.len() + COMPONENT_VERSION.len();
+    let (mut at, mut deepest) = (header_bytes, 0);
+    // Where each of the components ends that `at` is within, without the outermost.
+    let mut ends: Vec<usize> = Vec::new();
+    while let Some((id, rest)) = bytes.get(at..).and_then(<[u8]>::split_first) {
+        while ends.pop_if(|end| *end <= at).is_some() {}
+        let Some((length, digits)) = leb128(rest) else { break };
+        at += 1 + digits;
+        let Some(end) = at.checked_add(length) else { break };
+        if *id == COMPONENT_SECTION {
+            ends.push(end);
+            deepest = deepest.max(ends.len());
+            at += header_bytes;
+        } else {
+            at = end;
+        }
+    }
+    deepest
+}
+
+/// An unsigned number of at most 32 bits and how many bytes it takes (WebAssembly's binary format, 5.2.2).
+fn leb128(bytes: &[u8]) -> Option<(usize, usize)> {
+    const DIGITS_MAX: usize = 5;
+    let last = bytes.iter().take(DIGITS_MAX).position(|byte| byte & 0x80 == 0)?;
+    let digits = bytes.get(..=last)?;
+    let number = digits.iter().rev().fold(0_u64, |number, digit| number << 7 | u64::from(digit & 0x7f));
+    Some((usize::try_from(number).ok()?, digits.len()))
 }
 
 /// The fault for bytes that begin like a component and do not compile.

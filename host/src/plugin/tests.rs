@@ -5,7 +5,9 @@ mod cached;
 mod granted;
 mod isolated;
 mod limits;
+mod mutated;
 mod refused;
+mod verified;
 mod wat;
 
 use std::path::{Path, PathBuf};

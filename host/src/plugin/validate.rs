@@ -56,6 +56,13 @@ pub(super) fn answer(output: wit::Output, chunk: &Columns, limits: Limits) -> Re
         }
     }
     let rejects = rejects(output.errors, &output.inputs, records)?;
+    let copied = copied_bytes(&output.inputs, chunk, [values.is_none(), keys.is_none(), headers.is_none()]);
+    if copied > limits.output_bytes {
+        return Err(format!(
+            "rows that repeat their records have {copied} bytes of them, {} are allowed",
+            limits.output_bytes
+        ));
+    }
     let answer = Answer {
         inputs: output.inputs,
         tables: output.tables,
@@ -90,6 +97,30 @@ fn check_inputs(inputs: &[u32], records: usize) -> Result<(), String> {
 /// Without an early exit: the compiler makes wide compares of it, and nearly every output is right.
 fn never_decreases(numbers: &[u32]) -> bool {
     numbers.iter().zip(numbers.get(1..).unwrap_or_default()).fold(true, |right, (a, b)| right & (a <= b))
+}
+
+/// Bytes that the host will copy for rows that repeat the record of the row before them: four bytes of output each could
+/// otherwise be a copy of the longest record each. `taken` says whether values, keys and headers are the records' own.
+fn copied_bytes(inputs: &[u32], chunk: &Columns, taken: [bool; 3]) -> u64 {
+    let [values, keys, headers] = taken;
+    let of_record = |record: usize| {
+        let value = if values { chunk.values.get(record).len() } else { 0 };
+        let key = if keys { chunk.keys.get(record).len() } else { 0 };
+        let pairs = |(name, content): (&[u8], &[u8])| name.len() + content.len();
+        let header = if headers { chunk.headers.pairs(record).map(pairs).sum() } else { 0 };
+        (value + key + header) as u64
+    };
+    let mut bytes = 0_u64;
+    let mut each = None;
+    for (before, input) in inputs.iter().zip(inputs.get(1..).unwrap_or_default()) {
+        // Nearly every row is another record's.
+        if before == input {
+            bytes = bytes.saturating_add(*each.get_or_insert_with(|| of_record(*input as usize)));
+        } else {
+            each = None;
+        }
+    }
+    bytes
 }
 
 fn check_tables(tables: &[u16], declared: usize) -> Result<(), String> {
@@ -404,5 +435,22 @@ mod tests {
         let limits = Limits { output_bytes: 40, ..LIMITS };
         let refused = answer(output(), &chunk(), limits).unwrap_err();
         assert!(refused.ends_with("bytes, 40 are allowed"), "{refused}");
+    }
+
+    #[test]
+    fn copies_of_one_record_have_the_same_limit() {
+        let mut large = chunk();
+        large.values = BytesColumn::default();
+        for value in [&[b'x'; 300][..], b"v1", b""] {
+            large.values.push(value);
+        }
+        let rows = |inputs: &[u32]| wit::Output { inputs: inputs.to_vec(), ..bare() };
+        assert!(answer(rows(&[0, 1, 2]), &large, LIMITS).is_ok());
+        // The first row of a record costs nothing more than the record did.
+        assert!(answer(rows(&[0, 0, 0, 0, 1, 1, 2]), &large, LIMITS).is_ok());
+        let refused = answer(rows(&[0, 0, 0, 0, 0, 1]), &large, LIMITS).unwrap_err();
+        assert_eq!(refused, "rows that repeat their records have 1208 bytes of them, 1000 are allowed");
+        let own = wit::Output { values: Some(column(&["a"; 6])), ..rows(&[0, 0, 0, 0, 0, 1]) };
+        assert!(answer(own, &large, LIMITS).is_ok(), "values of its own are counted as output");
     }
 }

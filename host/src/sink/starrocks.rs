@@ -35,6 +35,8 @@ mod bench;
 #[cfg(test)]
 mod formats_tests;
 #[cfg(test)]
+mod fuzzed;
+#[cfg(test)]
 mod sandbox_tests;
 #[cfg(test)]
 mod scripted;

@@ -16,6 +16,8 @@ mod body;
 mod coding;
 mod control;
 mod feed;
+#[cfg(test)]
+mod fuzzed;
 mod idempotency;
 mod intake;
 mod listener;

@@ -24,10 +24,12 @@ mod fence;
 mod membership;
 mod orders;
 mod queue;
+mod rights;
 mod start;
 
 pub(crate) use control::{Exactly, Fencing};
 pub(crate) use feed::KafkaFeed;
+pub(crate) use rights::check_transactions;
 
 /// Events of the client that are looked at for why no broker answers.
 const EVENTS_LOOKED_AT: usize = 32;

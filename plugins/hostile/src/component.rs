@@ -12,6 +12,8 @@ const MIB: usize = 1 << 20;
 const FLOOD_LINES: usize = 1_000_000;
 const MANY_ROWS: usize = 1_000_000;
 const HUGE_BYTES: usize = 48 * MIB;
+const SMALL_PIECES: usize = 1_000_000;
+const DEEP: usize = 100_000;
 
 thread_local! {
     static CONFIG: RefCell<Config> = RefCell::default();
@@ -81,6 +83,10 @@ fn misbehave(misdeed: Misdeed) {
         },
         Misdeed::Grow => hoard(MIB),
         Misdeed::GrowSmall => hoard(40),
+        Misdeed::Small => {
+            let pieces: Vec<Box<usize>> = (0..SMALL_PIECES).map(Box::new).collect();
+            black_box(&pieces);
+        }
         Misdeed::Leak => LEAKED.with_borrow_mut(|leaked| leaked.push(vec![1; MIB])),
         Misdeed::Flood => {
             for line in 0..FLOOD_LINES {
@@ -134,6 +140,29 @@ fn fetch() {
 #[cfg(not(feature = "extra-import"))]
 fn fetch() {}
 
+/// What there is of the world outside.
+#[cfg(target_os = "wasi")]
+fn snoop() -> Option<String> {
+    use std::net::{TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+    let variables = std::env::vars_os().count();
+    let arguments = std::env::args_os().count();
+    let files = std::fs::read_dir("/").is_ok()
+        || std::fs::File::open("/etc/passwd").is_ok()
+        || std::fs::File::create("snooped").is_ok();
+    let networks = TcpListener::bind("127.0.0.1:0").is_ok()
+        || UdpSocket::bind("127.0.0.1:0").is_ok()
+        || TcpStream::connect("127.0.0.1:9").is_ok()
+        || ("localhost", 9).to_socket_addrs().is_ok();
+    Some(format!(
+        "{{\"variables\":{variables},\"arguments\":{arguments},\"files\":{files},\"networks\":{networks}}}\n"
+    ))
+}
+
+#[cfg(not(target_os = "wasi"))]
+fn snoop() -> Option<String> {
+    None
+}
+
 /// Every record as it came.
 fn keep(records: usize) -> Output {
     Output {
@@ -173,6 +202,7 @@ fn garbage(misdeed: Misdeed, records: &Batch) -> Output {
             let value = format!("{{\"calls\":{}}}\n", CALLS.get());
             Output { values: Some(same(rows, value.as_bytes())), ..output }
         }
+        Misdeed::Snoop => Output { values: snoop().map(|found| same(rows, found.as_bytes())), ..output },
         _ => Output { values: values(misdeed, rows), ..headers_and_errors(misdeed, output) },
     }
 }
@@ -199,6 +229,10 @@ fn values(misdeed: Misdeed, rows: usize) -> Option<BytesColumn> {
         Misdeed::ValuesHuge => Some(same(rows, &vec![b' '; HUGE_BYTES / rows])),
         Misdeed::ValuesBytes => Some(same(rows, b"{\"a\":\"\xff\xfe\0\"}\n")),
         Misdeed::ValuesText => Some(same(rows, b"{\"a\":\n")),
+        Misdeed::ValuesDeep => {
+            let deep = format!("{{\"a\":{}{}}}\n", "[".repeat(DEEP), "]".repeat(DEEP));
+            Some(same(rows, deep.as_bytes()))
+        }
         _ => None,
     }
 }

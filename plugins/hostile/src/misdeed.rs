@@ -40,6 +40,8 @@ misdeeds! {
     Grow = "grow",
     /// Takes memory in small pieces for ever.
     GrowSmall = "grow_small",
+    /// Takes a million small pieces of memory and gives them back, and keeps the records as they are.
+    Small = "small",
     /// Keeps one MiB more after each call, and the records as they are.
     Leak = "leak",
     /// Writes a million lines to the log, and keeps the records as they are.
@@ -48,6 +50,9 @@ misdeeds! {
     LongLine = "long_line",
     /// Gives each row the number of calls so far as its value: a replay differs.
     Remember = "remember",
+    /// Looks for variables, files and networks, and gives each row what it found as its value. Built for wasip2 only:
+    /// elsewhere there is nothing to ask, and the records stay as they are.
+    Snoop = "snoop",
     /// Fails the batch with `retry`.
     Retry = "retry",
     /// Fails the batch with `fatal`.
@@ -58,7 +63,7 @@ misdeeds! {
     InputsDescending = "inputs_descending",
     /// Returns a row of a record that does not exist.
     InputBeyond = "input_beyond",
-    /// Returns a million rows of the first record, which is allowed.
+    /// Returns a million rows of the first record: allowed if that is short.
     ManyRows = "many_rows",
     /// Returns a table that was not declared.
     TableBeyond = "table_beyond",
@@ -78,6 +83,8 @@ misdeeds! {
     ValuesBytes = "values_bytes",
     /// Returns values that are not JSON.
     ValuesText = "values_text",
+    /// Returns values of arrays in arrays, a hundred thousand deep.
+    ValuesDeep = "values_deep",
     /// Returns one mark fewer than rows.
     MarksShort = "marks_short",
     /// Returns marks with reserved bits.

@@ -88,7 +88,7 @@ impl Load {
 
     /// Refuses the load when its table has too many versions.
     pub(crate) fn admit(&self) -> Result<(), String> {
-        let limit = self.cluster.options.tablet_max_versions;
+        let limit = self.cluster.version_limits.borrow().tablet_max_versions;
         let forced = |kind: &FaultKind| matches!(kind, FaultKind::TooManyVersions).then_some(());
         let forced = self.cluster.faults.fire(&self.table.db, &self.table.name, forced).is_some();
         let count = self.table.versions(|versions| match versions.admit(limit) {
@@ -143,6 +143,11 @@ impl Load {
         published.map_err(|refusal| refused(self.txn_id, refusal))?;
         cluster.record_visible(self.txn_id);
         Ok(())
+    }
+
+    /// Leaves the transaction as it is, for its time limit to end: whoever had it in hand has forgotten it.
+    pub(crate) fn abandon(mut self) {
+        self.undecided = false;
     }
 
     pub(crate) fn abort(mut self, reason: &str) {

@@ -13,7 +13,7 @@ use crate::catalog::Table;
 use crate::cluster::{BeginRefused, Cluster, Committed, Load, LoadData};
 use crate::fault::{AnswerFault, ClientFate, ExistingLabel, FaultKind, Hop, LabelForm};
 use crate::ingest::{self, Format, LoadParams, LoadPlan, RowCounter};
-use crate::options::Keep;
+use crate::options::{Keep, Options};
 
 /// `PUT /api/{db}/{table}/_stream_load`.
 ///
@@ -74,8 +74,7 @@ async fn open(
         Credentials::Wrong { user } => return Err(failed(&format!("Access denied for {user}@127.0.0.1"))),
     }
     let params = LoadParams::from_headers(headers).map_err(|message| failed(&message))?;
-    let limit = cluster.options.json_bytes_max;
-    check_size(&params, content_length(headers), limit).map_err(|message| failed(&message))?;
+    check_size(&params, content_length(headers), &cluster.options).map_err(|message| failed(&message))?;
     if let Some(message) = refused_before_begin(cluster, db, table).await {
         return Err(failed(&message));
     }
@@ -109,8 +108,15 @@ fn label_or_random(headers: &HeaderMap, now: Instant) -> String {
     )
 }
 
-pub(super) fn check_size(params: &LoadParams, bytes: Option<u64>, limit: u64) -> Result<(), String> {
+/// Whether a body of so many bytes is taken (protocol reference §1.6); without a length nobody can tell.
+pub(super) fn check_size(params: &LoadParams, bytes: Option<u64>, options: &Options) -> Result<(), String> {
+    let limit = options.json_bytes_max;
     match bytes {
+        Some(bytes) if bytes > options.body_bytes_max => Err(format!(
+            "body size {bytes} exceed limit: {}. You can increase the limit by setting streaming_load_max_mb in \
+             be.conf.",
+            options.body_bytes_max
+        )),
         Some(bytes) if params.format == Format::Json && !params.ignore_json_size && bytes > limit => {
             Err(format!(
                 "The size of this batch exceed the max size [{limit}]  of json type data  data [ {bytes} ]. Set \

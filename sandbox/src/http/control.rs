@@ -3,6 +3,8 @@
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 use super::answer::{self, Answer, Handled, HangUp};
 use crate::cluster::Cluster;
@@ -47,7 +49,50 @@ pub(super) async fn handle(cluster: &Cluster, method: &Method, rest: &[&str], bo
             cluster.reset_stats();
             Ok(answer::json(&serde_json::json!({ "reset": true })))
         }
+        (&Method::GET, ["versions"]) => Ok(answer::json(&Versions::of(cluster))),
+        (&Method::POST, ["versions"]) => {
+            let body = Limited::new(body, FAULT_BYTES_MAX).collect().await.map_err(|_| HangUp)?.to_bytes();
+            Ok(match serde_json::from_slice::<Versions>(&body) {
+                Ok(versions) => {
+                    versions.apply(cluster);
+                    answer::json(&Versions::of(cluster))
+                }
+                Err(error) => bad_request(&error.to_string()),
+            })
+        }
         _ => Ok(answer::not_found(&format!("/sandbox/{}", rest.join("/")))),
+    }
+}
+
+/// `/sandbox/versions`: a field that is left out stays as it is.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Versions {
+    tablet_max_versions: Option<u32>,
+    /// Milliseconds; 0 never compacts.
+    compaction_ms: Option<u64>,
+    compaction_merge_max: Option<u32>,
+}
+
+impl Versions {
+    fn of(cluster: &Cluster) -> Self {
+        let limits = *cluster.version_limits.borrow();
+        let every = limits.compaction.unwrap_or_default();
+        Self {
+            tablet_max_versions: Some(limits.tablet_max_versions),
+            compaction_ms: Some(u64::try_from(every.as_millis()).unwrap_or(u64::MAX)),
+            compaction_merge_max: Some(limits.compaction_merge_max),
+        }
+    }
+
+    fn apply(&self, cluster: &Cluster) {
+        cluster.version_limits.send_modify(|limits| {
+            limits.tablet_max_versions = self.tablet_max_versions.unwrap_or(limits.tablet_max_versions);
+            limits.compaction_merge_max = self.compaction_merge_max.unwrap_or(limits.compaction_merge_max);
+            if let Some(ms) = self.compaction_ms {
+                limits.compaction = Some(Duration::from_millis(ms)).filter(|every| !every.is_zero());
+            }
+        });
     }
 }
 

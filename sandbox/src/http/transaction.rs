@@ -82,7 +82,7 @@ impl Context {
         let params = LoadParams::from_headers(headers).map_err(Untaken::Refused)?;
         let length = backend::content_length(headers);
         let total = length.map(|length| length + self.data.bytes);
-        let checked = backend::check_size(&params, total, cluster.options.json_bytes_max);
+        let checked = backend::check_size(&params, total, &cluster.options);
         checked.map_err(Untaken::Refused)?;
         self.max_filter_ratio = params.max_filter_ratio;
         let plan = LoadPlan::new(params, &table.schema()).map_err(Untaken::Refused)?;
@@ -124,6 +124,15 @@ impl OpenTransactions {
         let Some(context) = self.get(label) else { return false };
         // In use means live.
         context.try_lock().map_or(true, |context| context.is_undecided(cluster))
+    }
+
+    /// Forgets a context and leaves its transaction to its time limit.
+    fn lose(&self, label: &str) {
+        let lost = self.by_label.lock().unwrap_or_else(PoisonError::into_inner).remove(label);
+        // In use: the request that has it ends with what it is about.
+        if let Some(load) = lost.as_ref().and_then(|lost| lost.try_lock().ok()?.load.take()) {
+            load.abandon();
+        }
     }
 
     fn remove(&self, label: &str) {
@@ -192,6 +201,13 @@ pub(super) async fn at_frontend(shared: &Shared, operation: &str, request: &Requ
     if !cluster.catalog().has_database(&named.db) {
         return Ok(fe_exception(&format!("unknown database, database={}", named.db)));
     }
+    if operation != "begin" && is_lost_to_a_new_leader(shared, &named) {
+        return Ok(fe_exception(&format!(
+            "Can't find the transaction with db [{}] and label[{}]. The possible reasons: 1. FE leader is started or \
+             switched; 2. The transaction timeouts and is cleaned.",
+            named.db, named.label
+        )));
+    }
     let answer = match operation {
         "begin" | "load" | "prepare" => frontend::redirect(cluster, &named.db, &named.table, request).await,
         "commit" => fe_commit(cluster, &named, request).await?,
@@ -202,6 +218,17 @@ pub(super) async fn at_frontend(shared: &Shared, operation: &str, request: &Requ
         Some(how) => answer::spoil(answer, how),
         None => Ok(answer),
     }
+}
+
+/// Whether the FE does not know where an open transaction is, since it has become the leader after it was begun.
+fn is_lost_to_a_new_leader(shared: &Shared, named: &Named) -> bool {
+    let is_open = found(&shared.cluster, named).is_some_and(|(_, state)| state == TransactionState::Prepare);
+    let changed = |kind: &FaultKind| matches!(kind, FaultKind::LeaderChanged).then_some(());
+    let fires = is_open && shared.cluster.faults.fire(&named.db, &named.table, changed).is_some();
+    if fires {
+        shared.transactions.lose(&named.label);
+    }
+    fires
 }
 
 fn fe_exception(message: &str) -> Answer {

@@ -10,6 +10,7 @@ use super::token::{Cursor, Token};
 use crate::catalog::Table;
 use crate::cluster::Cluster;
 use crate::error::SqlError;
+use crate::fault::FaultKind;
 use crate::schema_change::{JobState, SchemaJob};
 use crate::store::{ResultSet, Value};
 
@@ -55,7 +56,12 @@ pub(super) fn show(
     }
     if cursor.words("TABLETS") || cursor.words("TABLET") {
         cursor.expect_words("FROM")?;
-        return Ok(tablets(&*table(cluster, database, cursor)?));
+        let table = table(cluster, database, cursor)?;
+        let denied = |kind: &FaultKind| matches!(kind, FaultKind::TabletsDenied).then_some(());
+        if cluster.faults.fire(&table.db, &table.name, denied).is_some() {
+            return Err(SqlError::access_denied("OPERATE", "SYSTEM"));
+        }
+        return Ok(tablets(&table));
     }
     if cursor.words("VARIABLES") {
         let pattern = like(cursor)?;

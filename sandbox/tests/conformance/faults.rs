@@ -327,3 +327,39 @@ async fn a_transaction_commits_after_its_client_is_gone() {
         assert_eq!(target.count("t").await, 1);
     }
 }
+
+#[tokio::test]
+async fn a_new_leader_knows_labels_and_no_open_transactions() {
+    let Some(target) = Target::sandbox(Options::default()).await else { return };
+    target.table("t", "DUPLICATE KEY").await;
+    let operation = |name: &str, label: &str| {
+        let method = if name == "load" { "PUT" } else { "POST" };
+        Head::new(method, format!("/api/transaction/{name}"))
+            .user("root", "")
+            .with("db", &target.db)
+            .with("table", "t")
+            .with("label", label)
+            .with("format", "json")
+    };
+    let be = wire::authority(&target.own().be_url());
+    for (name, label, body) in
+        [("begin", "open", ""), ("begin", "ready", ""), ("load", "ready", ROW), ("prepare", "ready", "")]
+    {
+        let answer = wire::exchange(&be, &operation(name, label), body.as_bytes()).await.expect("an answer");
+        assert_eq!(answer.text("Status"), "OK", "{answer:?}");
+    }
+    target.own().set_fault(Fault::times(FaultKind::LeaderChanged, 1));
+    let lost = wire::exchange(&target.fe, &operation("load", "open"), b"").await.expect("an answer");
+    assert_eq!(lost.text("Status"), "FAILED");
+    assert!(lost.text("Message").contains("FE leader is started or switched"), "{lost:?}");
+    let load = operation("load", "open");
+    let gone = wire::exchange(&be, &load, ROW.as_bytes()).await.expect("an answer");
+    assert_eq!(gone.text("Status"), "TXN_NOT_EXISTS");
+    assert_eq!(
+        (target.state("open").await, target.state("ready").await),
+        ("PREPARE".into(), "PREPARED".into())
+    );
+    let commit = wire::exchange(&target.fe, &operation("commit", "ready"), b"").await.expect("an answer");
+    assert_eq!(commit.text("Status"), "OK", "what is prepared is not concerned: {commit:?}");
+    assert_eq!(target.count("t").await, 1);
+}

@@ -1,6 +1,6 @@
 //! Labels: one use, states, cancelling, forgetting.
 
-use crate::target::Target;
+use crate::target::{Target, until};
 use crate::wire::{self, Head};
 use std::time::Duration;
 use tidemill_sandbox::{Options, TransactionState};
@@ -69,6 +69,27 @@ async fn a_running_load_can_be_cancelled_and_a_finished_one_not() {
     let answer = wire::exchange(&target.fe, &cancel("done"), b"").await.expect("an answer");
     assert_eq!(answer.text("status"), "FAILED", "{answer:?}");
     assert_eq!(target.state("done").await, "VISIBLE");
+}
+
+#[tokio::test]
+async fn a_label_says_what_became_of_a_load_whose_answer_was_not_read() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let body = "{\"id\":1}";
+    let mut connection = target.begun("t", "unread", body).await;
+    connection.body(body.as_bytes()).await.expect("written");
+    drop(connection);
+    until("the load is decided", || async {
+        ["VISIBLE", "ABORTED"].contains(&target.state("unread").await.as_str())
+    })
+    .await;
+    let decided = target.state("unread").await;
+    let again = target.load("t", "unread", body).await;
+    match decided.as_str() {
+        "VISIBLE" => assert_eq!(again.text("ExistingJobStatus"), "FINISHED", "{again:?}"),
+        _aborted => assert_eq!(again.text("Status"), "Success", "{again:?}"),
+    }
+    assert_eq!(target.count("t").await, 1, "the same label twice is one load");
 }
 
 #[tokio::test]

@@ -9,6 +9,8 @@ mod error_logs;
 mod faults;
 mod formats;
 mod labels;
+mod official_clients;
+mod page;
 mod query_port;
 mod rows;
 mod stream_load;

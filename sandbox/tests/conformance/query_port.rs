@@ -3,7 +3,7 @@
 use crate::target::Target;
 use mysql_async::prelude::Queryable;
 use std::process::Stdio;
-use tidemill_sandbox::{Options, Sandbox};
+use tidemill_sandbox::{Fault, FaultKind, Options, Sandbox};
 
 #[tokio::test]
 async fn the_table_model_is_told() {
@@ -102,6 +102,16 @@ async fn a_load_outlives_changes_of_its_table() {
     assert_eq!(connection.answer().await.expect("an answer").text("Status"), "Fail");
     assert_eq!(target.state("dropped").await, "ABORTED");
     assert_eq!(target.count("t").await, 0, "the new table of that name is another table");
+}
+
+#[tokio::test]
+async fn tablets_are_shown_to_those_who_may_operate() {
+    let Some(target) = Target::sandbox(Options::default()).await else { return };
+    target.table("t", "DUPLICATE KEY").await;
+    target.own().set_fault(Fault::times(FaultKind::TabletsDenied, 1));
+    let error = target.error("SHOW TABLET FROM t").await;
+    assert!(error.message.contains("OPERATE privilege(s) on SYSTEM"), "{error}");
+    assert_eq!(target.rows("SHOW TABLET FROM t").await.len(), 1);
 }
 
 #[tokio::test]

@@ -36,6 +36,54 @@ async fn the_fe_demands_an_expectation_of_http_1_1() {
 }
 
 #[tokio::test]
+async fn a_request_without_a_length_is_redirected_too() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let mut connection = wire::Connection::open(&target.fe).await.expect("the FE listens");
+    connection.head(&target.load_head("t", "a").without("Content-Length")).await.expect("written");
+    assert_eq!(connection.answer().await.expect("an answer").status, 307);
+}
+
+#[tokio::test]
+async fn the_be_asks_for_no_expectation() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let head = target.load_head("t", "a");
+    let (be, path) = target.redirect(&head).await.expect("a redirect");
+    let head = Head { path, ..head.without("Expect") };
+    let answer = wire::exchange(&be, &head, b"{\"id\":1}").await.expect("an answer");
+    assert_eq!((answer.text("Status"), answer.continued), ("Success".into(), false), "{answer:?}");
+}
+
+#[tokio::test]
+async fn the_headers_of_a_careful_client_are_taken_together() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let careful = |label: &str| {
+        let head = target.load_head("t", label).with("strip_outer_array", "true").with("timeout", 600);
+        head.with("strict_mode", "true").with("max_filter_ratio", 0)
+    };
+    let answer = target.send(&careful("good"), "[{\"id\":1},{\"id\":2}]").await.expect("an answer");
+    assert_eq!(answer.text("Status"), "Success", "{answer:?}");
+    let answer =
+        target.send(&careful("bad"), "[{\"id\":3},{\"id\":4,\"qty\":\"x\"}]").await.expect("an answer");
+    assert_eq!(answer.text("Message"), "too many filtered rows", "one bad row is one too many");
+    assert_eq!(target.count("t").await, 2);
+}
+
+#[tokio::test]
+async fn labels_have_up_to_128_letters_digits_and_dashes() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let longest = format!("-_9Az{}", "x".repeat(123));
+    assert_eq!(target.load("t", &longest, "{\"id\":1}").await.text("Status"), "Success");
+    assert_eq!(target.state(&longest).await, "VISIBLE");
+    let answer = target.load("t", &format!("{longest}x"), "{\"id\":2}").await;
+    assert_eq!((answer.text("Status"), answer.continued), ("Fail".into(), false), "{answer:?}");
+    assert_eq!(target.count("t").await, 1);
+}
+
+#[tokio::test]
 async fn both_hops_check_the_password() {
     let target = Target::any().await;
     target.table("t", "DUPLICATE KEY").await;
@@ -137,6 +185,19 @@ async fn a_json_body_over_the_limit_is_refused_by_its_length() {
                     Set ignore_json_size to skip the check, although it may lead huge memory consuming.";
     assert_eq!(answer.text("Message"), expected);
     assert_eq!(target.state("big").await, "UNKNOWN", "nothing was begun");
+}
+
+#[tokio::test]
+async fn a_body_of_any_format_has_a_limit() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    // More than any release allows by default.
+    let head = target.load_head("t", "huge").with("format", "csv").with("Content-Length", 1_u64 << 40);
+    let (be, path) = target.redirect(&head).await.expect("a redirect");
+    let answer = wire::exchange(&be, &Head { path, ..head }, b"x").await.expect("an answer");
+    assert_eq!((answer.text("Status"), answer.continued), ("Fail".into(), false));
+    let message = answer.text("Message");
+    assert!(message.contains("exceed limit") && message.contains("streaming_load_max_mb"), "{message}");
 }
 
 #[tokio::test]

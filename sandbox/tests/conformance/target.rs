@@ -1,6 +1,7 @@
 //! What the tests run against: a sandbox of their own, or the cluster that the environment names.
 
 use mysql_async::prelude::Queryable;
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::time::{Duration, Instant};
@@ -96,6 +97,26 @@ impl Target {
                 values.collect::<Vec<_>>().join(",")
             })
             .collect()
+    }
+
+    /// The rows of a query, values by the names of their columns; NULL is left out.
+    pub(crate) async fn named_rows(&self, sql: &str) -> Vec<BTreeMap<String, String>> {
+        let mut connection = self.connection.lock().await;
+        let rows: Vec<mysql_async::Row> =
+            connection.query(sql).await.unwrap_or_else(|error| panic!("{error} in {sql}"));
+        let named = |row: mysql_async::Row| {
+            let names: Vec<String> =
+                row.columns_ref().iter().map(|column| column.name_str().into()).collect();
+            let values = names.into_iter().zip(row.unwrap()).filter_map(|(name, value)| match value {
+                mysql_async::Value::NULL => None,
+                mysql_async::Value::Bytes(bytes) => {
+                    Some((name, String::from_utf8_lossy(&bytes).into_owned()))
+                }
+                other => Some((name, other.as_sql(true))),
+            });
+            values.collect()
+        };
+        rows.into_iter().map(named).collect()
     }
 
     pub(crate) async fn error(&self, sql: &str) -> mysql_async::ServerError {

@@ -139,6 +139,30 @@ async fn requests_that_do_not_fit_are_told_so() {
 }
 
 #[tokio::test]
+async fn a_transaction_has_one_request_at_a_time() {
+    let x = random();
+    let x = x.as_str();
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    run(&target, "begin", x).await;
+    let body = "[{\"id\":1}]";
+    let first = head(&target, "load", x).with("format", "json").with("strip_outer_array", "true");
+    let (be, path) = target.redirect(&first).await.expect("a redirect");
+    let mut connection = wire::Connection::open(&be).await.expect("the BE listens");
+    connection.head(&Head { path, ..first }.with("Content-Length", body.len())).await.expect("written");
+    assert_eq!(connection.answer().await.expect("an interim answer").status, 100);
+    let second = load(&target, x, "[{\"id\":2}]").await;
+    assert_eq!(second.text("Status"), "TXN_IN_PROCESSING", "{second:?}");
+    connection.body(body.as_bytes()).await.expect("written");
+    assert_eq!(connection.answer().await.expect("an answer").text("Status"), "OK");
+    // Nothing of the second one was taken, and it may be sent again.
+    assert_eq!(load(&target, x, "[{\"id\":3}]").await.text("Status"), "OK");
+    assert_eq!(run(&target, "prepare", x).await.number("NumberTotalRows"), 2);
+    assert_eq!(run(&target, "commit", x).await.text("Status"), "OK");
+    target.until_count("t", 2).await;
+}
+
+#[tokio::test]
 async fn a_body_that_fails_undoes_the_transaction() {
     // A BE knows transactions by their label alone, so each test has its own.
     let x = random();

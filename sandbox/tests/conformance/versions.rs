@@ -22,6 +22,57 @@ async fn each_load_makes_one_version_of_every_tablet() {
 }
 
 #[tokio::test]
+async fn replicas_tell_how_many_versions_they_have() {
+    let target = Target::any().await;
+    target.table("t", "DUPLICATE KEY").await;
+    let asked = format!(
+        "SELECT max(b.NUM_VERSION) FROM information_schema.be_tablets b JOIN information_schema.tables_config c \
+         ON b.TABLE_ID = c.TABLE_ID WHERE c.TABLE_SCHEMA = '{}' AND c.TABLE_NAME = 't'",
+        target.db
+    );
+    let live = async || target.rows(&asked).await[0].parse::<u64>().expect("a number");
+    let before = live().await;
+    for label in ["a", "b", "c"] {
+        assert_eq!(target.load("t", label, "{\"id\":1}").await.text("Status"), "Success");
+    }
+    assert_eq!(live().await, before + 3, "too few for a compaction");
+    // What the host reads; a cluster's FE hears of it from the BEs once a minute or so.
+    let tablets = target.named_rows("SHOW TABLET FROM t").await;
+    let counts: Vec<u64> = tablets.iter().map(|row| row["VersionCount"].parse().expect("a number")).collect();
+    assert!(!counts.is_empty() && counts.iter().all(|count| *count >= 1), "{counts:?}");
+}
+
+#[tokio::test]
+async fn the_limit_and_the_compaction_are_changed_while_it_runs() {
+    use crate::wire::{self, Head};
+    let options = Options { compaction: None, ..Options::default() };
+    let Some(target) = Target::sandbox(options).await else { return };
+    target.table("t", "DUPLICATE KEY").await;
+    target.load("t", "a", "{\"id\":1}").await;
+    let set = async |body: &str| {
+        wire::exchange(&target.fe, &Head::new("POST", "/sandbox/versions"), body.as_bytes())
+            .await
+            .expect("an answer")
+    };
+    let answer = set("{\"tablet_max_versions\":1}").await;
+    assert_eq!((answer.number("tablet_max_versions"), answer.number("compaction_ms")), (1, 0));
+    let refused = target.load("t", "b", "{\"id\":2}").await;
+    assert!(refused.text("Message").contains("current/limit: 2/1"), "{refused:?}");
+    set("{\"tablet_max_versions\":3}").await;
+    for label in ["b", "c"] {
+        assert_eq!(target.load("t", label, "{\"id\":2}").await.text("Status"), "Success");
+    }
+    assert_eq!(target.load("t", "d", "{\"id\":2}").await.text("Status"), "Fail");
+    set("{\"compaction_ms\":5,\"compaction_merge_max\":10}").await;
+    until("the versions are merged", || async {
+        target.own().table_stats(&target.db, "t").expect("the table is there").versions_now == 1
+    })
+    .await;
+    assert_eq!(target.load("t", "d", "{\"id\":2}").await.text("Status"), "Success");
+    assert_eq!(set("{\"compaction\":5}").await.status, 400);
+}
+
+#[tokio::test]
 async fn loads_are_refused_past_the_limit_and_taken_again_after_compaction() {
     let options = Options { tablet_max_versions: 4, compaction: None, ..Options::default() };
     let Some(target) = Target::sandbox(options).await else { return };

@@ -121,7 +121,7 @@ fn a_load_that_begins_after_the_take_over_gets_no_body_from_a_process_that_thaws
 #[test]
 fn a_process_that_freezes_between_begin_and_body_sends_none_when_it_thaws() {
     within(180, || {
-        let stand = Stand::new("fence_between", 2, Model::Primary);
+        let stand = Stand::new("fence_between", 1, Model::Primary);
         let held = FaultKind::ContinueWithheld { delay_ms: 2_000 };
         let mut frozen = about_to_load(&stand, &stand.pipeline(), held);
         frozen.freeze();

@@ -1,10 +1,12 @@
 //! The end-to-end suite: one binary, one module a subject.
 
+mod chaos;
 mod check;
 mod crash;
 mod demo;
 mod dlq;
 mod exactly_once;
+mod exactly_once_letters;
 mod formats;
 mod group;
 mod halts;
@@ -33,3 +35,4 @@ mod sensitivity;
 mod several;
 mod shutdown;
 mod starrocks_faults;
+mod version_pressure;

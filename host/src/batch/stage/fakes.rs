@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use super::{Done, Outlet, PipelineId};
+use super::{Done, Outlet, PipelineId, Signs, Slot};
 use crate::batch::Batch;
 use crate::budget::Share;
 use crate::buffers::Buffers;
@@ -70,5 +70,12 @@ pub(crate) fn owner(pipeline: PipelineId, share: &Share, rejects: Rejects) -> Ow
         share: share.clone(),
         buffers: Buffers::default(),
         fence: None,
+    }
+}
+
+impl Signs {
+    /// Signs that nobody hears.
+    pub(crate) fn unheard() -> Signs {
+        Signs { inbox: tokio::sync::mpsc::channel(1).0, slot: Slot::Table(0) }
     }
 }

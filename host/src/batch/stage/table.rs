@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Outlet, PipelineId};
+use super::strain::Strain;
+use super::{Outlet, PipelineId, forget_where};
+use crate::batch::stretch::Sign;
 use crate::batch::{Batch, Cut, Fill, Piece, decide};
 use crate::config::model::BatchLimits;
 use crate::position::{Epoch, Partition, Stay};
@@ -17,7 +19,10 @@ const ARRIVING_PART_OF_LINGER: u32 = 8;
 /// A destination's batches.
 pub(super) struct Table {
     destination: Arc<Destination>,
+    /// As the file has them.
     limits: BatchLimits,
+    /// What they grow to.
+    pub(super) strain: Strain,
     in_flight_max: usize,
     outlet: Arc<dyn Outlet>,
     open: Vec<Piece>,
@@ -38,6 +43,7 @@ impl Table {
         Table {
             destination,
             limits,
+            strain: Strain::new(limits),
             in_flight_max,
             outlet,
             open: Vec::new(),
@@ -86,7 +92,7 @@ impl Table {
     /// When the open batch is old enough; none while no load could start.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let since = self.since.filter(|_| self.in_flight < self.in_flight_max);
-        since.map(|since| since + self.limits.linger)
+        since.map(|since| since + self.strain.limits().linger)
     }
 
     /// A load has ended.
@@ -94,12 +100,41 @@ impl Table {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// The batch to load now, if there is one and a free slot.
+    /// Takes a sign in; whether the limits are others now.
+    pub(super) fn see(&mut self, sign: Sign, now: Instant) -> bool {
+        self.strain.see(&self.destination, sign, now)
+    }
+
+    /// Steps back from a stretch if that is due; whether the limits are others now.
+    pub(super) fn rest(&mut self, now: Instant) -> bool {
+        self.strain.rest(&self.destination, now)
+    }
+
+    /// Bytes by which the batches that gather and are on their way may be larger than configured.
+    pub(super) fn bytes_stretched(&self) -> u64 {
+        let stretched = self.strain.limits().max_bytes.saturating_sub(self.limits.max_bytes);
+        stretched.saturating_mul(self.in_flight_max as u64 + 1)
+    }
+
+    /// The batch to load now, if there is one and a free slot. Under pressure batches that were cut before it go
+    /// as one.
     pub(super) fn next_load(&mut self) -> Option<Batch> {
         if self.in_flight >= self.in_flight_max {
             return None;
         }
-        let batch = self.ready.pop_front()?;
+        let mut batch = self.ready.pop_front()?;
+        if self.strain.factor() > 1 {
+            let limits = self.strain.limits();
+            let (mut rows, mut bytes) = (batch.rows(), batch.bytes());
+            while let Some(next) = self.ready.pop_front() {
+                (rows, bytes) = (rows + next.rows(), bytes + next.bytes());
+                if rows > limits.max_rows || bytes > limits.max_bytes {
+                    self.ready.push_front(next);
+                    break;
+                }
+                batch.pieces.extend(next.pieces);
+            }
+        }
         self.in_flight += 1;
         Some(batch)
     }
@@ -107,21 +142,22 @@ impl Table {
     /// Adds a piece to the open batch, and cuts as often as the limits ask for.
     pub(super) fn append(&mut self, piece: Piece, now: Instant, draining: &BTreeSet<PipelineId>) {
         let mut left = Some(piece);
+        let limits = self.strain.limits();
         while let Some(mut piece) = left {
-            let room_bytes = self.limits.max_bytes.saturating_sub(self.bytes);
+            let room_bytes = limits.max_bytes.saturating_sub(self.bytes);
             if self.rows > 0 && piece.first_row_bytes() > room_bytes {
                 self.seal(Cut::Bytes);
                 left = Some(piece);
                 continue;
             }
-            left = piece.split(self.limits.max_rows.saturating_sub(self.rows), room_bytes);
+            left = piece.split(limits.max_rows.saturating_sub(self.rows), room_bytes);
             self.rows += piece.len() as u64;
             self.bytes += piece.bytes();
             let since = self.arrival(&piece, now);
             self.since = Some(self.since.map_or(since, |earlier| earlier.min(since)));
             self.open.push(piece);
             if left.is_some() {
-                self.seal(if self.rows >= self.limits.max_rows { Cut::Rows } else { Cut::Bytes });
+                self.seal(if self.rows >= limits.max_rows { Cut::Rows } else { Cut::Bytes });
             } else {
                 self.cut(now, false, draining);
             }
@@ -145,7 +181,7 @@ impl Table {
             pressure,
             draining: !draining.is_empty() && self.open.iter().any(drains),
         };
-        let reason = decide(&fill, &self.limits);
+        let reason = decide(&fill, &self.strain.limits());
         if let Some(reason) = reason {
             self.seal(reason);
         }
@@ -182,17 +218,9 @@ impl Table {
     }
 
     fn drop_pieces(&mut self, is_gone: impl Fn(&Piece) -> bool) -> u64 {
-        let mut dropped = 0;
-        let mut keep = |pieces: &mut Vec<Piece>| {
-            let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(pieces).into_iter().partition(&is_gone);
-            *pieces = kept;
-            for piece in gone {
-                dropped += piece.records();
-                piece.forget();
-            }
-        };
-        keep(&mut self.open);
-        self.ready.iter_mut().for_each(|batch| keep(&mut batch.pieces));
+        let batches = self.ready.iter_mut().map(|batch| &mut batch.pieces);
+        let all = std::iter::once(&mut self.open).chain(batches);
+        let dropped = all.map(|pieces| forget_where(pieces, &is_gone)).sum();
         self.ready.retain(|batch| !batch.pieces.is_empty());
         self.rows = self.open.iter().map(|piece| piece.len() as u64).sum();
         self.bytes = self.open.iter().map(Piece::bytes).sum();

@@ -5,7 +5,7 @@ use super::fakes::{Shown, destination, owner};
 use super::*;
 use crate::batch::{Cut, FIRST_ROW, RowIndex};
 use crate::budget::Budget;
-use crate::config::model::TableModel;
+use crate::config::model::{StretchBounds, TableModel};
 use crate::dead_letter::Rejects;
 use crate::delivery::owner::Owner;
 use crate::ledger::Ledger;
@@ -38,6 +38,11 @@ impl Bench {
     }
 
     fn with_budget(max_rows: u64, linger: Duration, in_flight: usize, budget: u64) -> Bench {
+        let limits = BatchLimits { max_rows, max_bytes: ROOM, linger, stretch: None };
+        Bench::with_limits(limits, in_flight, budget)
+    }
+
+    fn with_limits(limits: BatchLimits, in_flight: usize, budget: u64) -> Bench {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let stage = StageHandle::start(runtime.handle().clone()).expect("a thread");
@@ -47,9 +52,10 @@ impl Bench {
         for pipeline in [0, 1] {
             let registration = Registration {
                 destinations: vec![destination("orders"), destination("events")],
-                limits: BatchLimits { max_rows, max_bytes: ROOM, linger },
+                limits,
                 in_flight,
                 share: share.clone(),
+                meters: Vec::new(),
                 outlet: outlet.clone(),
                 epochs: None,
             };
@@ -296,9 +302,10 @@ fn rows_are_folded_by_the_key_that_they_came_with() {
         let registration = Registration {
             destinations: vec![with_key(key)],
             // Other limits than those of the bench's own pipelines, which share no batch with these.
-            limits: BatchLimits { max_rows: 1, max_bytes: ROOM / 2, linger: NEVER },
+            limits: BatchLimits { max_rows: 1, max_bytes: ROOM / 2, linger: NEVER, stretch: None },
             in_flight: 1,
             share: bench.share.clone(),
+            meters: Vec::new(),
             outlet: outlet.clone(),
             epochs: None,
         };
@@ -321,7 +328,8 @@ fn rows_are_folded_by_the_key_that_they_came_with() {
 #[test]
 fn rows_are_as_old_as_their_arrival_but_what_trickled_in_is_not() {
     let (shows, _started) = mpsc::channel();
-    let limits = BatchLimits { max_rows: 100, max_bytes: ROOM, linger: Duration::from_secs(8) };
+    let limits =
+        BatchLimits { max_rows: 100, max_bytes: ROOM, linger: Duration::from_secs(8), stretch: None };
     let mut table = table::Table::new(destination("orders"), limits, 1, Arc::new(Shown(shows)));
     // From where an hour ago is a time that there was.
     let now = Instant::now() + NEVER;
@@ -336,6 +344,108 @@ fn rows_are_as_old_as_their_arrival_but_what_trickled_in_is_not() {
     // The oldest row counts, however late it came.
     assert_eq!(age(Some(Duration::ZERO), &mut table), arrived);
     assert_eq!(age(Some(NEVER), &mut table), Duration::from_secs(1));
+}
+
+/// Batches of ten rows that may grow to forty.
+fn stretching(calm: Duration) -> BatchLimits {
+    let bounds = StretchBounds { max_rows: 40, max_bytes: 2 * ROOM, linger: NEVER, versions: 100, calm };
+    BatchLimits { max_rows: 10, max_bytes: ROOM, linger: NEVER, stretch: Some(bounds) }
+}
+
+#[test]
+fn batches_grow_under_version_pressure_and_those_cut_before_it_go_as_one() {
+    let mut bench = Bench::with_limits(stretching(NEVER), 1, ROOM);
+    bench.hand_over(0, 0, 10);
+    let first = bench.next();
+    bench.hand_over(1, 0, 30);
+    bench.nothing_started();
+    first.1.signs().show(&first.0.destination, Sign::Refused);
+    bench.land(first);
+    let second = bench.next();
+    assert_eq!((second.0.rows(), second.0.reason), (20, Cut::Rows), "two of ten");
+    // What comes now is cut later; another table is not concerned.
+    bench.hand_over(2, 0, 15);
+    bench.hand_over(2, 1, 10);
+    let other = bench.next();
+    assert_eq!((other.0.destination.table.as_str(), other.0.rows()), ("events", 10));
+    bench.land(second);
+    let third = bench.next();
+    assert_eq!(third.0.rows(), 10, "together they would be more than a batch may have");
+    bench.land(third);
+    bench.nothing_started();
+    bench.hand_over(2, 0, 5);
+    assert_eq!(bench.next().0.rows(), 20);
+    bench.land(other);
+}
+
+#[test]
+fn a_table_of_many_versions_stretches_its_batches() {
+    let mut bench = Bench::with_limits(stretching(NEVER), 1, ROOM);
+    bench.stage.show_versions(0, 0, 99);
+    bench.hand_over(0, 0, 10);
+    let small = bench.next();
+    assert_eq!(small.0.rows(), 10);
+    bench.land(small);
+    bench.stage.show_versions(0, 0, 100);
+    bench.hand_over(0, 0, 19);
+    bench.nothing_started();
+    bench.hand_over(0, 0, 1);
+    assert_eq!(bench.next().0.rows(), 20);
+}
+
+#[test]
+fn calm_makes_batches_as_configured_again_without_anybody_asking() {
+    let meter = crate::meter::Meter::new();
+    let shown = meter.table("p", "shop.orders");
+    let mut table = table::Table::new(
+        destination("orders"),
+        stretching(Duration::from_secs(60)),
+        1,
+        Arc::new(Shown(mpsc::channel().0)),
+    );
+    table.strain.shown_by(0, &shown);
+    let now = Instant::now();
+    assert!(table.see(Sign::PublishTimeout, now));
+    assert_eq!((shown.stretch.get(), table.strain.limits().max_rows), (2, 20));
+    assert_eq!(table.bytes_stretched(), 2 * ROOM, "one batch that gathers and one on its way");
+    let due = table.strain.rests_at().expect("it is stretched");
+    assert!(!table.rest(due - Duration::from_secs(1)));
+    assert!(table.rest(due));
+    assert_eq!((shown.stretch.get(), table.strain.limits()), (1, stretching(Duration::from_secs(60))));
+    let text = meter.text().expect("text");
+    let counted =
+        "tidemill_version_pressure_total{pipeline=\"p\",table=\"shop.orders\",cause=\"publish_timeout\"} 1";
+    assert!(text.contains(counted), "{text}");
+}
+
+#[test]
+fn the_table_under_most_pressure_stretches_the_epoch() {
+    let mut bench = Bench::new(1_000, NEVER, 1);
+    let (shows, started) = mpsc::channel();
+    let registration = Registration {
+        destinations: vec![destination("orders"), destination("events")],
+        limits: stretching(NEVER),
+        in_flight: 1,
+        share: bench.share.clone(),
+        meters: Vec::new(),
+        outlet: Arc::new(Shown(mpsc::channel().0)),
+        epochs: Some(Arc::new(ShownEpochs(shows))),
+    };
+    bench.stage.register(1, registration).expect("the stage lives");
+    bench.hand_over_by(1, 0, 0, 10);
+    let (first, done) = started.recv_timeout(SOON).expect("an epoch");
+    done.signs().show(&first[0].destination, Sign::Refused);
+    bench.runtime.block_on(done.finish());
+    // Rows of the other table wait as well.
+    bench.hand_over_by(1, 1, 1, 19);
+    bench.nothing_started();
+    assert!(started.try_recv().is_err(), "an epoch was started");
+    bench.hand_over_by(1, 1, 1, 1);
+    let (second, _done) = started.recv_timeout(SOON).expect("the next epoch");
+    assert_eq!(second.iter().map(Batch::rows).sum::<u64>(), 20);
+    for batch in first.into_iter().chain(second) {
+        batch.pieces.into_iter().for_each(Piece::forget);
+    }
 }
 
 /// Shows what is started.
@@ -353,9 +463,10 @@ fn the_tables_of_an_epoch_are_cut_at_one_point_and_one_epoch_is_on_its_way_at_a_
     let (shows, started) = mpsc::channel();
     let registration = Registration {
         destinations: vec![destination("orders"), destination("events")],
-        limits: BatchLimits { max_rows: 10, max_bytes: ROOM, linger: NEVER },
+        limits: BatchLimits { max_rows: 10, max_bytes: ROOM, linger: NEVER, stretch: None },
         in_flight: 4,
         share: bench.share.clone(),
+        meters: Vec::new(),
         outlet: Arc::new(Shown(mpsc::channel().0)),
         epochs: Some(Arc::new(ShownEpochs(shows))),
     };

@@ -5,6 +5,8 @@ use std::time::Duration;
 use crate::config::kind::{Bytes, Count, Time};
 use crate::config::schema::{Key, Presence, Section};
 
+pub(in crate::config) mod stretch;
+
 pub(in crate::config) static SECTION: Section = Section {
     path: &["batch"],
     repeated: false,
@@ -13,7 +15,7 @@ pub(in crate::config) static SECTION: Section = Section {
           one load, and every load one more version on each tablet that it touches, so larger batches \
           are what keeps StarRocks fast.",
     keys: &[&MAX_ROWS, &MAX_BYTES, &LINGER],
-    tables: &[],
+    tables: &[&stretch::SECTION],
 };
 
 pub(in crate::config) static MAX_ROWS: Key<Count> = Key {
@@ -24,7 +26,7 @@ pub(in crate::config) static MAX_ROWS: Key<Count> = Key {
 };
 
 /// StarRocks refuses larger JSON bodies.
-const JSON_BODY_BYTES_BELOW: u64 = 100_000_000;
+pub(super) const JSON_BODY_BYTES_BELOW: u64 = 100_000_000;
 
 pub(in crate::config) static MAX_BYTES: Key<Bytes> = Key {
     name: "max_bytes",

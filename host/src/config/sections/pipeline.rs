@@ -1,6 +1,6 @@
 //! `[pipeline]`
 
-use crate::config::kind::{OneOf, Refusal, Text};
+use crate::config::kind::{Flag, OneOf, Refusal, Text};
 use crate::config::model::Delivery;
 use crate::config::schema::{Key, Presence, Section};
 
@@ -9,7 +9,7 @@ pub(in crate::config) static SECTION: Section = Section {
     repeated: false,
     rare: false,
     doc: "What the pipeline is called and what it promises.",
-    keys: &[&NAME, &DELIVERY],
+    keys: &[&NAME, &DELIVERY, &VERIFY],
     tables: &[],
 };
 
@@ -33,6 +33,15 @@ pub(in crate::config) static DELIVERY: Key<OneOf<Delivery>> = Key {
           undrained rebalance or a label that StarRocks has forgotten. `exactly_once`, from Kafka only: each \
           record's rows come once into any table model, by loads in two phases and Kafka transactions; it needs \
           the right to write transactions (TransactionalId).",
+};
+
+pub(in crate::config) static VERIFY: Key<Flag> = Key {
+    name: "verify",
+    kind: Flag,
+    presence: Presence::Default("false"),
+    doc: "With `exactly_once`: whether plugins have to make the same rows of the same records once more, on a fresh \
+          instance, before anything of them is loaded. Of each lane the 1st, 2nd, 4th, … 64th chunk is looked at and then \
+          one in 100. A plugin that makes others halts the pipeline, which names the record.",
 };
 
 const NAME_CHARS_MAX: usize = 64;

@@ -15,11 +15,13 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::Visit;
 use crate::config::model::Kafka;
+use crate::dead_letter::envelope::FIRST_HEADER;
 use crate::dead_letter::kept::{self, Kept, Place, Unreadable};
-use crate::dead_letter::topic::{FIRST_HEADER, MARK_HEADER, cluster};
+use crate::dead_letter::topic::{MARK_HEADER, cluster};
 use crate::dead_letter::{Content, DeadLetter, Holds};
 use crate::fault::Fault;
 use crate::position::Partition;
+use crate::source::kafka::consumer::by_hand;
 
 /// How long the brokers may take to answer, and to send the next record.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -57,14 +59,12 @@ impl Records {
     pub(super) fn new(topic: &str, brokers: &[String], source: Option<&Kafka>) -> Result<Records, Fault> {
         let mut settings = cluster(brokers, source)?;
         settings.set("group.id", source.map_or(NO_GROUP, |kafka| &kafka.group));
-        settings.set("enable.auto.commit", "false");
-        settings.set("enable.auto.offset.store", "false");
+        by_hand(&mut settings);
         settings.set("enable.partition.eof", "true");
+        // Letters are written with decisions (delivery.md §3 rule 9): those of one that never was are none.
         settings.set("isolation.level", "read_committed");
-        settings.set("auto.offset.reset", "error");
         // The end of a partition is told with the answer to a fetch, which the broker otherwise holds back for 500 ms.
         settings.set("fetch.wait.max.ms", "20");
-        settings.set("receive.message.max.bytes", "200000000");
         settings.set("queued.max.messages.kbytes", "16384");
         Ok(Records { topic: topic.to_owned(), settings })
     }

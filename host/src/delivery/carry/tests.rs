@@ -165,7 +165,7 @@ async fn rows_of_a_stay_that_has_ended_are_not_sent() {
         bench.piece(1, &[("{\"id\":3}", true)]),
     ]);
     let _ = bench.ledger.end(&stay(0));
-    bench.shared.carry(batch).await;
+    bench.shared.carry(batch, &Signs::unheard()).await;
     assert_eq!(bench.ids(), ["3"]);
     assert_eq!(bench.counts(), [1, 2, 0]);
     assert_eq!(bench.ledger.watermark(&stay(1)).map(|watermark| watermark.upto), Some(0));
@@ -182,7 +182,7 @@ async fn a_load_that_waits_drops_the_rows_of_a_lost_partition() {
         bench.batch(vec![bench.piece(0, &[("{\"id\":1}", true)]), bench.piece(1, &[("{\"id\":2}", true)])]);
     let carried = {
         let shared = Arc::clone(&bench.shared);
-        tokio::spawn(async move { shared.carry(batch).await })
+        tokio::spawn(async move { shared.carry(batch, &Signs::unheard()).await })
     };
     let waits = async {
         while bench.owners[0].meter.health.waiting_for().is_none() {
@@ -206,7 +206,7 @@ async fn bad_rows_become_letters_and_each_record_counts_once() {
     let rows =
         [("{\"id\":", true), ("{\"id\":1}", false), ("{\"id\":2}", true), ("7", false), ("{\"id\":3}", true)];
     let batch = bench.batch(vec![bench.piece(0, &rows), bench.piece(1, &[("{\"id\":4}", true)])]);
-    bench.shared.carry(batch).await;
+    bench.shared.carry(batch, &Signs::unheard()).await;
     assert_eq!(bench.ids(), ["1", "2", "3", "4"]);
     let bundle = bench.letters.try_recv().expect("letters");
     let told: Vec<_> = bundle
@@ -231,7 +231,7 @@ async fn a_halt_moves_no_watermark_and_poisons_nothing() {
     let bench = Bench::new().await;
     bench.sandbox.execute("DROP TABLE shop.orders").expect("dropped");
     let batch = bench.batch(vec![bench.piece(0, &[("{\"id\":1}", true)])]);
-    bench.shared.carry(batch).await;
+    bench.shared.carry(batch, &Signs::unheard()).await;
     let fault = bench.owners[0].alarm.take().expect("a fault");
     assert!(fault.hint.is_some_and(|hint| hint.contains("CREATE TABLE")), "{}", fault.what);
     assert_eq!((bench.ledger.open_spans(), bench.ledger.poisoned()), (0, None));
@@ -256,7 +256,10 @@ async fn a_row_that_does_not_fit_is_found_and_the_others_are_loaded_once() {
         .map(|id| if id == 77 { long.clone() } else { format!("{{\"id\":{id},\"name\":\"n\"}}") })
         .collect();
     let rows: Vec<(&str, bool)> = rows.iter().map(|row| (row.as_str(), true)).collect();
-    bench.shared.carry(bench.batch(vec![bench.piece(0, &rows[..30]), bench.piece(1, &rows[30..])])).await;
+    bench
+        .shared
+        .carry(bench.batch(vec![bench.piece(0, &rows[..30]), bench.piece(1, &rows[30..])]), &Signs::unheard())
+        .await;
     assert_eq!(bench.ids().len(), 99);
     let bundle = bench.letters.try_recv().expect("a letter");
     let letter = &bundle.rejected[0].letters[0];
@@ -275,7 +278,7 @@ async fn without_an_error_log_a_bad_row_is_found_by_halving() {
         .map(|id| format!("{{\"id\":{}}}", if id == 41 { "null".into() } else { id.to_string() }))
         .collect();
     let rows: Vec<(&str, bool)> = rows.iter().map(|row| (row.as_str(), true)).collect();
-    bench.shared.carry(bench.batch(vec![bench.piece(0, &rows)])).await;
+    bench.shared.carry(bench.batch(vec![bench.piece(0, &rows)]), &Signs::unheard()).await;
     assert_eq!(bench.ids().len(), 63);
     let bundle = bench.letters.try_recv().expect("a letter");
     assert_eq!(bundle.rejected[0].letters[0].value.as_deref(), Some(&b"{\"id\":null}"[..]));
@@ -292,7 +295,7 @@ async fn a_pipeline_that_halts_for_a_row_takes_only_its_own_rows_along() {
         bench.piece_of(1, 1, &[("{\"id\":2}", true), ("{\"id\":", true)]),
         bench.piece_of(0, 2, &[("{\"id\":3}", true)]),
     ]);
-    bench.shared.carry(batch).await;
+    bench.shared.carry(batch, &Signs::unheard()).await;
     assert_eq!(bench.ids(), ["1", "3"]);
     assert!(!bench.owners[0].alarm.is_raised());
     let fault = bench.owners[1].alarm.take().expect("a reject without a place for it");
@@ -317,7 +320,10 @@ async fn a_row_that_a_refused_one_was_to_replace_is_loaded() {
             [(r#"{"id":1,"name":"first","note":1}"#, WHOLE), (r#"{"id":2,"name":"other","note":2}"#, WHOLE)];
         bench
             .shared
-            .carry(bench.batch(vec![bench.changes(0, 0, &rows), bench.changes(0, 1, &[change])]))
+            .carry(
+                bench.batch(vec![bench.changes(0, 0, &rows), bench.changes(0, 1, &[change])]),
+                &Signs::unheard(),
+            )
             .await;
         assert_eq!(bench.rows(), ["1 first 1", "2 other 2"]);
         let bundle = bench.letters.try_recv().expect("a letter");
@@ -346,7 +352,7 @@ async fn refused_rows_of_one_key_are_taken_out_one_after_another() {
         (0..3).map(|n| format!(r#"{{"id":1,"name":"{}","note":{n}}}"#, "x".repeat(40))).collect();
     let good = r#"{"id":1,"name":"good","note":7}"#;
     let rows = [(bad[0].as_str(), WHOLE), (good, WHOLE), (&bad[1], WHOLE), (&bad[2], WHOLE)];
-    bench.shared.carry(bench.batch(vec![bench.changes(0, 0, &rows)])).await;
+    bench.shared.carry(bench.batch(vec![bench.changes(0, 0, &rows)]), &Signs::unheard()).await;
     assert_eq!(bench.rows(), ["1 good 7"]);
     let mut offsets = Vec::new();
     while let Ok(bundle) = bench.letters.try_recv() {
@@ -371,7 +377,7 @@ async fn a_row_that_one_given_up_was_to_replace_is_loaded() {
             bench.changes(0, 0, &[(r#"{"id":1,"name":"followed"}"#, PARTIAL)]),
         ]);
         let shared = Arc::clone(&bench.shared);
-        let carried = tokio::spawn(async move { shared.carry(batch).await });
+        let carried = tokio::spawn(async move { shared.carry(batch, &Signs::unheard()).await });
         let waits = async {
             while bench.owners[0].meter.health.waiting_for().is_none() {
                 tokio::task::yield_now().await;
@@ -433,7 +439,7 @@ async fn rows_that_hide_behind_one_that_halts_are_not_counted_and_what_landed_is
         bench.changes(0, 0, &[(r#"{"id":2,"name":"c"}"#, PARTIAL)]),
         bench.changes(1, 2, &[(again, WHOLE)]),
     ]);
-    bench.shared.carry(batch).await;
+    bench.shared.carry(batch, &Signs::unheard()).await;
     let fault = bench.owners[1].alarm.take().expect("the table is gone");
     assert_eq!(fault.kind, FaultKind::Halt, "{}", fault.story());
     assert_eq!((bench.counts(), bench.counts_of(1)[0]), ([1, 0, 0], 0));

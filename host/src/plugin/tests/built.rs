@@ -97,6 +97,63 @@ fn a_misdeed_costs_its_record_and_nothing_else() {
     }
 }
 
+/// Records that fail, by their place among eight: the first, one in the middle, the last, every second one, and all but one.
+const PLACES: [&[u32]; 5] = [&[0], &[4], &[7], &[1, 3, 5, 7], &[0, 1, 2, 3, 5, 6, 7]];
+
+#[test]
+fn wherever_a_record_traps_its_neighbours_have_their_rows() {
+    let bench = Bench::new();
+    let plugin = bench.load(&transform(built("hostile.wasm"), "{}")).unwrap();
+    for misdeed in ["trap", "panic", "out_of_bounds", "stack_overflow"] {
+        let mut guest = Guest::new(Arc::clone(&plugin)).unwrap();
+        for places in PLACES {
+            let value = |record| match places.contains(&record) {
+                true => format!("#hostile:{misdeed}"),
+                false => format!("{{\"record\":{record}}}"),
+            };
+            let (started, replaced) =
+                (plugin.stats.instances_started.get(), plugin.stats.instances_replaced.get());
+            let answer = isolated(&mut guest, &chunk((0..8).map(value))).unwrap();
+            let healthy: Vec<u32> = (0..8).filter(|record| !places.contains(record)).collect();
+            assert_eq!(answer.inputs, healthy, "{misdeed} at {places:?}");
+            let rejects: Vec<_> = answer.rejects.iter().map(|one| (one.input, one.code.as_str())).collect();
+            assert_eq!(rejects, places.iter().map(|place| (*place, "trap")).collect::<Vec<_>>(), "{misdeed}");
+            let replaced = plugin.stats.instances_replaced.get() - replaced;
+            // Each twice alone, and the whole before.
+            assert!(replaced > places.len() as u64 * 2, "{misdeed}: {replaced} instances replaced");
+            assert!(plugin.stats.instances_started.get() - started <= replaced + 1, "{misdeed}");
+        }
+    }
+}
+
+#[test]
+fn whatever_traps_on_every_record_halts() {
+    let bench = Bench::new();
+    for misdeed in ["trap", "panic", "out_of_bounds", "stack_overflow"] {
+        let config = format!("{{\"always\":\"{misdeed}\"}}");
+        let mut guest = bench.guest(&transform(built("hostile.wasm"), &config));
+        let story = halts(isolated(&mut guest, &chunk(["a"; 100])));
+        assert!(
+            story.starts_with("plugin hostile failed on 10 records in a row: the plugin trapped: "),
+            "{story}"
+        );
+        assert!(guest.plugin().stats.calls.get() < 50, "{} calls", guest.plugin().stats.calls.get());
+    }
+}
+
+/// Four bytes of output are a copy of the record each: a million rows of 100 kB would be 100 GB.
+#[test]
+fn a_million_rows_of_a_large_record_are_never_made() {
+    let bench = Bench::new();
+    let mut guest = bench.guest(&transform(built("hostile.wasm"), "{}"));
+    let large = format!("#hostile:many_rows {}", "x".repeat(100_000));
+    let answer = isolated(&mut guest, &chunk(["a", &large, "b"])).unwrap();
+    assert_eq!(answer.inputs, [0, 2]);
+    let rejects: Vec<_> = answer.rejects.iter().map(|one| (one.input, one.code.as_str())).collect();
+    assert_eq!(rejects, [(1, "invalid-output")]);
+    assert!(answer.rejects[0].message.contains("rows that repeat their records"), "{:?}", answer.rejects);
+}
+
 #[test]
 fn what_a_misdeed_is_called() {
     let bench = Bench::new();
@@ -113,11 +170,13 @@ fn what_a_misdeed_is_called() {
 fn what_is_only_odd_is_allowed() {
     let bench = Bench::new();
     let mut guest = bench.guest(&transform(built("hostile.wasm"), "{}"));
-    for misdeed in ["values_bytes", "values_text", "flood", "long_line"] {
+    for misdeed in ["values_bytes", "values_text", "values_deep", "small", "flood", "long_line"] {
         let answer = isolated(&mut guest, &chunk([format!("#hostile:{misdeed}")])).unwrap();
         assert_eq!((answer.inputs.len(), answer.rejects.len()), (1, 0), "{misdeed}");
     }
-    let answer = isolated(&mut guest, &chunk(["#hostile:many_rows"])).unwrap();
+    // Its copies are 18 MB: more than these tests allow otherwise.
+    let roomy = Transform { output_bytes: 32 << 20, ..transform(built("hostile.wasm"), "{}") };
+    let answer = isolated(&mut bench.guest(&roomy), &chunk(["#hostile:many_rows"])).unwrap();
     assert_eq!(answer.inputs.len(), 1_000_000);
     let answer = isolated(&mut guest, &chunk(["#hostile:error_message"])).unwrap();
     assert_eq!(answer.rejects[0].message.len(), 1_024);

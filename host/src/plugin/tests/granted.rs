@@ -91,3 +91,45 @@ async fn loading_from_the_async_runtime_does_not_panic() {
     let granted = Transform { wasi: Wasi::Minimal, ..transform(wat.build(bench.cache.path()), "{}") };
     bench.load(&granted).unwrap();
 }
+
+#[test]
+fn a_granted_clock_in_a_loop_ends_with_the_time_of_the_call() {
+    let wat = Wat {
+        process: "(loop $wait (br_if $wait (i64.ne (call $now) (i64.const 0)))) unreachable",
+        fields: r#"(import "wasi:clocks/monotonic-clock@0.2.6" "now" (func $now (result i64)))"#,
+        packages: &["package wasi:clocks@0.2.6; interface monotonic-clock { now: func() -> u64; }"],
+        imports: "import wasi:clocks/monotonic-clock@0.2.6;",
+        ..Wat::default()
+    };
+    let bench = Bench::new();
+    let granted = Transform { wasi: Wasi::Minimal, ..transform(wat.build(bench.cache.path()), "{}") };
+    let error = bench.guest(&granted).process(&chunk(["a"])).unwrap_err();
+    assert_eq!(error, CallError::TimedOut(Duration::from_millis(500)));
+}
+
+/// GHSA-852m-cvvp-9p4w: a guest could make the host allocate without bound.
+#[test]
+fn random_numbers_by_the_terabyte_are_not_made() {
+    let wat = Wat {
+        process: "(call $random (i64.const 1099511627776) (i32.const 5000)) unreachable",
+        fields: r#"(import "wasi:random/random@0.2.6" "get-random-bytes" (func $random (param i64 i32)))"#,
+        packages: &[
+            "package wasi:random@0.2.6; interface random { get-random-bytes: func(len: u64) -> list<u8>; }",
+        ],
+        imports: "import wasi:random/random@0.2.6;",
+        ..Wat::default()
+    };
+    let bench = Bench::new();
+    let granted = Transform { wasi: Wasi::Minimal, ..transform(wat.build(bench.cache.path()), "{}") };
+    let error = bench.guest(&granted).process(&chunk(["a"])).unwrap_err();
+    assert!(matches!(&error, CallError::Trap { what } if what.contains("exceeds limit")), "{error:?}");
+}
+
+#[test]
+fn what_is_granted_shows_no_variable_no_file_and_no_network() {
+    let bench = Bench::new();
+    let granted = Transform { wasi: Wasi::Minimal, ..transform(built("wasip2/hostile.wasm"), "{}") };
+    let answer = bench.guest(&granted).process(&chunk(["#hostile:snoop"])).unwrap();
+    let found = String::from_utf8(answer.values.unwrap().get(0).to_vec()).unwrap();
+    assert_eq!(found, "{\"variables\":0,\"arguments\":0,\"files\":false,\"networks\":false}\n");
+}

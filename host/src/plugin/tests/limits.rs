@@ -116,6 +116,28 @@ fn a_table_declared_twice_is_refused() {
     );
 }
 
+#[test]
+fn a_table_that_no_table_can_be_called_is_refused() {
+    for (name, shown) in [("a\\0ab", "a b"), ("..", "..")] {
+        check_load(
+            &Wat {
+                configure: &format!(
+                    "(i32.store8 (i32.const 4096) (i32.const 0)) (i32.store8 offset=4 (i32.const 4096) (i32.const 0))
+                    (i32.store offset=8 (i32.const 4096) (i32.const 5000))
+                    (i32.store offset=12 (i32.const 4096) (i32.const 1))
+                    (i32.store (i32.const 5000) (i32.const 5100))
+                    (i32.store (i32.const 5004) (i32.const {}))
+                    (i32.const 4096)",
+                    shown.len()
+                ),
+                fields: &format!(r#"(data (i32.const 5100) "{name}")"#),
+                ..Wat::default()
+            },
+            &format!("plugin test declares {shown:?}, which no table can be called; this is a mistake in the plugin"),
+        );
+    }
+}
+
 /// Calls `process` once and gives what came of it.
 fn call(process: &str, fields: &str) -> CallError {
     let bench = Bench::new();
@@ -138,6 +160,32 @@ fn a_loop_ends_with_the_time_of_the_call() {
     assert!(began.elapsed() >= Duration::from_millis(500), "not before its time: {:?}", began.elapsed());
     at_rest(5.0)(began);
     assert_eq!(guest.plugin().stats.timeouts.get(), 1);
+}
+
+/// The clock looks every 10 ms, so that a loop has its time and at most one tick more. Others run on this machine, too: the
+/// fastest of some calls tells.
+#[test]
+fn a_loop_ends_a_tick_after_its_time() {
+    const TIMEOUT: Duration = Duration::from_millis(100);
+    let bench = Bench::new();
+    // Both keep the processor busy: one for ever, one in a loop of loops that would end some time.
+    let slow = "(local $i i64) (loop $outer
+        (local.set $i (i64.add (local.get $i) (i64.const 1)))
+        (br_if $outer (i64.lt_u (local.get $i) (i64.const 1000000000000)))) unreachable";
+    for process in [&format!("{SPIN} unreachable"), slow] {
+        let wat = Wat { process, ..Wat::default() };
+        let plugin = Transform { timeout: TIMEOUT, ..transform(wat.build(bench.cache.path()), "{}") };
+        let mut guest = bench.guest(&plugin);
+        let fastest = (0..8).map(|_| {
+            let began = Instant::now();
+            assert_eq!(guest.process(&chunk(["a"])).unwrap_err(), CallError::TimedOut(TIMEOUT));
+            began.elapsed()
+        });
+        let fastest = fastest.min().unwrap();
+        assert!(fastest >= TIMEOUT, "ended after {fastest:?}, before its time");
+        // Two ticks as `arm` counts them, and one for starting an instance.
+        assert!(fastest < TIMEOUT + Duration::from_millis(30), "ended after {fastest:?}");
+    }
 }
 
 #[test]
@@ -182,6 +230,39 @@ fn a_list_above_the_limit_on_output_is_not_copied() {
     // 5 million entries of 4 bytes: they are there, and more than 16 MiB.
     let grown = format!("(drop (memory.grow (i32.const 400))) {}", answer_with_inputs(8192, 5_000_000));
     assert_eq!(call(&grown, ""), CallError::OutputTooLarge(16 << 20));
+}
+
+/// An answer with one error, whose message has this address and length.
+fn answer_with_message(at: u32, len: u32) -> String {
+    // `errors` is the last list of the answer; an error is a number and two texts.
+    format!(
+        "(memory.fill (i32.const 4096) (i32.const 0) (i32.const 140))
+         (i32.store offset={ERRORS_AT} (i32.const 4096) (i32.const 5000))
+         (i32.store offset={} (i32.const 4096) (i32.const 1))
+         (i32.store (i32.const 5000) (i32.const 0))
+         (i32.store (i32.const 5004) (i32.const 5100)) (i32.store (i32.const 5008) (i32.const 1))
+         (i32.store (i32.const 5012) (i32.const {at})) (i32.store (i32.const 5016) (i32.const {len}))
+         (i32.const 4096)",
+        ERRORS_AT + 4
+    )
+}
+
+/// Where the list of errors stands in an answer, by the canonical ABI.
+const ERRORS_AT: u32 = 132;
+
+#[test]
+fn a_text_of_a_gigabyte_is_never_made() {
+    let fields = r#"(data (i32.const 5100) "x")"#;
+    // It is said to be longer than the memory, then it is there and longer than what may be copied.
+    let claimed = call(&answer_with_message(8192, 1 << 30), fields);
+    assert!(matches!(&claimed, CallError::Trap { what } if what.contains("out of bounds")), "{claimed:?}");
+    let there = format!("(drop (memory.grow (i32.const 400))) {}", answer_with_message(8192, 20 << 20));
+    assert_eq!(call(&there, fields), CallError::OutputTooLarge(16 << 20));
+    let logged = call("(call $log (i32.const 3) (i32.const 8192) (i32.const 1073741824)) unreachable", "");
+    assert!(matches!(&logged, CallError::Trap { what } if what.contains("out of bounds")), "{logged:?}");
+    let logged = "(drop (memory.grow (i32.const 400))) (call $log (i32.const 3) (i32.const 8192) (i32.const 20971520)) \
+                  unreachable";
+    assert_eq!(call(logged, ""), CallError::OutputTooLarge(16 << 20));
 }
 
 #[test]

@@ -47,21 +47,9 @@ impl Default for Wat<'_> {
 impl Wat<'_> {
     /// Writes the component to `directory/test.wasm`.
     pub(super) fn build(&self, directory: &Path) -> PathBuf {
-        let mut resolve = Resolve::default();
-        resolve.push_str("transform.wit", include_str!("../../../../wit/transform.wit")).unwrap();
-        for (index, package) in self.packages.iter().enumerate() {
-            resolve.push_str(format!("extra{index}.wit"), package).unwrap();
-        }
-        let world = format!(
-            "package test:test; world test {{ include tidemill:transform/transform@0.1.0; {} }}",
-            self.imports
-        );
-        let package = resolve.push_str("world.wit", &world).unwrap();
-        let world = resolve.select_world(&[package], Some("test")).unwrap();
-        let mut module = wat::parse_str(self.module()).unwrap();
-        embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
-        let component = ComponentEncoder::default().validate(true).module(&module).unwrap().encode().unwrap();
         let file = directory.join("test.wasm");
+        let component =
+            component(::wat::parse_str(self.module()).unwrap(), self.packages, self.imports).unwrap();
         std::fs::write(&file, component).unwrap();
         file
     }
@@ -125,4 +113,25 @@ impl Wat<'_> {
             )"#
         )
     }
+}
+
+/// A core module of the contract's shape as a component; none if it is not of that shape.
+pub(super) fn encoded(module: Vec<u8>) -> Option<Vec<u8>> {
+    component(module, &[], "").ok()
+}
+
+fn component(mut module: Vec<u8>, packages: &[&str], imports: &str) -> Result<Vec<u8>, String> {
+    let mut resolve = Resolve::default();
+    resolve.push_str("transform.wit", include_str!("../../../../wit/transform.wit")).unwrap();
+    for (index, package) in packages.iter().enumerate() {
+        resolve.push_str(format!("extra{index}.wit"), package).unwrap();
+    }
+    let world =
+        format!("package test:test; world test {{ include tidemill:transform/transform@0.1.0; {imports} }}");
+    let package = resolve.push_str("world.wit", &world).unwrap();
+    let world = resolve.select_world(&[package], Some("test")).unwrap();
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
+    let encoded =
+        ComponentEncoder::default().validate(true).module(&module).and_then(|encoder| encoder.encode());
+    encoded.map_err(|error| format!("{error:#}"))
 }

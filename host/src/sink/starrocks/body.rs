@@ -134,11 +134,15 @@ impl Body for HeldBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         std::task::ready!(self.poll_open(cx));
+        if self.progress.has_left() && self.remaining > 0 {
+            crate::failpoint::at("load.mid_body");
+        }
         match self.segments.next() {
             Some(segment) => {
                 self.progress.left.store(true, Ordering::Release);
                 self.remaining -= segment.len() as u64;
                 if self.remaining == 0 {
+                    crate::failpoint::soon("load.body_sent");
                     self.progress.ended.store(true, Ordering::Release);
                 }
                 Poll::Ready(Some(Ok(Frame::data(segment))))

@@ -75,7 +75,7 @@ async fn an_early_refusal_is_understood_and_the_body_stays_here() {
     let mut load = test_load();
     let client = client(&[&fe.url]);
     let outcome = client.attempt(&mut load).await;
-    assert!(matches!(outcome, Outcome::Overloaded(_)), "{outcome:?}");
+    assert!(matches!(outcome, Outcome::Overloaded(..)), "{outcome:?}");
     assert!(!load.body_sent);
     assert!(be.finish().await[0].body.is_empty(), "the connection closed without a byte of the body");
 }
@@ -174,6 +174,43 @@ async fn a_host_that_is_not_on_the_list_gets_nothing() {
     let outcome = client.attempt(&mut test_load()).await;
     let Outcome::Refused(fault) = outcome else { panic!("{outcome:?}") };
     assert_eq!(fault.kind, FaultKind::Halt);
+}
+
+#[tokio::test]
+async fn an_answer_that_quotes_the_request_is_not_quoted_with_its_credentials() {
+    // `root:canary` in base64, as it was sent.
+    let quoting = json(
+        r#"{"Status":"Fail","Message":"bad request: authorization: Basic cm9vdDpjYW5hcnk=, Basic cm9vdDpjYW5hcnk=."}"#,
+    );
+    let fe = Scripted::start(vec![answering(quoting)]).await;
+    let Outcome::Refused(fault) = client(&[&fe.url]).attempt(&mut test_load()).await else {
+        panic!("refused")
+    };
+    assert!(fault.what.ends_with("authorization: Basic <redacted>, Basic <redacted>."), "{}", fault.what);
+}
+
+#[tokio::test]
+async fn a_foreign_host_gets_neither_a_load_nor_a_question() {
+    let foreign = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let elsewhere = format!("http://{}/x", foreign.local_addr().expect("bound"));
+    let fe = Scripted::start((0..5).map(|_| answering(redirect(&elsewhere))).collect()).await;
+    let mut strict = cluster(&[&fe.url]);
+    strict.redirect_hosts = vec!["be1".into()];
+    let client = Client::new(Arc::new(strict)).expect("a client");
+    let mut load = test_load();
+    let halted = |fault: Fault| assert!(fault.what.contains("not in `redirect_hosts`"), "{}", fault.what);
+    for outcome in [client.attempt(&mut load).await, client.load_once(&mut load).await] {
+        let Outcome::Refused(fault) = outcome else { panic!("{outcome:?}") };
+        halted(fault);
+    }
+    assert!(!load.body_sent);
+    halted(client.label_state("shop", "l").await.expect_err("refused"));
+    halted(client.cancel("shop", "orders", "l").await.expect_err("refused"));
+    let Outcome::Unsure(fault) = client.begin(&load).await else { panic!("nothing is known") };
+    halted(fault);
+    fe.finish().await;
+    let asked = tokio::time::timeout(Duration::from_millis(100), foreign.accept()).await;
+    assert!(asked.is_err(), "the foreign host was asked");
 }
 
 #[tokio::test]

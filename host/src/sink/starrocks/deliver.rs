@@ -10,6 +10,7 @@ use super::client::Client;
 use super::outcome::foreign_label;
 use super::prepared::{Unprepared, prepare};
 use super::state::LabelState;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::planted::{Bug, planted};
 use crate::retry::{Backoff, Pace, Waited};
@@ -36,6 +37,8 @@ pub enum Delivered {
 pub trait Observer: Send + Sync {
     /// Attempt `number` (from 1) under `label` begins.
     fn attempting(&self, label: &str, number: u32);
+    /// An attempt ended so after this time.
+    fn answered(&self, _outcome: &Outcome, _took: Duration) {}
     /// Waits since `since`, because of `why`. Called at each further failure, with the same `since`.
     fn waiting(&self, label: &str, since: Instant, why: &Fault);
     /// What was waited for has come, or the load was given up.
@@ -126,6 +129,7 @@ pub async fn deliver(client: &Client, load: &mut Load, context: &DeliverContext)
         },
     };
     let delivered = delivery.run(load).await;
+    failpoint::at("load.answered");
     delivery.wait.end();
     if let Delivered::Durable(Receipt { visible: true, .. }) = &delivered {
         context.witness.settled(&load.label);
@@ -163,7 +167,10 @@ impl Delivery<'_> {
             }
             attempts = attempts.saturating_add(1);
             self.context.observer.attempting(&load.label, attempts);
+            failpoint::at("load.before_begin");
+            let began = Instant::now();
             let outcome = self.client.attempt(load).await;
+            self.context.observer.answered(&outcome, began.elapsed());
             let (fault, backoff) = match outcome {
                 Outcome::Durable(Receipt { visible: false, .. }) if planted(Bug::PublishTimeoutIsFailure) => {
                     (load.label, load.body_sent) = (format!("{}_{attempts}", load.label), false);
@@ -179,7 +186,7 @@ impl Delivery<'_> {
                     FaultKind::Halt | FaultKind::Reject => return Delivered::Halt(fault),
                     FaultKind::Retry => (fault, &mut passing),
                 },
-                Outcome::Overloaded(fault) => (fault, &mut overloaded),
+                Outcome::Overloaded(fault, _) => (fault, &mut overloaded),
                 Outcome::Unsure(fault) => {
                     match self.resolve(load, &fault).await {
                         Resolved::Durable(receipt) => return Delivered::Durable(receipt),

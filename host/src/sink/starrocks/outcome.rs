@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::create_table::suggest_create_table;
 use crate::fault::Fault;
 use crate::planted::{Bug, planted};
-use crate::sink::{Load, Outcome, Receipt, Rejection};
+use crate::sink::{Load, Outcome, Receipt, Rejection, Scarce};
 
 /// Characters of StarRocks' own message that are passed on.
 const MESSAGE_CHARS_MAX: usize = 400;
@@ -57,17 +57,32 @@ pub fn classify(seen: &Seen<'_>) -> Classified {
         return Classified::plain(without_status(seen));
     };
     match status.to_ascii_lowercase().replace('_', " ").as_str() {
-        "success" | "ok" => Classified::plain(committed(seen, fields, true)),
-        "publish timeout" => Classified::plain(committed(seen, fields, false)),
+        "success" => Classified::plain(committed(seen, fields)),
+        // Of a step of a transaction: rows are counted when it is prepared, and what a BE says before means nothing.
+        "ok" => Classified::plain(taken(seen, fields, true)),
+        "publish timeout" => Classified::plain(taken(seen, fields, false)),
         "label already exists" => conflict(seen, fields),
         "txn in processing" => {
-            Classified::plain(Outcome::Overloaded(Fault::retry(refusal(seen, &fields.message()))))
+            let fault = Fault::retry(refusal(seen, &fields.message()));
+            Classified::plain(Outcome::Overloaded(fault, Scarce::Other))
         }
         _ => failed(seen, fields),
     }
 }
 
-fn committed(seen: &Seen<'_>, fields: &Fields, visible: bool) -> Outcome {
+/// A Stream Load that succeeded, if it can be true.
+fn committed(seen: &Seen<'_>, fields: &Fields) -> Outcome {
+    let load = seen.load;
+    if seen.body_left && load.rows > 0 && fields.number("numbertotalrows") == Some(0) {
+        return Outcome::Unsure(Fault::retry(format!(
+            "StarRocks counted no row in load {}, {} were sent",
+            load.label, load.rows
+        )));
+    }
+    taken(seen, fields, true)
+}
+
+fn taken(seen: &Seen<'_>, fields: &Fields, visible: bool) -> Outcome {
     let load = seen.load;
     if !seen.body_left && load.bytes > 0 {
         return Outcome::Unsure(Fault::retry(format!(
@@ -75,14 +90,7 @@ fn committed(seen: &Seen<'_>, fields: &Fields, visible: bool) -> Outcome {
             load.label
         )));
     }
-    let count = |name: &str| fields.number(name).and_then(|rows| u64::try_from(rows).ok());
-    if visible && load.rows > 0 && count("numbertotalrows") == Some(0) {
-        return Outcome::Unsure(Fault::retry(format!(
-            "StarRocks counted no row in load {}, {} were sent",
-            load.label, load.rows
-        )));
-    }
-    let loaded = count("numberloadedrows");
+    let loaded = fields.number("numberloadedrows").and_then(|rows| u64::try_from(rows).ok());
     let txn = fields.number("txnid").filter(|id| *id > 0);
     Outcome::Durable(Receipt { txn, loaded_rows: loaded, visible })
 }
@@ -140,8 +148,9 @@ fn failed(seen: &Seen<'_>, fields: &Fields) -> Classified {
         let error_url = fields.text("errorurl").map(str::to_owned);
         return Classified { outcome: Outcome::BadRows(rejection), error_url, begin_refused: false };
     }
-    if says(OVERLOAD) {
-        return Classified::plain(Outcome::Overloaded(Fault::retry(refusal(seen, &message))));
+    if says(TOO_MANY_VERSIONS) || says(OVERLOAD) {
+        let scarce = if says(TOO_MANY_VERSIONS) { Scarce::Versions } else { Scarce::Other };
+        return Classified::plain(Outcome::Overloaded(Fault::retry(refusal(seen, &message)), scarce));
     }
     let denied = !seen.body_left && (seen.status == 401 || seen.status == 403);
     let hint = if denied { Some(credentials_hint(seen.load)) } else { halt_hint(seen, &lower) };
@@ -178,10 +187,11 @@ const SYNTAX: &[&str] = &[
     "empty document stream",
 ];
 
+/// Back-pressure because loads come faster than compaction, with tablets and with shared data.
+const TOO_MANY_VERSIONS: &[&str] = &["too many versions", "compaction score"];
+
 /// Back-pressure: passes, but not soon.
 const OVERLOAD: &[&str] = &[
-    "too many versions",
-    "compaction score",
     "current running txns on db",
     "exceed http cuncurrent limit",
     "exceed http concurrent limit",

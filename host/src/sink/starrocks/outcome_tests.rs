@@ -23,7 +23,7 @@ fn short(outcome: &Outcome) -> Short {
             Short::Halt
         }
         Outcome::Refused(_) => Short::Retry,
-        Outcome::Overloaded(_) => Short::Overloaded,
+        Outcome::Overloaded(..) => Short::Overloaded,
         Outcome::Unsure(_) => Short::Unsure,
         Outcome::BadRows(rejection) => {
             Short::Bad { syntax: rejection.syntax, filtered: rejection.filtered_rows }
@@ -91,6 +91,19 @@ fn success_is_not_believed_when_it_cannot_be_true() {
     check(200, Sent::Nothing, r#"{"Status":"Success","NumberTotalRows":0}"#, Short::Unsure);
     // Nor when it loaded nothing: the label's state decides.
     check(200, Sent::Body, r#"{"Status":"Success","NumberTotalRows":0,"NumberLoadedRows":0}"#, Short::Unsure);
+}
+
+#[test]
+fn rows_of_a_transaction_are_counted_when_it_is_prepared_and_not_before() {
+    let taken = Short::Durable { visible: true };
+    check(
+        200,
+        Sent::Body,
+        r#"{"Status":"OK","TxnId":7,"Label":"l","NumberTotalRows":0,"LoadBytes":78}"#,
+        taken,
+    );
+    check(200, Sent::Body, r#"{"Status":"OK","TxnId":7,"Label":"l","LoadBytes":78}"#, taken);
+    check(200, Sent::Nothing, r#"{"Status":"OK","NumberTotalRows":0}"#, Short::Unsure);
 }
 
 #[test]

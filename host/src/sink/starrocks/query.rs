@@ -126,11 +126,20 @@ impl Query {
         Ok(Some(rows.iter().filter_map(column).collect()))
     }
 
-    /// The most versions that any tablet of the table has; none if the rights to see it are lacking.
-    pub async fn versions(&mut self, table: &str) -> Option<u64> {
+    /// The most versions that any replica of a tablet of the table has, as the BEs last told the FE, which they do
+    /// about once a minute. From StarRocks 3.0 on it takes the OPERATE privilege on SYSTEM and SELECT on the table.
+    ///
+    /// # Errors
+    /// `Retry` when the statement fails, for lack of rights too, or tells of no versions: with shared data there is
+    /// no such column.
+    pub async fn versions(&mut self, table: &str) -> Result<u64, Fault> {
         let name = self.name(table);
-        let rows = self.rows(&format!("SHOW TABLET FROM {name}")).await.ok()?;
-        rows.iter().filter_map(|row| named_cell(row, "VersionCount")?.parse().ok()).max()
+        let rows = match self.rows(&format!("SHOW TABLET FROM {name}")).await {
+            Ok(rows) => rows,
+            Err(failure) => return Err(self.fault(failure, &format!("read the versions of {name}"))),
+        };
+        let counts = rows.iter().filter_map(|row| named_cell(row, "VersionCount")?.parse().ok());
+        counts.max().ok_or_else(|| Fault::retry(format!("SHOW TABLET FROM {name} tells of no versions")))
     }
 
     /// Runs a statement and gives its cells as text, NULL as none.

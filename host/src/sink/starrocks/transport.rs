@@ -213,6 +213,7 @@ impl Transport {
             let response = connection.sender.send_request(request).await.map_err(failed)?;
             let (head, incoming) = response.into_parts();
             let (body, whole) = read_capped(incoming).await.map_err(failed)?;
+            let body = without_credentials(body, call.headers);
             let location = head.headers.get(header::LOCATION).and_then(|value| value.to_str().ok());
             Ok((Answer { status: head.status, location: location.map(str::to_owned), body }, whole))
         };
@@ -358,6 +359,26 @@ async fn read_capped(mut incoming: Incoming) -> Result<(Bytes, bool), hyper::Err
         }
     }
     Ok((body.into(), true))
+}
+
+/// The answer of somebody who says back what was sent to him, as some proxies do: messages quote answers.
+fn without_credentials(body: Bytes, headers: &HeaderMap) -> Bytes {
+    let sent = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let token = sent.and_then(|value| value.splitn(2, |byte| *byte == b' ').nth(1)).unwrap_or_default();
+    let told = |body: &[u8]| body.windows(token.len()).position(|window| window == token);
+    let Some(mut at) = (!token.is_empty()).then(|| told(&body)).flatten() else { return body };
+    let (mut kept, mut rest) = (Vec::with_capacity(body.len()), &body[..]);
+    loop {
+        kept.extend_from_slice(&rest[..at]);
+        kept.extend_from_slice(b"<redacted>");
+        rest = &rest[at + token.len()..];
+        match told(rest) {
+            Some(next) => at = next,
+            None => break,
+        }
+    }
+    kept.extend_from_slice(rest);
+    kept.into()
 }
 
 fn tls_config(ca: Option<&Path>, https_wanted: bool) -> Result<rustls::ClientConfig, Fault> {

@@ -1,18 +1,20 @@
 //! A load in two phases, driven to what can be known of it: prepared, committed or given up (delivery.md §3).
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
 use super::client::Client;
 use super::prepared::{Unprepared, prepare as pack};
 use super::state::LabelState;
-use crate::delivery::decision::{Decision, Recovery, recover};
+use crate::clock;
+use crate::delivery::decision::{Decision, Extent, Recovery, recover};
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::planted::{Bug, planted};
 use crate::retry::{Backoff, Pace};
-use crate::sink::{Destination, Load, Outcome, Receipt, Rejection};
+use crate::sink::{Destination, Load, Outcome, Receipt, Rejection, Scarce};
 
 /// How often a commit is asked for before somebody hears that it is not made.
 const COMMITS_PER_TRY: u32 = 3;
@@ -31,7 +33,7 @@ pub enum FirstPhase {
     /// A person is needed.
     Halt(Fault),
     /// StarRocks takes no more just now.
-    Overloaded(Fault),
+    Overloaded(Fault, Scarce),
     /// Not done, or not known to be: to be rolled back, and begun under another label.
     Unknown(Fault),
 }
@@ -43,8 +45,9 @@ pub async fn prepare(client: &Client, load: &mut Load, timeout: Duration) -> Fir
         Err(Unprepared::BadRow(rejection)) => return FirstPhase::BadRows(rejection),
         Err(Unprepared::Halt(fault)) => return FirstPhase::Halt(fault),
     }
+    failpoint::at("epoch.before_begin");
     match client.begin(load).await {
-        Outcome::Durable(_) => {}
+        Outcome::Durable(_) => failpoint::at("epoch.begun"),
         failed => return not_taken(failed),
     }
     let mut loaded = client.load_once(load).await;
@@ -52,7 +55,7 @@ pub async fn prepare(client: &Client, load: &mut Load, timeout: Duration) -> Fir
         loaded = client.load_once(load).await;
     }
     match loaded {
-        Outcome::Durable(_) => {}
+        Outcome::Durable(_) => failpoint::at("epoch.loaded"),
         failed => return not_taken(failed),
     }
     match client.prepare(load, timeout).await {
@@ -65,7 +68,7 @@ fn not_taken(outcome: Outcome) -> FirstPhase {
     match outcome {
         Outcome::Durable(receipt) => FirstPhase::Prepared(receipt),
         Outcome::BadRows(rejection) => FirstPhase::BadRows(rejection),
-        Outcome::Overloaded(fault) => FirstPhase::Overloaded(fault),
+        Outcome::Overloaded(fault, scarce) => FirstPhase::Overloaded(fault, scarce),
         Outcome::Refused(fault) if fault.kind == FaultKind::Halt => FirstPhase::Halt(fault),
         Outcome::Refused(fault) | Outcome::Unsure(fault) => FirstPhase::Unknown(fault),
     }
@@ -80,12 +83,13 @@ pub async fn commit_all(
     client: &Client,
     loads: &[(Arc<Destination>, String)],
     decision: &Decision,
+    extent: &Extent,
 ) -> Result<(), Fault> {
     let mut committing = JoinSet::new();
     for (destination, label) in loads {
         let (client, destination) = (client.clone(), Arc::clone(destination));
-        let (decision, label) = (decision.clone(), label.clone());
-        committing.spawn(async move { commit(&client, &destination, &decision, &label).await });
+        let (decision, extent, label) = (decision.clone(), extent.clone(), label.clone());
+        committing.spawn(async move { commit(&client, &destination, (&decision, &extent), &label).await });
     }
     let mut worst: Result<(), Fault> = Ok(());
     while let Some(committed) = committing.join_next().await {
@@ -106,7 +110,7 @@ pub async fn commit_all(
 async fn commit(
     client: &Client,
     destination: &Destination,
-    decision: &Decision,
+    (decision, extent): (&Decision, &Extent),
     label: &str,
 ) -> Result<(), Fault> {
     let prepared_timeout = Duration::from_secs(decision.prepared_timeout_s);
@@ -115,11 +119,10 @@ async fn commit(
     for asked in 0..=COMMITS_PER_TRY {
         let state = client.label_state(&destination.cluster.database, label).await?;
         // Read after the state, or a load that was given up in between would be too young.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let age = now.saturating_sub(Duration::from_secs(decision.prepared_at_s));
+        let age = clock::since_1970().saturating_sub(Duration::from_secs(decision.prepared_at_s));
         match recover(state, age, prepared_timeout) {
             Recovery::Done => return Ok(()),
-            Recovery::Lost => return Err(lost(decision, label, state)),
+            Recovery::Lost => return Err(lost(decision, extent, label, state)),
             Recovery::Commit => {}
         }
         if asked > 0 {
@@ -130,18 +133,16 @@ async fn commit(
     Err(Fault::retry(format!("StarRocks does not commit decided load {label}: {told}")))
 }
 
-fn lost(decision: &Decision, label: &str, state: LabelState) -> Fault {
+fn lost(decision: &Decision, extent: &Extent, label: &str, state: LabelState) -> Fault {
     Fault::halt(
         format!(
-            "load {label} of decided epoch {decision} is {state:?} at StarRocks: its rows, of records from offset {} \
-             on, are not in the table",
-            decision.from
+            "load {label} of decided epoch {decision} is {state:?} at StarRocks: its rows, of {extent}, are not in the table"
         ),
         format!(
             "somebody rolled it back, or no process ran for longer than StarRocks keeps prepared loads ({} s). Its other \
-             tables are committed. Set the group's offsets with kafka-consumer-groups.sh: to where the epoch began, which \
-             loads it again into all its tables, or to where they stand, which goes on without it; either takes the \
-             decision away",
+             tables are committed. Set the group's offsets of all these partitions with kafka-consumer-groups.sh: to the \
+             first ones named, which loads the epoch again into all its tables, or to where they stand, which goes on \
+             without it; either takes the decision away",
             decision.prepared_timeout_s
         ),
     )

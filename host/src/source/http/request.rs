@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, ORIGIN};
 use http::{Method, Uri};
 
 use super::answer::Answer;
@@ -144,7 +144,13 @@ fn is_queued(query: &str) -> Result<bool, Answer> {
 fn format(headers: &HeaderMap) -> Result<Format, Answer> {
     const HINT: &str = "send `Content-Type: application/json` for one object or an array, \
                         `application/x-ndjson` for an object a line";
-    let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(Format::Guess) };
+    let Some(value) = headers.get(CONTENT_TYPE).filter(|value| !value.is_empty()) else {
+        // A page may post to this machine without asking if it says no content type; for JSON its browser asks first.
+        return match headers.contains_key(ORIGIN) {
+            true => Err(Answer::unsupported("a page in a browser has to say its content type", HINT)),
+            false => Ok(Format::Guess),
+        };
+    };
     // As nearly everybody writes them.
     match value.as_bytes() {
         b"application/x-ndjson" => return Ok(Format::Lines),
@@ -161,7 +167,6 @@ fn format(headers: &HeaderMap) -> Result<Format, Answer> {
         | "application/x-jsonlines"
         | "application/jsonlines"
         | "application/json-lines" => Format::Lines,
-        "" => Format::Guess,
         // `application/vnd.acme.order+json`, `application/cloudevents+json`
         other if other.starts_with("application/") && other.ends_with("+json") => Format::Json,
         other => return Err(Answer::unsupported(&format!("the content type {other:?} is not JSON"), HINT)),
@@ -279,6 +284,16 @@ mod tests {
         );
         let latin = [("content-type", "application/json; charset=latin1")];
         refused("POST", "/e", &latin, 415, "the charset \"latin1\" is not UTF-8");
+    }
+
+    #[test]
+    fn pages_in_browsers_say_what_they_send() {
+        let origin = ("origin", "https://example.com");
+        let error = "a page in a browser has to say its content type";
+        refused("POST", "/e", &[origin], 415, error);
+        refused("POST", "/e", &[origin, ("content-type", "")], 415, error);
+        assert_eq!(sending("/e", &[origin, ("content-type", "application/json")]).format, Format::Json);
+        assert_eq!(sending("/e", &[("content-type", "")]).format, Format::Guess);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::fault::Fault;
 
 mod bad_input;
 mod bench;
+mod hostile;
 
 use bench::{Bench, Client, ROW_BYTES_MAX, SOON, gzip, rows, settings, wait_until};
 

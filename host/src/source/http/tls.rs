@@ -11,6 +11,7 @@ use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::model::HttpTls;
+use crate::config::warn_if_open;
 use crate::fault::Fault;
 
 /// Reads the files.
@@ -23,6 +24,7 @@ pub(super) fn acceptor(tls: &HttpTls) -> Result<TlsAcceptor, Fault> {
     let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| {
         unusable("key", &tls.key, "a PEM file with a key without a password").caused_by(error)
     })?;
+    warn_if_open("key", &tls.key);
     let clients = match &tls.client_ca {
         None => WebPkiClientVerifier::no_client_auth(),
         Some(path) => clients_of(path, &provider)?,

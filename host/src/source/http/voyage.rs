@@ -105,6 +105,7 @@ impl Voyage {
             return Landed::Somewhere(Answer::of_outcome(0, &Tally::default()));
         }
         let ledger = &intake.parts().ledger;
+        crate::failpoint::at("http.taken");
         let (stay, abandoned) = (intake.epochs().begin(), Abandoned::default());
         ledger.begin_watched(stay.clone(), -1, Arc::clone(abandoned.notify()));
         let (chunks, _aboard) = self.unload();
@@ -120,6 +121,7 @@ impl Voyage {
             }
         }
         settled(intake, &stay, accepted, &abandoned).await;
+        crate::failpoint::at("http.before_answer");
         let begun = ledger.opened_upto(&stay).is_some_and(|opened| opened >= 0);
         let Some(ended) = ledger.end(&stay) else { return Landed::Somewhere(Answer::ended_under_way()) };
         let lost = ended.tally.lost || ended.watermark.upto < last_of(accepted);

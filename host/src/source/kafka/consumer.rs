@@ -130,6 +130,15 @@ pub(crate) fn secure(config: &mut ClientConfig, security: &KafkaSecurity) {
     }
 }
 
+/// What every consumer of ours has: nothing moves by itself, and answers may be large.
+pub(crate) fn by_hand(config: &mut ClientConfig) {
+    config.set("enable.auto.commit", "false");
+    config.set("enable.auto.offset.store", "false");
+    // Where to start is always said explicitly; an offset that is gone must not move silently.
+    config.set("auto.offset.reset", "error");
+    config.set("receive.message.max.bytes", "200000000");
+}
+
 /// All settings of the consumer: ours last, so that `properties` cannot undo them.
 fn settings(kafka: &Kafka) -> ClientConfig {
     let mut config = ClientConfig::new();
@@ -150,11 +159,8 @@ fn settings(kafka: &Kafka) -> ClientConfig {
     // Only a pattern could mean them.
     config.set("topic.blacklist", pattern::INTERNAL_TOPICS);
     config.set("partition.assignment.strategy", "cooperative-sticky");
-    config.set("enable.auto.commit", "false");
-    config.set("enable.auto.offset.store", "false");
     config.set("enable.partition.eof", "false");
-    // Where to start is always said explicitly; an offset that is gone must not move silently.
-    config.set("auto.offset.reset", "error");
+    by_hand(&mut config);
     config.set(
         "isolation.level",
         match kafka.isolation {
@@ -168,7 +174,6 @@ fn settings(kafka: &Kafka) -> ClientConfig {
     let fetch = queue_bytes.clamp(64 << 10, FETCH_BYTES_MAX);
     config.set("fetch.max.bytes", fetch.to_string());
     config.set("fetch.message.max.bytes", (fetch / 4).clamp(64 << 10, 1 << 20).to_string());
-    config.set("receive.message.max.bytes", "200000000");
     config.set_log_level(RDKafkaLogLevel::Info);
     config
 }

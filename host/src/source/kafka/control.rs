@@ -25,6 +25,7 @@ use super::{KafkaFeed, Wiring};
 use crate::config::model::Kafka;
 use crate::config::pattern;
 use crate::delivery::marker::Marker;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::{PipelineMeter, Waiting};
 use crate::planted::{Bug, planted};
@@ -33,11 +34,12 @@ use crate::source::Parts;
 use crate::source::halts::{Halts, LaneThread};
 
 mod committing;
+mod deciding;
 mod ending;
 mod exactly;
 mod fencing;
 
-pub(crate) use exactly::Exactly;
+pub(crate) use deciding::Exactly;
 pub(crate) use fencing::Fencing;
 
 /// How long one turn waits for the consumer's events.
@@ -360,6 +362,7 @@ impl Control {
         let gone = |topic: &str| marker.has_read(topic).then(|| marker.offsets_gone(topic));
         let starts = start::find(&self.reader, &named, &mut self.rule, gone)?;
         self.claim(&starts)?;
+        failpoint::at("kafka.assigned");
         let mut assignment = TopicPartitionList::new();
         // From here on nothing passes by itself: a second try would hold partitions twice.
         for ((topic, partition), found) in &starts {
@@ -439,6 +442,7 @@ impl Control {
         }
         let name = &self.parts.meter.name;
         tracing::info!(pipeline = %name, partitions = stays.len(), lost, "giving partitions up");
+        failpoint::at("kafka.revoking");
         self.parts.giving_up.give_up(&stays);
         if let Some(deciding) = &self.deciding {
             deciding.close();
@@ -472,6 +476,9 @@ impl Control {
             self.parts.meter.leave(&self.parts.meter.records_given_up, dropped);
             revoking.dropped = true;
         }
+        if let Some(deciding) = &self.deciding {
+            deciding.forget_letters(&revoking.stays);
+        }
         let quiet = revoking.stays.iter().all(|stay| self.parts.ledger.is_quiet(stay));
         // A commit that is not answered might be sent again by librdkafka, over the next owner's.
         let unfinished = !quiet || self.committing.is_some() || self.is_deciding();
@@ -488,6 +495,7 @@ impl Control {
             );
         }
         self.end_stays(&revoking);
+        failpoint::at("kafka.given_up");
         self.reader
             .incremental_unassign(&revoking.list)
             .map_err(|error| Fault::retry("cannot unassign partitions").caused_by(error))?;

@@ -10,12 +10,14 @@ use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseProducer, DefaultProducerContext, Producer as _};
+use rdkafka::producer::Producer as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::consumer::{Reader, secure};
 use super::membership::{Membership, NotSent};
 use crate::config::model::Kafka;
+use crate::dead_letter::tally::{Producer, RECORD_BYTES_MAX, Tally};
+use crate::dead_letter::{Outbox, Undecided};
 use crate::delivery::decision::Decision;
 use crate::fault::Fault;
 
@@ -49,24 +51,13 @@ pub(super) enum Written {
 pub(super) struct Decider {
     config: ClientConfig,
     id: String,
-    producer: Option<BaseProducer>,
+    producer: Option<Producer>,
 }
 
 impl Decider {
     /// A decider whose transactions are those of this life of the process.
     pub(super) fn new(kafka: &Kafka, label_stem: &str) -> Decider {
-        let mut config = ClientConfig::new();
-        // What concerns connections concerns this one, too; the rest is a consumer's.
-        let shared = |key: &str| CONNECTION_PROPERTIES.iter().any(|prefix| key.starts_with(prefix));
-        for (key, value) in kafka.properties.iter().filter(|(key, _)| shared(key)) {
-            config.set(key, value);
-        }
-        secure(&mut config, &kafka.security);
-        config.set("bootstrap.servers", kafka.brokers.join(","));
-        config.set("client.id", "tidemill-decisions");
-        config.set("transactional.id", label_stem);
-        config.set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS.to_string());
-        Decider { config, id: label_stem.to_owned(), producer: None }
+        Decider { config: settings(kafka, label_stem), id: label_stem.to_owned(), producer: None }
     }
 
     /// Makes the producer, if there is none, which settles what the last one left open.
@@ -77,40 +68,24 @@ impl Decider {
         if self.producer.is_some() {
             return Ok(());
         }
-        let producer: BaseProducer<DefaultProducerContext> = self.config.create().map_err(|error| {
-            let hint = "mend the setting that the message names, in [source.kafka]";
-            Fault::halt(format!("cannot make a producer for decisions: {error}"), hint)
-        })?;
-        producer.init_transactions(STEP_PATIENCE).map_err(|error| self.refused(error))?;
+        let producer: Producer =
+            self.config.create_with_context(Tally::default()).map_err(|error| not_made(&error))?;
+        producer.init_transactions(STEP_PATIENCE).map_err(|error| denied(&self.id, error))?;
         self.producer = Some(producer);
         Ok(())
     }
 
-    fn refused(&self, error: KafkaError) -> Fault {
-        let denied = [
-            RDKafkaErrorCode::TransactionalIdAuthorizationFailed,
-            RDKafkaErrorCode::ClusterAuthorizationFailed,
-        ];
-        if error.rdkafka_error_code().is_some_and(|code| denied.contains(&code)) {
-            return Fault::halt(
-                format!("kafka does not let this user write transactions as `{}`", self.id),
-                "exactly_once needs it: grant WRITE and DESCRIBE on TransactionalId with the pipeline's name as \
-                 prefix, or set delivery = \"at_least_once\"",
-            );
-        }
-        Fault::retry("cannot begin transactions in Kafka").caused_by(error)
-    }
-
-    /// Writes all `standings` in one transaction, unless the member is not the one that was given these
-    /// partitions: `still_owned` is asked after the membership was taken.
+    /// Writes all `standings` in one transaction, and letters with them, unless the member is not the one that was given
+    /// these partitions: `still_owned` is asked after the membership was taken.
     pub(super) fn write(
         &mut self,
         reader: &Reader,
         standings: &Standings,
+        letters: Option<(&Outbox, &[Undecided])>,
         still_owned: impl FnOnce() -> bool,
     ) -> Written {
         match offsets_of(standings) {
-            Ok(offsets) => self.write_offsets(reader, &offsets, still_owned),
+            Ok(offsets) => self.write_offsets(reader, &offsets, letters, still_owned),
             Err(error) => {
                 let fault = Fault::halt("cannot name the offsets of a decision", "report this defect");
                 Written::No(fault.caused_by(error))
@@ -123,6 +98,7 @@ impl Decider {
         &mut self,
         reader: &Reader,
         offsets: &TopicPartitionList,
+        letters: Option<(&Outbox, &[Undecided])>,
         still_owned: impl FnOnce() -> bool,
     ) -> Written {
         if let Err(fault) = self.settle() {
@@ -139,11 +115,17 @@ impl Decider {
         }
         // After whatever does not go well the next producer begins, and has the brokers end this transaction: a try
         // that is still on its way must not join the next one.
+        let kept = letters.map_or(Ok(()), |(outbox, letters)| outbox.write(producer, letters));
+        if let Err(fault) = kept {
+            self.producer = None;
+            return Written::No(fault);
+        }
         if let Err(refused) = membership.send_offsets(producer, offsets, STEP_PATIENCE) {
             self.producer = None;
             // No end was sent, so the brokers can only abort it.
             return Written::No(not_taken(&refused));
         }
+        crate::failpoint::at("epoch.offsets_sent");
         match producer.commit_transaction(STEP_PATIENCE) {
             Ok(()) => Written::Yes,
             Err(error) => {
@@ -154,8 +136,45 @@ impl Decider {
     }
 }
 
+/// The settings of a producer of transactions under that id.
+pub(super) fn settings(kafka: &Kafka, transactional_id: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    // What concerns connections concerns this one, too; the rest is a consumer's.
+    let shared = |key: &str| CONNECTION_PROPERTIES.iter().any(|prefix| key.starts_with(prefix));
+    for (key, value) in kafka.properties.iter().filter(|(key, _)| shared(key)) {
+        config.set(key, value);
+    }
+    secure(&mut config, &kafka.security);
+    config.set("bootstrap.servers", kafka.brokers.join(","));
+    config.set("client.id", "tidemill-decisions");
+    config.set("transactional.id", transactional_id);
+    config.set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS.to_string());
+    config.set("message.max.bytes", RECORD_BYTES_MAX);
+    config
+}
+
+/// The fault of a producer that librdkafka does not make.
+pub(super) fn not_made(error: &KafkaError) -> Fault {
+    let hint = "mend the setting that the message names, in [source.kafka]";
+    Fault::halt(format!("cannot make a producer for decisions: {error}"), hint)
+}
+
+/// The brokers' answer to a producer that wants to begin transactions as `id`.
+pub(super) fn denied(id: &str, error: KafkaError) -> Fault {
+    let denied =
+        [RDKafkaErrorCode::TransactionalIdAuthorizationFailed, RDKafkaErrorCode::ClusterAuthorizationFailed];
+    if error.rdkafka_error_code().is_some_and(|code| denied.contains(&code)) {
+        return Fault::halt(
+            format!("kafka does not let this user write transactions as `{id}`"),
+            "exactly_once needs it: grant WRITE and DESCRIBE on TransactionalId with the pipeline's name as \
+             prefix, or set delivery = \"at_least_once\"",
+        );
+    }
+    Fault::retry("cannot begin transactions in Kafka").caused_by(error)
+}
+
 /// The group's answer to offsets in a transaction.
-fn not_taken(refused: &NotSent) -> Fault {
+pub(super) fn not_taken(refused: &NotSent) -> Fault {
     let what = format!("the group did not take the decision: {}", refused.text);
     match refused.code {
         RDKafkaErrorCode::GroupAuthorizationFailed | RDKafkaErrorCode::TopicAuthorizationFailed => {
@@ -181,7 +200,12 @@ fn offsets_of(standings: &Standings) -> Result<TopicPartitionList, KafkaError> {
         let mut element = list.add_partition(topic, *partition);
         element.set_offset(Offset::Offset(*offset))?;
         // White space behind a JSON document means nothing.
-        element.set_metadata(format!("{:<METADATA_BYTES$}", decision.to_metadata()));
+        element.set_metadata(padded(&decision.to_metadata()));
     }
     Ok(list)
+}
+
+/// A text as long as any of ours.
+pub(super) fn padded(text: &str) -> String {
+    format!("{text:<METADATA_BYTES$}")
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,14 +34,15 @@ impl Question {
         !self.answer.is_closed()
     }
 
-    /// A commit came through.
-    pub(super) fn holds_if(self, is_ours: impl Fn(&Stay) -> bool) {
-        let gone = self.stays.iter().find(|stay| !is_ours(stay));
-        let answer = gone.map_or(Ok(()), |stay| {
-            Err(Fault::retry(format!("{} was given to another process", stay.partition)))
-        });
+    /// Whether all partitions that it is about are `ours`.
+    pub(super) fn is_about(&self, ours: impl Fn(&Stay) -> bool) -> bool {
+        self.stays.iter().all(ours)
+    }
+
+    /// A commit came through, and the partitions are ours.
+    pub(super) fn holds(self) {
         // Whoever asked may have given up.
-        let _ = self.answer.send(answer);
+        let _ = self.answer.send(Ok(()));
     }
 
     /// None did, or nobody knows.
@@ -57,10 +58,7 @@ pub(super) struct Questions(Receiver<Question>);
 impl Questions {
     /// The next one, if there is one.
     pub(super) fn next(&self) -> Option<Question> {
-        match self.0.try_recv() {
-            Ok(question) => Some(question),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.0.try_recv().ok()
     }
 }
 
@@ -189,7 +187,7 @@ impl GroupFence {
         let took_ms = began.elapsed().as_millis();
         tracing::debug!(pipeline = %self.meter.name, number, took_ms, holds = held.is_ok(), "asked the group");
         held.inspect_err(|why| {
-            self.meter.fence_refusals.inc();
+            self.meter.fence.refusals.inc();
             tracing::warn!(
                 pipeline = %self.meter.name, label = %format_args!("{}-{number}", self.stem),
                 "the rows of a load stay here: {}", why.story()
@@ -251,7 +249,7 @@ mod tests {
         let claim = fence.claim(false);
         assert!(claim.covers(7) && claim.covers(8) && !claim.covers(6));
         fence.claimed(Some(claim));
-        asked.holds_if(|_| true);
+        asked.holds();
         announcing.await.expect("no panic").expect("it is claimed");
         // The next ones are claimed already.
         fence.announce(8, &[stay(1)]).await.expect("it is claimed");
@@ -278,13 +276,19 @@ mod tests {
                 let fence = Arc::clone(&fence);
                 async move { fence.holds(0).await }
             });
-            question(&questions).await.holds_if(|held| is_ours || *held == stay(1));
+            let asked = question(&questions).await;
+            assert_eq!(asked.is_about(|held| is_ours || *held == stay(1)), is_ours);
+            if is_ours {
+                asked.holds();
+            } else {
+                asked.refuse(&Fault::retry("one of them is gone"));
+            }
             assert_eq!(validating.await.expect("no panic").is_ok(), is_ours);
         }
         drop(questions);
         assert!(fence.holds(0).await.is_err());
         assert!(fence.holds(1).await.is_err(), "it was never claimed");
-        assert_eq!(fence.meter.fence_refusals.get(), 3);
+        assert_eq!(fence.meter.fence.refusals.get(), 3);
     }
 
     #[tokio::test]

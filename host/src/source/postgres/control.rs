@@ -29,6 +29,7 @@ use super::watch::{News, SourceWatch, Watcher};
 use super::{PostgresFeed, snapshot_phase};
 use crate::config::model::StarRocks;
 use crate::delivery::carry::Carrier;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::meter::{PostgresMeter, Waiting};
 use crate::planted::{Bug, planted};
@@ -446,6 +447,7 @@ impl Control {
             && streaming.writing.is_none()
             && streaming.written_at.elapsed() >= POSITION_EVERY;
         if due {
+            failpoint::at("postgres.before_position");
             let (lsn, positions) = (streaming.durable, Arc::clone(positions));
             let task = self.parts.runtime.spawn(async move { positions.reached(lsn).await });
             streaming.writing = Some((lsn, task));
@@ -463,10 +465,12 @@ impl Control {
         })?;
         match written {
             Ok(()) => {
+                failpoint::at("postgres.position_written");
                 streaming.written = lsn;
                 self.meter.positions_written.inc();
                 self.parts.meter.health.progress();
                 streaming.confirm.send_replace(lsn);
+                failpoint::at("postgres.confirmed");
                 Ok(())
             }
             Err(fault) if fault.kind == FaultKind::Retry => {

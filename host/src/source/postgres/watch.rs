@@ -310,6 +310,6 @@ fn lag_seconds(commit_time_us: i64, slot: &Slot, newest: u64) -> i64 {
     if !behind || commit_time_us == 0 {
         return 0;
     }
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let now = crate::clock::since_1970();
     (i64::try_from(now.as_secs()).unwrap_or(i64::MAX) - commit_time_us / 1_000_000).max(0)
 }

@@ -73,9 +73,10 @@ impl Bench {
         let (shows, started) = mpsc::channel();
         let registration = Registration {
             destinations: vec![destination("orders")],
-            limits: BatchLimits { max_rows: 100_000, max_bytes: 64 << 20, linger: LINGER },
+            limits: BatchLimits { max_rows: 100_000, max_bytes: 64 << 20, linger: LINGER, stretch: None },
             in_flight: 1,
             share: share.clone(),
+            meters: Vec::new(),
             outlet: Arc::new(Shown(shows)),
             epochs: None,
         };

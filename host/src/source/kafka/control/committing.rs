@@ -69,6 +69,7 @@ impl Control {
         self.committed_at = Instant::now();
         let watermarks = std::mem::take(&mut self.uncommitted);
         let list = self.list_of(&watermarks).map_err(|error| error.to_string());
+        crate::failpoint::at("kafka.before_release");
         let sent = list.and_then(|list| self.commits.send(&list));
         self.committing = Some(watermarks);
         if let Err(error) = sent {
@@ -80,6 +81,7 @@ impl Control {
         let Some(committing) = self.committing.take() else { return };
         match failed {
             None => {
+                crate::failpoint::at("kafka.released");
                 self.parts.meter.commits.inc();
                 self.trouble = None;
             }

@@ -74,7 +74,8 @@ impl Control {
     fn hear_of_a_loss(&mut self) -> Result<(), Fault> {
         let is_next = matches!(self.rebalances.front(), Some(Note::Revoked(_)));
         let hears = self.deciding.is_some() || self.guarding.is_some();
-        if is_next && hears && self.revoking.is_none() && self.reader.assignment_lost() {
+        let is_lost = || self.reader.assignment_lost() || !self.is_member();
+        if is_next && hears && self.revoking.is_none() && is_lost() {
             return self.next_rebalance();
         }
         Ok(())

@@ -3,148 +3,47 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer as _;
 
-use super::{Control, place_of};
-use crate::delivery::carry::Carrier;
-use crate::delivery::decision::{Decision, UnknownForm, may_decide};
-use crate::delivery::epoch::{Epochs, Offer};
+use super::Control;
+pub(super) use super::deciding::Deciding;
+use super::deciding::{Asked, Stands};
+use crate::clock;
+use crate::dead_letter::Outbox;
+use crate::delivery::decision::{Decision, Extent, UnknownForm, may_decide};
+use crate::delivery::epoch::Offer;
+use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
+use crate::ledger::{Reach, Tickets};
+use crate::meter::Waiting;
 use crate::planted::{Bug, planted};
 use crate::position::Stay;
-use crate::sink::Destination;
 use crate::sink::starrocks::two_phase;
-use crate::source::kafka::decider::{Decider, Standings, Written};
+use crate::source::kafka::decider::{Standings, Written};
 use crate::source::kafka::start::{Starts, committed_offsets};
 
-/// How long after an attempt to decide that failed the next one is made.
-const DECIDE_AGAIN_AFTER: Duration = Duration::from_millis(500);
-
-/// What exactly_once needs of the rest of its pipeline.
-pub(crate) struct Exactly {
-    /// What the carrier of epochs hears and says.
-    pub(crate) epochs: Epochs,
-    /// Asks and commits what was decided.
-    pub(crate) carrier: Carrier,
-    /// A destination of the pipeline: labels are the database's.
-    pub(crate) destination: Arc<Destination>,
-}
-
-/// Its state on the control thread.
-pub(super) struct Deciding {
-    parts: Exactly,
-    decider: Decider,
-    /// Assignments so far: each has a stem of its own.
-    stems: u64,
-    /// Offset (the next one to read) that the group has for each partition.
-    committed: BTreeMap<(String, i32), i64>,
-    /// What stands is a claim, or a decision whose loads are all committed.
-    done: bool,
-    /// The partitions left have to be claimed before anything begins.
-    unclaimed: bool,
-    /// Rebalances are not heard any more.
-    draining: bool,
-    /// Of this decision nobody knows whether it was made.
-    unknown: Option<Standings>,
-    tried_at: Option<Instant>,
-    written_at: Instant,
-}
-
-impl Deciding {
-    pub(super) fn new(parts: Exactly, decider: Decider) -> Deciding {
-        Deciding {
-            parts,
-            decider,
-            stems: 0,
-            committed: BTreeMap::new(),
-            done: true,
-            unclaimed: false,
-            draining: false,
-            unknown: None,
-            tried_at: None,
-            written_at: Instant::now(),
-        }
-    }
-
-    /// Whether an epoch waits for its decision, or may soon.
-    pub(super) fn is_busy(&self) -> bool {
-        self.parts.epochs.is_running()
-    }
-
-    /// No further epoch begins.
-    pub(super) fn close(&self) {
-        self.parts.epochs.close();
-    }
-
-    /// What is not decided is given up, unless nobody knows whether it was.
-    pub(super) fn abandon(&self) {
-        if self.unknown.is_none() {
-            self.parts.epochs.abandon();
-        }
-    }
-
-    /// Whether an epoch may have been decided.
-    pub(super) fn is_unknown(&self) -> bool {
-        self.unknown.is_some()
-    }
-
-    /// All partitions are another's now: whoever has them finds out what was decided.
-    pub(super) fn leave_undecided(&mut self) {
-        if self.unknown.take().is_some() {
-            self.parts.epochs.leave_undecided();
-        }
-    }
-
-    /// Nothing begins any more. What is not decided is given up, and what may be is left to the next start.
-    pub(super) fn end(&mut self) {
-        self.parts.epochs.end();
-        self.leave_undecided();
-        self.parts.epochs.abandon();
-    }
-
-    /// Partitions that are another's now: what is left has to be claimed anew.
-    pub(super) fn gave_up(&mut self, stays: &[Stay]) {
-        for stay in stays {
-            self.committed.remove(&place_of(stay));
-        }
-        self.unclaimed = !self.committed.is_empty();
-        // Nobody is left for whom something could be said.
-        self.done |= self.committed.is_empty();
-    }
-
-    /// The pipeline drains: what a rebalance closed is opened again, since the rebalance is not waited for any more.
-    pub(super) fn drains(&mut self) {
-        self.unclaimed |= !self.parts.epochs.is_open() && !self.committed.is_empty();
-        self.draining = true;
-    }
-
-    fn may_try(&mut self) -> bool {
-        let may = self.tried_at.is_none_or(|at| at.elapsed() >= DECIDE_AGAIN_AFTER);
-        if may {
-            self.tried_at = None;
-        }
-        may
-    }
-}
+/// Decisions of members before, and the records of each.
+type Before = Vec<(Decision, Extent)>;
 
 impl Control {
     /// Commits what the members before had decided about these partitions: safe whoever does it, and however late.
     /// Blocks until StarRocks has answered.
-    fn recover(&self, before: &[Decision]) -> Result<(), Fault> {
+    fn recover(&self, before: &Before) -> Result<(), Fault> {
         let Some(deciding) = &self.deciding else { return Ok(()) };
-        let Exactly { carrier, destination, .. } = &deciding.parts;
+        let (carrier, destination) = (&deciding.parts.carrier, &deciding.parts.destination);
         let mut worst = Ok(());
-        for decision in before.iter().filter(|decision| decision.tables > 0) {
+        for (decision, extent) in before.iter().filter(|(decision, _)| decision.tables > 0) {
             let name = &self.parts.meter.name;
             tracing::info!(pipeline = %name, %decision, "finishing what was decided before");
+            failpoint::at("epoch.recovering");
             let loads: Vec<_> = decision.labels().map(|label| (Arc::clone(destination), label)).collect();
-            let finish = two_phase::commit_all(carrier.client(), &loads, decision);
+            let finish = two_phase::commit_all(carrier.client(), &loads, decision, extent);
             // All of them, also when one is lost: the mend takes the decisions away.
             match self.parts.runtime.block_on(finish) {
                 Err(fault) if worst.is_ok() || fault.kind == FaultKind::Halt => worst = Err(fault),
-                Ok(()) | Err(_) => {}
+                Ok(()) | Err(_) => failpoint::at("epoch.recovered"),
             }
         }
         worst
@@ -153,12 +52,12 @@ impl Control {
     /// Gives up what the members before had begun and not decided. Only after our own claim stands: a member that was
     /// taken for dead may read the claim of its living successor, and what it would roll back then may be decided
     /// by now (decision 0025). Nothing hangs on it, so it is not waited for.
-    fn give_up_undecided(&self, before: Vec<Decision>) {
+    fn give_up_undecided(&self, before: Before) {
         let Some(deciding) = &self.deciding else { return };
         let (client, destination) =
             (deciding.parts.carrier.client().clone(), Arc::clone(&deciding.parts.destination));
         self.parts.runtime.spawn(async move {
-            for decision in before {
+            for (decision, _) in before {
                 for label in decision.undecided_labels() {
                     if let Err(fault) = two_phase::give_up(&client, &destination, &label).await {
                         // StarRocks gives it up by itself.
@@ -180,19 +79,25 @@ impl Control {
 
     /// Takes partitions over: finishes what was decided about them, and claims them with all others.
     pub(super) fn take_over(&mut self, starts: &Starts) -> Result<(), Fault> {
-        let mut before: Vec<Decision> = Vec::new();
+        let mut before = Before::new();
         for (place, start) in starts {
             let Some(decision) = decision_beside(place, start.committed.as_deref())? else { continue };
             self.check_database(place, &decision)?;
-            if !before.iter().any(|known| known.is_same_epoch(&decision)) {
-                before.push(decision);
+            let known = before.iter().position(|(known, _)| known.is_same_epoch(&decision));
+            let known = known.unwrap_or(before.len());
+            let from = decision.from;
+            if known == before.len() {
+                before.push((decision, Extent::default()));
+            }
+            if let Some((_, extent)) = before.get_mut(known) {
+                extent.add(&place.0, u32::try_from(place.1).unwrap_or_default(), from, start.offset);
             }
         }
         self.recover(&before)?;
         self.claim_all(starts)?;
         // What is our own was rolled back, or is the claim itself, of a try whose answer was lost.
         let own = format!("{}-", self.parts.label_stem);
-        before.retain(|decision| !decision.stem.starts_with(&own));
+        before.retain(|(decision, _)| !decision.stem.starts_with(&own));
         self.give_up_undecided(before);
         Ok(())
     }
@@ -227,10 +132,10 @@ impl Control {
             |(place, offset): (&(String, i32), &i64)| (place.clone(), (*offset, claim.beginning_at(*offset)));
         let standings: Standings = all.iter().map(standing).collect();
         let reader = Arc::clone(&self.reader);
-        match deciding.decider.write(&reader, &standings, || !reader.assignment_lost()) {
+        match deciding.decider.write(&reader, &standings, None, || !reader.assignment_lost()) {
             Written::Yes => {
                 deciding.committed = all;
-                (deciding.done, deciding.unclaimed) = (true, false);
+                (deciding.stands, deciding.trouble) = (Stands::Done, None);
                 deciding.written_at = Instant::now();
                 deciding.parts.epochs.open(stem);
                 self.parts.meter.commits.inc();
@@ -253,7 +158,7 @@ impl Control {
         if !deciding.may_try() {
             return Ok(());
         }
-        if deciding.unknown.is_some() {
+        if deciding.is_unknown() {
             return self.settle_unknown();
         }
         if let Some(offer) = deciding.parts.epochs.offered() {
@@ -263,10 +168,10 @@ impl Control {
             // Until its loads are committed, their decision must stand.
             return Ok(());
         }
-        if deciding.unclaimed && settled_down {
+        if settled_down && deciding.is_unclaimed() {
             return self.claim_all(&Starts::new()).or_else(|fault| self.hear_of_no_decision(fault));
         }
-        self.write_standing(deciding_is_due)
+        self.write_standing(is_due)
     }
 
     fn hear_of_no_decision(&mut self, fault: Fault) -> Result<(), Fault> {
@@ -274,19 +179,31 @@ impl Control {
             return Err(fault);
         }
         self.parts.meter.commit_failures.inc();
-        tracing::warn!(pipeline = %self.parts.meter.name, "{}; trying again", fault.story());
-        if let Some(deciding) = &mut self.deciding {
-            deciding.tried_at = Some(Instant::now());
+        let Some(deciding) = &mut self.deciding else { return Ok(()) };
+        deciding.tried_at = Some(Instant::now());
+        if deciding.trouble.is_none() {
+            let story = fault.story();
+            tracing::warn!(pipeline = %self.parts.meter.name, "{story}; waiting and trying again");
+            deciding.trouble = Some(Waiting::begin(&self.parts.meter, story));
+        } else {
+            tracing::debug!(pipeline = %self.parts.meter.name, "{}", fault.story());
         }
         Ok(())
+    }
+
+    /// How far all is safe once an epoch is decided whose tickets these are, and with it the letters that it reaches;
+    /// none while something else holds one of its spans.
+    fn reach_with(&self, tickets: &Tickets) -> Option<BTreeMap<Stay, Reach>> {
+        let letters = self.deciding.as_ref().and_then(|deciding| deciding.parts.letters.as_ref());
+        let letters = letters.map(Outbox::tickets).unwrap_or_default();
+        self.parts.ledger.safe_with(tickets, &letters)
     }
 
     /// Decides the epoch on offer, once everything before the end of its records is safe.
     fn decide(&mut self, offer: &Offer) -> Result<(), Fault> {
         let is_member = self.is_member();
-        let Some(deciding) = &mut self.deciding else { return Ok(()) };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let age = now.saturating_sub(Duration::from_secs(offer.decision.prepared_at_s));
+        let Some(deciding) = &self.deciding else { return Ok(()) };
+        let age = clock::since_1970().saturating_sub(Duration::from_secs(offer.decision.prepared_at_s));
         let known: BTreeSet<Stay> = self.parts.ledger.stays().into_iter().collect();
         let gone = offer.tickets.keys().any(|(stay, _)| !known.contains(stay));
         // Put out of the group, it loses its partitions once what waits for this epoch is answered.
@@ -298,62 +215,96 @@ impl Control {
             deciding.parts.epochs.abandon();
             return Ok(());
         }
-        // Not before its dead letters are durable.
-        let Some(safe) = self.parts.ledger.safe_with(&offer.tickets) else { return Ok(()) };
+        // Not before its dead letters are durable, or can be with it.
+        let Some(reach) = self.reach_with(&offer.tickets) else { return Ok(()) };
+        failpoint::at("epoch.before_decision");
         let mut standings = Standings::new();
         for (place, held) in &self.held {
-            let Some(upto) = safe.get(&held.stay) else { continue };
+            let Some(Reach { upto, .. }) = reach.get(&held.stay) else { continue };
             let from = deciding.committed.get(place).copied().unwrap_or(*upto + 1);
             standings.insert(place.clone(), (upto + 1, offer.decision.beginning_at(from)));
         }
+        let letters = deciding.take_letters(&reach);
+        self.write(Asked { standings, letters, epoch: true })
+    }
+
+    /// Has the brokers write something, and does what follows from their answer.
+    fn write(&mut self, asked: Asked) -> Result<(), Fault> {
         let reader = Arc::clone(&self.reader);
-        match deciding.decider.write(&reader, &standings, || !reader.assignment_lost()) {
+        let Some(deciding) = &mut self.deciding else { return Ok(()) };
+        let letters = deciding.parts.letters.as_ref().filter(|_| !asked.letters.is_empty());
+        let letters = letters.map(|outbox| (outbox, asked.letters.as_slice()));
+        match deciding.decider.write(&reader, &asked.standings, letters, || !reader.assignment_lost()) {
             Written::Yes => {
-                self.hear_decided(standings);
+                if asked.epoch {
+                    failpoint::at("epoch.decided");
+                } else {
+                    failpoint::at("epoch.done");
+                }
+                self.hear_written(asked);
                 Ok(())
             }
-            Written::No(fault) => self.hear_of_no_decision(fault),
+            Written::No(fault) => {
+                deciding.give_letters_back(asked.letters);
+                self.hear_of_no_decision(fault)
+            }
             Written::Unknown(fault) => {
-                deciding.unknown = Some(standings);
+                if asked.matters() {
+                    deciding.stands = Stands::Unknown(asked);
+                }
                 self.hear_of_no_decision(fault)
             }
         }
     }
 
-    fn hear_decided(&mut self, standings: Standings) {
+    fn hear_written(&mut self, asked: Asked) {
         let Some(deciding) = &mut self.deciding else { return };
+        let Asked { standings, letters, epoch } = asked;
+        if epoch {
+            deciding.parts.epochs.decided();
+        } else if let Some((_, standing)) = standings.values().next() {
+            deciding.parts.epochs.stands(standing);
+        }
         for (place, (offset, _)) in standings.into_iter().filter(|(place, _)| self.held.contains_key(place)) {
             deciding.committed.insert(place, offset);
         }
-        deciding.done = false;
-        deciding.unknown = None;
-        deciding.written_at = Instant::now();
-        deciding.parts.epochs.decided();
+        deciding.letters_are_kept(letters);
+        deciding.stands = if epoch { Stands::Decided } else { Stands::Done };
+        (deciding.written_at, deciding.trouble) = (Instant::now(), None);
         self.parts.meter.commits.inc();
         self.trouble = None;
     }
 
-    /// Learns whether a decision was made whose answer did not come. The next producer with the same id has the
+    /// Learns whether something was written of which the answer did not come. The next producer with the same id has the
     /// brokers end the last one's transaction, and only then is what the group has looked at.
     fn settle_unknown(&mut self) -> Result<(), Fault> {
         let Some(deciding) = &mut self.deciding else { return Ok(()) };
-        let Some(standings) = deciding.unknown.clone() else { return Ok(()) };
+        let Stands::Unknown(asked) = &deciding.stands else { return Ok(()) };
         if let Err(fault) = deciding.decider.settle() {
             return self.hear_of_no_decision(fault);
         }
-        let Some(((topic, partition), (_, decided))) = standings.iter().next() else { return Ok(()) };
+        let Some((place, (offset, decided))) = asked.telling(&deciding.committed) else { return Ok(()) };
+        let (topic, partition) = place;
         let committed = match committed_offsets(&self.reader, topic, &[*partition]) {
-            Ok(committed) => committed,
+            Ok(committed) => committed.get(partition).cloned().flatten(),
             Err(fault) => return self.hear_of_no_decision(fault),
         };
-        let text = committed.get(partition).cloned().flatten().map(|(_, text)| text);
-        let stands = decision_beside(&(topic.clone(), *partition), text.as_deref())?;
+        let found = committed.as_ref().map(|(found, _)| *found);
+        let stands = decision_beside(place, committed.as_ref().map(|(_, text)| text.as_str()))?;
         match stands {
-            Some(stands) if stands.is_same_epoch(decided) => self.hear_decided(standings),
+            Some(stands) if stands.is_same_epoch(decided) && found == Some(*offset) => {
+                if let Some(asked) = deciding.take_unknown() {
+                    self.hear_written(asked);
+                }
+            }
             Some(stands) if stands.stem == decided.stem => {
-                tracing::info!(pipeline = %self.parts.meter.name, %decided, "was not decided: its loads are rolled back");
-                deciding.unknown = None;
-                deciding.parts.epochs.abandon();
+                tracing::info!(pipeline = %self.parts.meter.name, %decided, "was not written: its loads, if any, are rolled back");
+                deciding.trouble = None;
+                let Some(asked) = deciding.take_unknown() else { return Ok(()) };
+                deciding.give_letters_back(asked.letters);
+                if asked.epoch {
+                    deciding.parts.epochs.abandon();
+                }
             }
             Some(_) | None => {
                 let what = format!("another process has taken {topic}[{partition}] over");
@@ -366,40 +317,28 @@ impl Control {
     /// Writes that all is done, and how far what needed no load has come, when that is due.
     fn write_standing(
         &mut self,
-        is_due: impl FnOnce(&Deciding, Duration, bool) -> bool,
+        is_due: impl FnOnce(&Deciding, Duration, Progress) -> bool,
     ) -> Result<(), Fault> {
-        let interval = self.kafka.commit_interval;
-        let Some(deciding) = &mut self.deciding else { return Ok(()) };
+        let Some(deciding) = &self.deciding else { return Ok(()) };
         let Some(standing) = deciding.parts.epochs.standing() else { return Ok(()) };
+        let Some(reach) = self.reach_with(&Tickets::new()) else { return Ok(()) };
         let mut standings = Standings::new();
         let mut moved = false;
         for (place, held) in &self.held {
-            let Some(watermark) = self.parts.ledger.watermark(&held.stay) else { continue };
+            let Some(Reach { upto, .. }) = reach.get(&held.stay) else { continue };
             // Never back: a decided epoch counts before its rows are settled.
             let known = deciding.committed.get(place).copied().unwrap_or(0);
-            let offset = known.max(watermark.upto + 1);
+            let offset = known.max(upto + 1);
             moved |= deciding.committed.get(place).is_none_or(|known| *known < offset);
             standings.insert(place.clone(), (offset, standing.beginning_at(offset)));
         }
-        if standings.is_empty() || !is_due(deciding, interval, moved) {
+        let progress = Progress { moved, is_waited_for: self.parts.share.is_waiting() };
+        if standings.is_empty() || !is_due(deciding, self.kafka.commit_interval, progress) {
             return Ok(());
         }
-        let reader = Arc::clone(&self.reader);
-        match deciding.decider.write(&reader, &standings, || !reader.assignment_lost()) {
-            Written::Yes => {
-                for (place, (offset, _)) in standings {
-                    deciding.committed.insert(place, offset);
-                }
-                deciding.done = true;
-                deciding.written_at = Instant::now();
-                deciding.parts.epochs.stands(&standing);
-                self.parts.meter.commits.inc();
-                self.trouble = None;
-                Ok(())
-            }
-            // It decides nothing: whether it stands or not, it is written again.
-            Written::No(fault) | Written::Unknown(fault) => self.hear_of_no_decision(fault),
-        }
+        failpoint::at("epoch.before_done");
+        let letters = deciding.take_letters(&reach);
+        self.write(Asked { standings, letters, epoch: false })
     }
 
     /// The last words of a drained pipeline: all is done. True when nothing is left to say, or nobody would hear it:
@@ -412,13 +351,13 @@ impl Control {
         if deciding.is_busy() || !deciding.may_try() {
             return Ok(false);
         }
-        self.write_standing(|deciding, _, moved| !deciding.done || moved)?;
+        self.write_standing(|deciding, _, progress| !deciding.is_done() || progress.moved)?;
         let left = self.held.iter().any(|(place, held)| {
             let upto = self.parts.ledger.watermark(&held.stay).map(|watermark| watermark.upto + 1);
             let deciding = self.deciding.as_ref();
             deciding.is_some_and(|deciding| upto > deciding.committed.get(place).copied())
         });
-        Ok(!left && self.deciding.as_ref().is_none_or(|deciding| deciding.done))
+        Ok(!left && self.deciding.as_ref().is_none_or(Deciding::is_done))
     }
 }
 
@@ -453,8 +392,20 @@ pub(super) fn refuse_undone(starts: &Starts) -> Result<(), Fault> {
     Ok(())
 }
 
-/// An idle moment is long enough, or nothing can begin before.
-fn deciding_is_due(deciding: &Deciding, interval: Duration, moved: bool) -> bool {
-    let idle = deciding.written_at.elapsed() >= interval && (!deciding.done || moved);
-    idle || deciding.parts.epochs.is_exhausted()
+/// What a standing would say that is new.
+#[derive(Debug, Clone, Copy)]
+struct Progress {
+    /// An offset moves.
+    moved: bool,
+    /// A reader waits for the budget, of which letters hold a part.
+    is_waited_for: bool,
+}
+
+/// An idle moment is long enough, nothing can begin before, or letters wait that somebody waits for.
+fn is_due(deciding: &Deciding, interval: Duration, progress: Progress) -> bool {
+    let Progress { moved, is_waited_for } = progress;
+    let idle = deciding.written_at.elapsed() >= interval && (!deciding.is_done() || moved);
+    let letters = deciding.parts.letters.as_ref().filter(|letters| moved && !letters.is_empty());
+    let pressing = letters.is_some_and(|letters| deciding.draining || is_waited_for || letters.is_full());
+    idle || pressing || deciding.parts.epochs.is_exhausted()
 }

@@ -101,7 +101,7 @@ impl Guarding {
             Isolation::ReadCommitted => Writer::Untried(Decider::new(kafka, label_stem), 0),
             // Offsets of a transaction that has not ended would be read past.
             Isolation::ReadUncommitted => {
-                meter.claims_unfenced.set(1);
+                warn_of_plain_commits(meter, "isolation = \"read_uncommitted\" reads past transactions");
                 Writer::Plain
             }
         };
@@ -145,14 +145,7 @@ impl Guarding {
         let writer = std::mem::replace(&mut self.writer, Writer::Plain);
         match (fault, writer) {
             (None, Writer::Untried(decider, _)) => self.writer = Writer::Transactions(decider),
-            (Some(fault), _) => {
-                meter.claims_unfenced.set(1);
-                tracing::warn!(
-                    pipeline = %meter.name, why = %fault.what,
-                    "Primary Key tables are guarded by plain commits: grant WRITE and DESCRIBE on TransactionalId with the \
-                     pipeline's name as prefix, or one case is open in which old rows come back (docs/guarantees.md)"
-                );
-            }
+            (Some(fault), _) => warn_of_plain_commits(meter, &fault.retold().what),
             (None, Writer::Transactions(_) | Writer::Plain) => {}
         }
         Ok(())
@@ -168,11 +161,20 @@ impl Guarding {
         };
         match &mut self.writer {
             Writer::Untried(decider, _) | Writer::Transactions(decider) => {
-                decider.write_offsets(reader, &list, || !reader.assignment_lost())
+                decider.write_offsets(reader, &list, None, || !reader.assignment_lost())
             }
             Writer::Plain => write_plainly(reader, &list),
         }
     }
+}
+
+fn warn_of_plain_commits(meter: &PipelineMeter, why: &str) {
+    meter.fence.unfenced.set(1);
+    tracing::warn!(
+        pipeline = %meter.name, why,
+        "Primary Key tables are guarded by plain commits: one case is open in which old rows come back \
+         (docs/guarantees.md); grant WRITE and DESCRIBE on TransactionalId with the pipeline's name as prefix"
+    );
 }
 
 /// A plain commit. Its generation is looked at before and after: the same member of the same generation has sent it.
@@ -233,7 +235,7 @@ async fn end(
             Found::Open if was_open => {}
             Found::Open => {
                 tracing::warn!(pipeline = %meter.name, label, "a load of the member before is open: it is cancelled");
-                meter.labels_cancelled.inc();
+                meter.fence.cancelled.inc();
                 was_open = true;
             }
         }
@@ -281,7 +283,8 @@ impl Control {
         }
         offsets.extend(starts.iter().map(|(place, found)| (place.clone(), (found.offset, claim.text()))));
         if offsets.is_empty() {
-            return Err(Fault::retry("no partition is ours just now"));
+            // A rebalance may leave us without any, and there is nothing to say.
+            return Ok(());
         }
         let reader = Arc::clone(&self.reader);
         match guarding.write(&reader, &offsets) {
@@ -310,6 +313,13 @@ impl Control {
             guarding.asked.push(question);
         }
         guarding.asked.retain(Question::is_waited_for);
+        let held: BTreeSet<&Stay> = self.held.values().map(|held| &held.stay).collect();
+        // A stay that has ended never comes back.
+        for question in
+            guarding.asked.extract_if(.., |question| !question.is_about(|stay| held.contains(stay)))
+        {
+            question.refuse(&Fault::retry("its partitions are ours no more"));
+        }
         let is_asked = !guarding.asked.is_empty();
         let is_due =
             !self.uncommitted.is_empty() && self.committed_at.elapsed() >= self.kafka.commit_interval;
@@ -320,11 +330,9 @@ impl Control {
         guarding.failed_at = None;
         match self.write_all(&Starts::new(), false) {
             Ok(()) => {
-                let held: BTreeSet<&Stay> = self.held.values().map(|held| &held.stay).collect();
+                // This thread alone ends stays: they are those of before the commit.
                 if let Some(guarding) = &mut self.guarding {
-                    for question in guarding.asked.drain(..) {
-                        question.holds_if(|stay| held.contains(stay));
-                    }
+                    guarding.asked.drain(..).for_each(Question::holds);
                 }
                 Ok(())
             }

@@ -1,0 +1,104 @@
+//! A producer that knows what became of each record: sent until all are acknowledged, or one is not.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext};
+
+use super::envelope::Sending;
+
+/// How long one round waits for acknowledgements before it looks again.
+const ROUND: Duration = Duration::from_secs(10);
+/// The largest record that a letter may become before the brokers are asked, in bytes: they have a limit of their own.
+pub(crate) const RECORD_BYTES_MAX: &str = "100000000";
+
+/// Counts what the brokers acknowledged.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    kept: AtomicU64,
+    last: Mutex<Option<KafkaError>>,
+}
+
+/// A producer that counts.
+pub(crate) type Producer = BaseProducer<Tally>;
+
+impl ClientContext for Tally {}
+
+impl ProducerContext for Tally {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): Self::DeliveryOpaque) {
+        match result {
+            Ok(_) => {
+                self.kept.fetch_add(1, Ordering::Relaxed);
+            }
+            Err((error, _)) => {
+                *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+            }
+        }
+    }
+}
+
+/// Sends records and waits until each is acknowledged or has failed, which it has after `message.timeout.ms`.
+///
+/// # Errors
+/// The last failure, if one was not acknowledged.
+pub(super) fn send<'a>(
+    producer: &Producer,
+    records: impl Iterator<Item = Sending<'a>>,
+) -> Result<(), KafkaError> {
+    let tally = producer.context();
+    let before = tally.kept.load(Ordering::Relaxed);
+    let mut sent = 0;
+    for record in records {
+        sent += 1;
+        let mut left = Some(record);
+        while let Some(record) = left.take() {
+            match producer.send(record) {
+                Ok(()) => {}
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), record)) => {
+                    producer.poll(Duration::from_millis(100));
+                    left = Some(record);
+                }
+                Err((error, _)) => return Err(error),
+            }
+        }
+    }
+    loop {
+        match producer.flush(ROUND) {
+            Ok(()) => break,
+            // Messages end by themselves, acknowledged or failed.
+            Err(KafkaError::Flush(RDKafkaErrorCode::OperationTimedOut)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let kept = tally.kept.load(Ordering::Relaxed) - before;
+    if kept == sent {
+        return Ok(());
+    }
+    let last = tally.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    Err(last.unwrap_or(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)))
+}
+
+/// Whether sending again cannot help.
+pub(super) fn is_final(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::MessageSizeTooLarge
+                | RDKafkaErrorCode::InvalidMessageSize
+                | RDKafkaErrorCode::InvalidRecord
+                | RDKafkaErrorCode::PolicyViolation
+                | RDKafkaErrorCode::ClusterAuthorizationFailed
+                | RDKafkaErrorCode::UnknownTopic
+                | RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::TopicAuthorizationFailed
+                | RDKafkaErrorCode::InvalidTopic
+                | RDKafkaErrorCode::Fatal
+        )
+    )
+}

@@ -1,0 +1,266 @@
+//! Every failpoint once: a process dies there, its successor goes on, and what is left is judged.
+//!
+//! Random kills are a supplement: they hit what takes long. Here each step is hit, also those that take no time.
+
+use super::{
+    book,
+    flow::{Flow, Standings},
+    profile::Profile,
+    replica,
+    stage::{Stage, armed},
+};
+use crate::{
+    http::Client,
+    judge::{Invariant, records::Payload},
+    kafka::{self, Kafka},
+    oracle::Promise,
+    pipeline::{Http, Pipeline, Source},
+    postgres::Postgres,
+};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tidemill_sandbox::{AnswerFault, FaultKind, Hop};
+use tidemill_test_kafka::{Broker, free_port};
+
+/// Records before the kill, and as many after it.
+const RECORDS: u64 = 1_200;
+/// How long the failpoint may take to be passed.
+const FIRED_WITHIN: Duration = Duration::from_secs(40);
+/// How long the successor may take to have loaded all: a transaction that was left open ends after 10 s.
+const RELEASED_WITHIN: Duration = Duration::from_secs(60);
+
+/// A failpoint, on the way of one kind of source and delivery.
+#[derive(Clone, Debug)]
+struct Case {
+    point: String,
+    way: Way,
+}
+
+/// Whose way.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Way {
+    Stream(Promise),
+    Postgres,
+    Http,
+}
+
+/// What cases share: brokers take seconds to start.
+struct Ground {
+    kafka: Kafka,
+    // Behind what uses it.
+    _broker: Broker,
+}
+
+/// Sweeps the failpoints whose names begin with one of `names`, all without any; true if each fired, and each promise was
+/// kept.
+///
+/// # Panics
+/// When something around the processes under test cannot be had.
+#[must_use]
+pub fn run(names: &[String], seed: u64) -> bool {
+    let cases = cases(&super::failpoints());
+    let wanted = |case: &Case| names.is_empty() || names.iter().any(|name| case.point.starts_with(name));
+    let cases: Vec<Case> = cases.into_iter().filter(wanted).collect();
+    println!("seed {seed}, commit {}: {} failpoints, each kills once", super::commit(), cases.len());
+    let broker = kafka::own_broker(&[]);
+    let ground = Ground { kafka: Kafka::of(&broker), _broker: broker };
+    let mut failed = 0;
+    for case in &cases {
+        let begun = Instant::now();
+        let mut stage = Stage::new();
+        match case.way {
+            Way::Stream(promise) => stream(case, promise, &ground.kafka, seed, &mut stage),
+            Way::Postgres => slot(case, &mut stage),
+            Way::Http => listener(case, &mut stage),
+        }
+        let fired = stage.tally.points.get(&case.point).copied().unwrap_or(0);
+        if fired == 0 {
+            stage.wrong(Invariant::Ending, "it did not fire: this has shown nothing".to_owned());
+        }
+        let violations = &stage.tally.violations;
+        let verdict = if violations.is_empty() { "passed" } else { "FAILED" };
+        let way = format!("{:?}", case.way);
+        println!("{:<24} {way:<20} {:>5.1} s  {verdict}", case.point, begun.elapsed().as_secs_f64());
+        violations.iter().for_each(|violation| println!("    VIOLATION {violation}"));
+        failed += u32::from(!violations.is_empty());
+    }
+    println!("{} failpoints, {failed} failed", cases.len());
+    failed == 0 && !cases.is_empty()
+}
+
+/// Each failpoint on each way that passes it.
+fn cases(points: &[String]) -> Vec<Case> {
+    let ways = |point: &str| {
+        let way = point.split('.').next().unwrap_or_default();
+        let passes = |profile: Profile, way| profile.passes(point).then_some(way);
+        match way {
+            "http" => vec![Way::Http],
+            "postgres" => vec![Way::Postgres],
+            _ => [
+                passes(Profile::ExactlyOnce, Way::Stream(Promise::Once)),
+                passes(Profile::AtLeastOnce, Way::Stream(Promise::AtLeastOnce)),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+        }
+    };
+    points
+        .iter()
+        .flat_map(|point| ways(point).into_iter().map(|way| Case { point: point.clone(), way }))
+        .collect()
+}
+
+impl Case {
+    /// `FAILPOINTS` of the lives that die.
+    fn arms(&self) -> Vec<String> {
+        let kill = |point: &str| armed(point, 0, "kill");
+        if self.point.starts_with("epoch.recover") {
+            // There is something to recover only after this.
+            return vec![kill("epoch.before_commit"), kill(&self.point)];
+        }
+        vec![kill(&self.point)]
+    }
+
+    /// A rebalance is needed for partitions to be given up.
+    fn processes(&self) -> usize {
+        if ["kafka.revoking", "kafka.given_up"].contains(&self.point.as_str()) { 2 } else { 1 }
+    }
+}
+
+fn stream(case: &Case, promise: Promise, kafka: &Kafka, seed: u64, stage: &mut Stage) {
+    let payload = Payload { seed, keys: None, partitions: 2, bad_every: 97 };
+    let flow = Arc::new(Flow::new(kafka, &stage.warehouse, "swept", payload, promise));
+    let pipeline = flow.pipeline(kafka, &stage.warehouse, &stage.canary, &stage.letters);
+    if case.point.contains("rollback") || case.point.contains("rolled_back") {
+        let lost = FaultKind::AnswerLost { at: Hop::Backend, how: AnswerFault::Dropped, committed: false };
+        stage.warehouse.fault_times(lost, 1);
+    }
+    if case.point == "load.body_sent" {
+        // Or the answer is there first.
+        stage.warehouse.fault_times(FaultKind::SlowLoad { delay_ms: 300 }, 2);
+    }
+    book::write(kafka, &flow.book, RECORDS);
+    stage.begin(&[pipeline], case.processes());
+    stage.members.arm(&case.arms());
+    until_fired(case, stage);
+    stage.calm();
+    book::write(kafka, &flow.book, RECORDS);
+    let standings = Standings::of(kafka, &flow);
+    let released = stage.until(RELEASED_WITHIN, || {
+        let found = standings.look().unwrap_or_default();
+        flow.book.ends().iter().all(|(place, end)| found.get(place).is_some_and(|now| now.offset >= *end))
+    });
+    if !released {
+        stage.wrong(Invariant::Liveness, "not all is released".to_owned());
+    }
+    stage.end();
+    let (_, violations) = flow.judge(&stage.warehouse, &stage.letters, 2 * RECORDS);
+    stage.tally.violations.extend(violations);
+}
+
+/// Waits until the failpoint has fired, which the verdict asks for.
+fn until_fired(case: &Case, stage: &mut Stage) {
+    let begun = Instant::now();
+    while begun.elapsed() < FIRED_WITHIN && !stage.tally.points.contains_key(&case.point) {
+        stage.rest(Duration::from_millis(40));
+    }
+}
+
+fn slot(case: &Case, stage: &mut Stage) {
+    let postgres = Postgres::shared("swept");
+    postgres.run("CREATE TABLE item (id bigint PRIMARY KEY, note text)");
+    let insert = |from: u64| {
+        let to = from + RECORDS - 1;
+        postgres.run(&format!("INSERT INTO item SELECT id, 'n' || id FROM generate_series({from}, {to}) id"));
+        postgres.run(&format!("DELETE FROM item WHERE id BETWEEN {from} AND {to} AND id % 10 = 0"));
+    };
+    insert(1);
+    let pipeline = replica::pipeline(&postgres, stage);
+    stage.begin(&[pipeline], 1);
+    stage.members.arm(&case.arms());
+    // The stream has something to confirm only after the copy.
+    stage.rest(Duration::from_secs(2));
+    insert(1 + RECORDS);
+    until_fired(case, stage);
+    stage.calm();
+    insert(1 + 2 * RECORDS);
+    let begun = Instant::now();
+    let mut differing = replica::differing(stage, &postgres, &["item"]);
+    while !differing.is_empty() && begun.elapsed() < RELEASED_WITHIN {
+        stage.rest(Duration::from_millis(200));
+        differing = replica::differing(stage, &postgres, &["item"]);
+    }
+    for difference in differing {
+        stage.wrong(Invariant::FinalState, difference);
+    }
+    stage.end();
+}
+
+fn listener(case: &Case, stage: &mut Stage) {
+    let port = free_port().expect("there is a free port");
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    stage.warehouse.primary_table("swept");
+    let pipeline = Pipeline {
+        name: "swept".to_owned(),
+        source: Source::Http(Http { listen: address.to_string(), tokens: Vec::new() }),
+        batch: "linger = \"50ms\"".to_owned(),
+        fe: vec![stage.warehouse.fe()],
+        query: stage.warehouse.query(),
+        table: "swept".to_owned(),
+        sink_more: format!("password = {:?}", stage.canary),
+        ..Pipeline::default()
+    };
+    stage.begin(&[pipeline], 1);
+    stage.members.arm(&case.arms());
+    let mut durable = BTreeSet::new();
+    let begun = Instant::now();
+    // One that is not answered is sent again, to whoever listens then.
+    let mut id = 0;
+    while id < 40 && begun.elapsed() < RELEASED_WITHIN {
+        stage.rest(Duration::from_millis(20));
+        let body = crate::warehouse::row(id);
+        let answer =
+            Client::connect(address).and_then(|mut client| client.post("/swept", "", body.as_bytes()));
+        if answer.is_ok_and(|answer| answer.status == 200) {
+            durable.insert(id);
+            id += 1;
+        }
+    }
+    stage.calm();
+    let rows: BTreeSet<u64> = stage.warehouse.ids("swept").into_iter().collect();
+    if rows != durable || durable.len() < 40 {
+        let what =
+            format!("{} requests were answered with 200, {} rows are there", durable.len(), rows.len());
+        stage.wrong(Invariant::Conservation, what);
+    }
+    stage.end();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_failpoint_is_on_a_way() {
+        let points = [
+            "lane.read",
+            "epoch.decided",
+            "load.answered",
+            "postgres.confirmed",
+            "http.taken",
+            "kafka.released",
+        ];
+        let points = points.map(str::to_owned);
+        let cases = cases(&points);
+        for point in &points {
+            assert!(cases.iter().any(|case| case.point == *point), "{point}");
+        }
+        let of = |point: &str| cases.iter().filter(|case| case.point == point).count();
+        assert_eq!((of("lane.read"), of("epoch.decided"), of("kafka.released")), (2, 1, 1));
+    }
+}
