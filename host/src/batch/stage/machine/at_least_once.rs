@@ -17,7 +17,7 @@ use crate::position::{Stay, Watermark};
 
 /// So long that only the steps cut.
 const LINGER: Duration = Duration::from_secs(3600);
-const LIMITS: BatchLimits = BatchLimits { max_rows: 6, max_bytes: 150, linger: LINGER };
+const LIMITS: BatchLimits = BatchLimits { max_rows: 6, max_bytes: 150, linger: LINGER, stretch: None };
 const IN_FLIGHT_MAX: usize = 2;
 
 prop_state_machine! {

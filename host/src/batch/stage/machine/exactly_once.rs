@@ -15,7 +15,7 @@ mod system;
 
 /// So long that only the steps cut.
 const LINGER: Duration = Duration::from_secs(3600);
-const LIMITS: BatchLimits = BatchLimits { max_rows: 6, max_bytes: 10_000, linger: LINGER };
+const LIMITS: BatchLimits = BatchLimits { max_rows: 6, max_bytes: 10_000, linger: LINGER, stretch: None };
 
 prop_state_machine! {
     #![proptest_config(super::config())]

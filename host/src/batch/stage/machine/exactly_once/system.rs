@@ -13,7 +13,7 @@ use crate::batch::stage::fakes::destination;
 use crate::batch::stage::{Done, EpochOutlet};
 use crate::batch::{Batch, Piece};
 use crate::delivery::decision::{Decision, Recovery, Terms, label, recover};
-use crate::ledger::Ticket;
+use crate::ledger::{Ticket, Tickets};
 use crate::sink::starrocks::state::LabelState;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -212,15 +212,15 @@ impl Process {
 
     fn decide(&mut self, world: &mut World, written: bool, answered: bool) {
         let running = self.running.as_mut().expect("an epoch runs");
-        let mut tickets = BTreeMap::new();
+        let mut tickets = Tickets::new();
         for piece in running.batches.iter().flat_map(|batch| &batch.pieces) {
             *tickets.entry((piece.ticket().stay().clone(), piece.ticket().place())).or_default() += 1;
         }
-        let Some(safe) = self.reader.ledger.safe_with(&tickets) else { return };
+        let Some(safe) = self.reader.ledger.safe_with(&tickets, &Tickets::new()) else { return };
         let seq = running.seq.expect("it has begun");
         let decision = Decision::of_epoch(&self.stem, seq, running.batches.len() as u32, 1, &terms());
         if written {
-            let offsets = std::array::from_fn(|partition| safe[&self.reader.stays[partition]]);
+            let offsets = std::array::from_fn(|partition| safe[&self.reader.stays[partition]].upto);
             world.write(offsets, &decision);
         }
         let stands = |world: &World| world.decision_at(0).is_some_and(|found| found.is_same_epoch(&decision));
