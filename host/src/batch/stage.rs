@@ -485,4 +485,6 @@ fn forget_where(pieces: &mut Vec<Piece>, is_gone: impl Fn(&Piece) -> bool) -> u6
 #[cfg(test)]
 pub(crate) mod fakes;
 #[cfg(test)]
+mod machine;
+#[cfg(test)]
 mod tests;
