@@ -80,6 +80,7 @@ enum Message {
     Forget { pipeline: PipelineId, stays: Vec<Stay>, finish: bool, reply: oneshot::Sender<u64> },
     Drain { pipeline: PipelineId },
     Remove { pipeline: PipelineId },
+    End,
 }
 
 /// The way to the stage; cheap to clone.
@@ -206,6 +207,14 @@ impl StageHandle {
         answer.blocking_recv().map_err(|_| gone())
     }
 
+    /// Ends the stage, and returns when it uses the runtime no more: a runtime that goes under a thread's timer is a
+    /// panic of that thread. Nothing may be on its way.
+    pub async fn end(&self) {
+        // One that has ended already hears nothing, and needs not.
+        let _ = self.inbox.send(Message::End).await;
+        self.inbox.closed().await;
+    }
+
     /// From now on the pipeline's batches are loaded as soon as their table is free.
     ///
     /// # Errors
@@ -250,14 +259,17 @@ impl Stage {
                 }
             });
             match received {
+                Ok(Some(Message::End) | None) => return,
                 Ok(Some(message)) => self.take(message),
-                Ok(None) => return,
                 Err(_elapsed) => {}
             }
             // A busy inbox must not keep batches from growing old.
             for _ in 0..INBOX_MESSAGES {
-                let Ok(message) = messages.try_recv() else { break };
-                self.take(message);
+                match messages.try_recv() {
+                    Ok(Message::End) => return,
+                    Ok(message) => self.take(message),
+                    Err(_empty) => break,
+                }
             }
             self.cut_due(Instant::now());
         }
@@ -290,6 +302,8 @@ impl Stage {
                 self.draining.insert(pipeline);
             }
             Message::Remove { pipeline } => self.remove(pipeline),
+            // The loop's own.
+            Message::End => {}
         }
     }
 

@@ -25,6 +25,8 @@ use crate::plugin::Engine;
 const NO_PLUGIN_MEMORY_BYTES: u64 = 64 << 20;
 /// Records of a dry run that names no number.
 const DRY_RUN_RECORDS: &str = "10";
+/// How long the end waits for the stage, which has nothing left to do.
+const STAGE_PATIENCE: Duration = Duration::from_secs(1);
 /// How often ended pipelines are looked for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -128,9 +130,16 @@ fn run(plan: &Plan) -> Result<u8, Fault> {
         running.push(Running { pipeline: Arc::clone(pipeline), thread: Some(thread) });
     }
     let failed = watch(&mut running, &meters);
+    close(runtime, &shared);
+    Ok(if failed { EXIT_FAILED } else { EXIT_OK })
+}
+
+/// Ends what no pipeline uses any more.
+pub(super) fn close(runtime: Runtime, shared: &Shared) {
+    // At a stage that does not answer the end of the process does not hang.
+    let _ = runtime.block_on(async { tokio::time::timeout(STAGE_PATIENCE, shared.stage.end()).await });
     // Nothing is left to send; what hangs on the network must not hold the end up.
     runtime.shutdown_timeout(Duration::from_millis(100));
-    Ok(if failed { EXIT_FAILED } else { EXIT_OK })
 }
 
 /// The first SIGTERM or SIGINT drains; a second one ends the process at once.

@@ -107,8 +107,7 @@ fn replay(
     let ended = pipeline::replay(pipeline, &shared, &stop, order(marks, report.clone()));
     let report = report.read();
     tell(pipeline, letters, &report);
-    // Nothing is left to send; what hangs on the network must not hold the end up.
-    runtime.shutdown_timeout(std::time::Duration::from_millis(100));
+    run::close(runtime, &shared);
     ended?;
     let all = report.refused == 0 && report.replayed >= letters;
     Ok(if all { EXIT_OK } else { EXIT_FAILED })
