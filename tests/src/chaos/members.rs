@@ -174,12 +174,13 @@ impl Members {
     /// Whether all run and say that they are ready; of readers of a slot one is, and the others say that they stand by.
     #[must_use]
     pub fn are_ready(&self) -> bool {
-        let says = |process: &Tidemill| process.get("/ready");
-        let said: Vec<_> = self.slots.iter().map(|slot| slot.process.as_ref().and_then(says)).collect();
-        let is_fit = |said: &Option<(u16, String)>| {
-            said.as_ref().is_some_and(|(status, text)| *status == 200 || text.contains("standing by"))
+        let ready = |process: &Tidemill| process.get("/ready").is_some_and(|(status, _)| status == 200);
+        // To `/ready` one that stands by is still starting; it answers, and its log says why.
+        let fit = |process: &Tidemill| {
+            ready(process) || process.get("/ready").is_some() && process.log().contains("standing by")
         };
-        said.iter().all(is_fit) && said.iter().flatten().any(|(status, _)| *status == 200)
+        let processes = || self.slots.iter().map(|slot| slot.process.as_ref());
+        processes().all(|process| process.is_some_and(fit)) && processes().flatten().any(ready)
     }
 
     /// Drains all of them; true when none runs any more.
