@@ -122,6 +122,9 @@ impl Control {
     /// by whoever comes next. Blocks until the group has answered.
     fn claim_all(&mut self, starts: &Starts) -> Result<(), Fault> {
         let Some(deciding) = &mut self.deciding else { return Ok(()) };
+        if deciding.is_unknown() {
+            return Err(Fault::retry("it is not known yet what the last transaction wrote"));
+        }
         // A stem is claimed once: the answer to a try may be lost.
         deciding.stems += 1;
         let stem = format!("{}-{}", self.parts.label_stem, deciding.stems);
