@@ -2,6 +2,7 @@
 
 mod chaos;
 mod check;
+mod check_rights;
 mod crash;
 mod demo;
 mod dlq;
