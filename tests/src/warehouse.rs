@@ -143,6 +143,12 @@ impl Warehouse {
         self.sandbox().loads()
     }
 
+    /// Transactions that are begun and not visible or aborted yet.
+    #[must_use]
+    pub fn open_transactions(&self) -> usize {
+        self.sandbox().open_transactions()
+    }
+
     /// Loads, versions and rows of a table of `shop`.
     ///
     /// # Panics
