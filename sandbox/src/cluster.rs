@@ -161,9 +161,17 @@ impl Cluster {
                 Some(_) | None => return,
             }
         };
-        let told = |kind: &FaultKind| matches!(kind, FaultKind::LabelForgotten).then_some(());
-        if self.faults.fire(db, &table, told).is_some() {
-            self.transactions().forget(db, label);
+        let told = |kind: &FaultKind| match kind {
+            FaultKind::LabelForgotten => Some(false),
+            FaultKind::LabelsForgotten => Some(true),
+            _ => None,
+        };
+        match self.faults.fire(db, &table, told) {
+            Some(true) => self.transactions().forget_finished(db),
+            Some(false) => {
+                self.transactions().forget(db, label);
+            }
+            None => {}
         }
     }
 

@@ -118,7 +118,8 @@ pub enum FaultKind {
     RedirectLoop,
     /// The FE finds no BE: "No backend alive."
     NoBackend,
-    /// Nobody listens on the BE's port until the fault is cleared. `times` and `table` do not apply.
+    /// Nobody listens on the BE's port until the fault is cleared. `times` and `table` do not apply. It fires for each client
+    /// that the FE sends there: the refusal itself is the operating system's.
     BackendRefuses,
     /// The BE accepts a connection and resets it. `table` does not apply.
     BackendResets,
@@ -129,6 +130,8 @@ pub enum FaultKind {
     },
     /// A finished label is forgotten when it is next asked for or begun.
     LabelForgotten,
+    /// All finished labels of a database are forgotten when one of them is next asked for or begun.
+    LabelsForgotten,
     /// The transaction interface answers `TXN_IN_PROCESSING`.
     TxnInProcessing,
     /// The load is refused for too many versions.
@@ -280,6 +283,13 @@ impl Faults {
         self.backend_refuses.send_replace(refuses);
     }
 
+    /// A client is sent to the BE: if nobody listens there, that fault has fired.
+    pub(crate) fn sends_to_backend(&self) {
+        let mut set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        let refusing = |report: &&mut FaultReport| report.fault.kind == FaultKind::BackendRefuses;
+        set.reports.iter_mut().filter(refusing).for_each(|report| report.fired += 1);
+    }
+
     pub(crate) fn reports(&self) -> Vec<FaultReport> {
         self.set.lock().unwrap_or_else(PoisonError::into_inner).reports.clone()
     }
@@ -325,6 +335,17 @@ mod tests {
         assert!(fire("shop", "orders"));
         assert!(!fire("shop", "orders"));
         assert_eq!(faults.reports()[0].fired, 1);
+    }
+
+    #[test]
+    fn closed_doors_count_who_is_sent_there() {
+        let faults = Faults::default();
+        faults.sends_to_backend();
+        faults.add(Fault::always(FaultKind::TooManyVersions));
+        faults.add(Fault::always(FaultKind::BackendRefuses));
+        faults.sends_to_backend();
+        let fired: Vec<u64> = faults.reports().iter().map(|report| report.fired).collect();
+        assert_eq!(fired, [0, 1]);
     }
 
     #[test]

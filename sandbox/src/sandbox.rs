@@ -92,6 +92,11 @@ impl Sandbox {
         self.cluster.loads()
     }
 
+    /// How many transactions are begun and neither visible nor aborted: what may still land.
+    pub fn open_transactions(&self) -> usize {
+        self.cluster.transactions().open()
+    }
+
     /// Switches a fault on and returns its id.
     pub fn set_fault(&self, fault: Fault) -> u64 {
         self.cluster.faults.add(fault)

@@ -210,6 +210,18 @@ impl Transactions {
         true
     }
 
+    /// Forgets all finished labels of a database, as if each had been followed by too many others.
+    pub(crate) fn forget_finished(&mut self, db: &str) {
+        while self.databases.get(db).is_some_and(|database| !database.finished.is_empty()) {
+            self.forget_oldest(db);
+        }
+    }
+
+    /// How many are neither visible nor aborted.
+    pub(crate) fn open(&self) -> usize {
+        self.databases.values().map(|database| database.running).sum()
+    }
+
     /// Forgets everything about a database.
     pub(crate) fn drop_database(&mut self, db: &str) {
         self.databases.remove(db);
@@ -304,8 +316,26 @@ mod tests {
         assert_eq!(state(&all, "b"), Some(TransactionState::Visible));
         assert!(all.forget("shop", "b"));
         assert_eq!(state(&all, "b"), None);
+        assert_eq!((state(&all, "c"), all.open()), (Some(TransactionState::Visible), 0));
         all.expire(now + Duration::from_secs(3600));
         assert_eq!(state(&all, "c"), None);
+    }
+
+    #[test]
+    fn all_finished_labels_can_be_forgotten_at_once() {
+        let (mut all, now) = transactions(10, 10);
+        for label in ["a", "b"] {
+            let id = all.begin(TABLE, label, TIMEOUT, now).expect("free label");
+            all.abort(id, "why not", now).expect("running");
+        }
+        let open = all.begin(TABLE, "c", TIMEOUT, now).expect("free label");
+        all.forget_finished("shop");
+        assert_eq!((state(&all, "a"), state(&all, "b")), (None, None));
+        assert_eq!((state(&all, "c"), all.open()), (Some(TransactionState::Prepare), 1));
+        all.commit(open).expect("running");
+        assert_eq!(all.open(), 1, "not visible yet");
+        all.publish(open, now).expect("committed");
+        assert_eq!(all.open(), 0);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod neighbour;
 pub mod profile;
 pub mod replica;
 pub mod schedule;
+pub mod slot;
 mod stage;
 pub mod stream;
 pub mod sweep;
@@ -46,7 +47,7 @@ pub struct Settings {
 }
 
 /// Numbers that a run must reach.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Least {
     /// Processes killed.
     pub kills: u64,
@@ -111,9 +112,14 @@ pub fn run(profiles: &[Profile], settings: &Settings) -> bool {
             profile.schedule(settings.seed).take(STEPS_SHOWN).enumerate().for_each(|(number, step)| {
                 println!("{number:>4} {step}");
             });
+            let least = profile.least(settings.least);
+            if least != settings.least {
+                println!("(nothing is assigned here: --rebalances is not asked of this profile)");
+            }
+            let settings = Settings { least, ..settings.clone() };
             let began = Instant::now();
-            let tally = profile.run(settings);
-            verdict(*profile, settings, &tally, began.elapsed())
+            let tally = profile.run(&settings);
+            verdict(*profile, &settings, &tally, began.elapsed())
         })
         .collect();
     let kept = verdicts.iter().all(|kept| *kept);

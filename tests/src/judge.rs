@@ -1,9 +1,11 @@
 //! What a run under faults has shown: pure functions from what was sent, acknowledged, loaded, kept and measured to what
 //! is wrong, for the invariants I1 to I11 of the fault plan.
 
+pub mod confirmed;
 pub mod liveness;
 pub mod log;
 pub mod records;
+pub mod repeats;
 
 use std::fmt;
 

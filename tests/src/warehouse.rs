@@ -194,6 +194,12 @@ impl Warehouse {
         outcome.unwrap_or_else(|late| panic!("{:?}: {late}", unseen().collect::<Vec<_>>()));
     }
 
+    /// Transactions that are begun and not visible or aborted yet.
+    #[must_use]
+    pub fn open_transactions(&self) -> usize {
+        self.sandbox().open_transactions()
+    }
+
     /// Loads, versions and rows of a table of `shop`.
     ///
     /// # Panics

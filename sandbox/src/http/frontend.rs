@@ -59,6 +59,9 @@ pub(super) async fn redirect(
         FaultKind::RedirectLoop => Some(format!("127.0.0.1:{}", cluster.addresses.fe_http)),
         _ => None,
     });
+    if elsewhere.is_none() {
+        cluster.faults.sends_to_backend();
+    }
     let authority = elsewhere.unwrap_or_else(|| format!("127.0.0.1:{}", cluster.addresses.be_http));
     let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
     answer::redirect(&format!("http://{authority}{path}"))

@@ -20,7 +20,7 @@ struct Arguments {
     /// Go on until so many processes were killed, each profile
     #[arg(long, default_value_t = 0)]
     kills: u64,
-    /// Go on until processes have heard of so many assignments by their group
+    /// Go on until processes have heard of so many assignments by their group; not asked of `postgres`, which has none
     #[arg(long, default_value_t = 0)]
     rebalances: u64,
     /// Go on until so many answers were lost

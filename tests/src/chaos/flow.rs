@@ -5,6 +5,7 @@ use crate::{
     judge::{
         Violation,
         records::{Counted, Evidence, Payload, Place, Row, judge},
+        repeats::Windows,
     },
     kafka::Kafka,
     oracle::Promise,
@@ -109,7 +110,7 @@ impl Flow {
         &self,
         warehouse: &Warehouse,
         folder: &Path,
-        repeated_max: u64,
+        repeats: &Windows,
     ) -> (Counted, Vec<Violation>) {
         let (rows, letters, acknowledged) =
             (self.rows(warehouse), self.letters(folder), self.book.acknowledged());
@@ -120,7 +121,8 @@ impl Flow {
             acknowledged: &acknowledged,
             rows: &rows,
             letters: &letters,
-            repeated_max,
+            given_up: self.book.given_up(),
+            repeats,
         })
     }
 }

@@ -14,7 +14,7 @@ use std::{
     collections::VecDeque,
     fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 /// How long a process may take to drain while faults go on.
@@ -23,6 +23,10 @@ const DRAINED_WITHIN: Duration = Duration::from_secs(90);
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 /// How long a process is left alone that is to fail at a failpoint.
 const ARMED_FOR: Duration = Duration::from_secs(10);
+/// A freeze that outlasts the transaction of a decision, which the brokers end after 10 s.
+pub const UNDECIDED: Duration = Duration::from_secs(11);
+/// What a process that was frozen may still take before it hears that its group has put it out.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
 /// Between two looks at the metrics of a process.
 const SCRAPE_EVERY: Duration = Duration::from_secs(2);
 /// Scrapes of one look: they may come between two additions.
@@ -63,12 +67,21 @@ struct Slot {
     /// Those of the ones after it, each for one that is killed.
     later: VecDeque<String>,
     frozen_until: Option<Instant>,
+    /// No later than it froze.
+    frozen_at: Option<SystemTime>,
+    frozen_for: Duration,
     /// How long it stays frozen if it freezes itself.
     freeze: Duration,
     asked_at: Option<Instant>,
+    /// Why the process is away: its successor joins.
+    leaves: bool,
     back_at: Option<Instant>,
     begun_at: Option<Instant>,
     scraped_at: Option<Instant>,
+    /// Whether its metrics have answered the last time.
+    answers: bool,
+    /// When nothing had happened to it yet.
+    seen_at: Option<SystemTime>,
 }
 
 /// The processes.
@@ -78,6 +91,10 @@ pub struct Members {
     slots: Vec<Slot>,
     trace_read: usize,
     trace_lines: Vec<(u32, String)>,
+    /// The faults are over: who drains has no excuse.
+    at_rest: bool,
+    /// When the last look began.
+    looked_at: Option<SystemTime>,
 }
 
 impl Members {
@@ -85,7 +102,7 @@ impl Members {
     #[must_use]
     pub fn start(common: Common, count: usize) -> Self {
         let slots = (0..count).map(|_| Slot { back_at: Some(Instant::now()), ..Slot::default() });
-        Self { common, slots: slots.collect(), trace_read: 0, trace_lines: Vec::new() }
+        Self { common, slots: slots.collect(), ..Self::default() }
     }
 
     /// Before the first tick: the first processes of each place begin with these failpoints, one after the other.
@@ -123,10 +140,19 @@ impl Members {
 
     /// Kills the process at a place; its successor begins at once, with these failpoints.
     pub fn kill(&mut self, slot: usize, armed: String, tally: &mut Tally) {
+        // One that has ended by itself since the last look is nobody's victim.
+        self.look_for_end(slot, Instant::now(), tally);
+        let killed_at = SystemTime::now();
+        let frozen_at = self.slots[slot].frozen_at;
         if let Some(mut process) = self.slots[slot].process.take() {
             process.kill();
-            tally.fired("kill");
-            self.bury(&process, Cause::Killed, None, tally);
+            let code = process.until_ended(1).code;
+            let cause = if code.is_none() { Cause::Killed } else { Cause::Nobody };
+            if cause == Cause::Killed {
+                tally.fired("kill");
+            }
+            tally.disturbs(frozen_at.unwrap_or(killed_at), SystemTime::now());
+            self.bury(&process, cause, code, tally);
         }
         self.slots[slot] = Slot { armed, back_at: Some(Instant::now()), ..Slot::default() };
     }
@@ -135,10 +161,17 @@ impl Members {
     pub fn freeze(&mut self, slot: usize, how_long: Duration, tally: &mut Tally) {
         let slot = &mut self.slots[slot];
         if let Some(process) = &slot.process {
+            (slot.frozen_at, slot.frozen_for) = (Some(SystemTime::now()), how_long);
             process.freeze();
             slot.frozen_until = Some(Instant::now() + how_long);
             tally.fired("freeze");
         }
+    }
+
+    /// As [`drain`](Self::drain), of a process that leaves its group and whose successor joins it.
+    pub fn leave(&mut self, slot: usize, away: Duration) {
+        self.drain(slot, away, Arms::default());
+        self.slots[slot].leaves = true;
     }
 
     /// Asks the process at a place to drain; its successor begins `away` later, with these failpoints.
@@ -155,12 +188,8 @@ impl Members {
     /// Takes all failpoints and freezes back, and starts what is not running.
     pub fn calm(&mut self, tally: &mut Tally) {
         for place in 0..self.slots.len() {
+            self.thaw(place, tally);
             let slot = &mut self.slots[place];
-            if slot.frozen_until.take().is_some()
-                && let Some(process) = &slot.process
-            {
-                process.thaw();
-            }
             slot.later.clear();
             let armed = !std::mem::take(&mut slot.armed).is_empty();
             if armed && slot.process.is_some() && slot.asked_at.is_none() {
@@ -184,8 +213,9 @@ impl Members {
         some_reads
     }
 
-    /// Drains all of them; true when none runs any more.
+    /// Drains all of them; true when none runs any more. The faults are over: each has to end well.
     pub fn end(&mut self, tally: &mut Tally) -> bool {
+        self.at_rest = true;
         for place in 0..self.slots.len() {
             if self.slots[place].asked_at.is_none() && self.slots[place].process.is_some() {
                 self.drain(place, NEVER, Arms::default());
@@ -195,18 +225,33 @@ impl Members {
         self.slots.iter().all(|slot| slot.process.is_none())
     }
 
+    /// Looks at the metrics of all processes, which are well: each answers, and its records add up.
+    pub fn look_at_all(&mut self, tally: &mut Tally) {
+        for place in 0..self.slots.len() {
+            (self.slots[place].scraped_at, self.slots[place].answers) = (None, false);
+            self.scrape(place, Instant::now(), tally);
+            let slot = &self.slots[place];
+            if slot.process.is_some() && !slot.answers {
+                let what = "a process that is well does not tell its metrics".to_owned();
+                tally.violations.push(Violation::new(Invariant::Balance, what));
+            }
+        }
+        tally.violations.extend(liveness::something_was_counted(&tally.read, &self.common.pipelines));
+    }
+
     /// Does what is due: wakes, buries, starts, looks.
     pub fn tick(&mut self, tally: &mut Tally) {
+        // Before the trace: of what it does not tell by now nothing had happened at this time.
+        self.looked_at = Some(SystemTime::now());
         self.read_trace(tally);
         let now = Instant::now();
         for place in 0..self.slots.len() {
             self.look_for_freeze(place);
-            let slot = &mut self.slots[place];
-            if slot.frozen_until.is_some_and(|until| now >= until) {
-                slot.frozen_until = None;
-                if let Some(process) = &slot.process {
-                    process.thaw();
+            if self.slots[place].frozen_until.is_some_and(|until| now >= until) {
+                if self.slots[place].frozen_for >= UNDECIDED {
+                    tally.fired("freeze inside a decision");
                 }
+                self.thaw(place, tally);
             }
             self.look_for_end(place, now, tally);
             let slot = &mut self.slots[place];
@@ -214,11 +259,28 @@ impl Members {
                 slot.back_at = None;
                 slot.asked_at = None;
                 slot.begun_at = Some(now);
+                slot.seen_at = Some(SystemTime::now());
                 slot.process = Some(begin(&self.common, &slot.armed));
                 tally.lives += 1;
+                if std::mem::take(&mut slot.leaves) {
+                    tally.fired("leave and join");
+                }
             }
             self.scrape(place, now, tally);
         }
+    }
+
+    /// Lets a process go on that is frozen.
+    fn thaw(&mut self, place: usize, tally: &mut Tally) {
+        let slot = &mut self.slots[place];
+        if slot.frozen_until.take().is_none() {
+            return;
+        }
+        if let Some(process) = &slot.process {
+            process.thaw();
+        }
+        let now = SystemTime::now();
+        tally.disturbs(slot.frozen_at.take().unwrap_or(now), now + HEARD_WITHIN);
     }
 
     fn look_for_freeze(&mut self, place: usize) {
@@ -227,6 +289,7 @@ impl Members {
         let own = |(pid, what): &(u32, String)| *pid == process.pid() && what.ends_with(" freeze");
         if let Some(found) = self.trace_lines.iter().position(own) {
             self.trace_lines.remove(found);
+            (slot.frozen_at, slot.frozen_for) = (slot.seen_at, slot.freeze);
             slot.frozen_until = Some(Instant::now() + slot.freeze);
             slot.armed.clear();
         }
@@ -236,8 +299,13 @@ impl Members {
         let slot = &mut self.slots[place];
         let Some(process) = &mut slot.process else { return };
         if process.is_running() {
+            // While it is frozen it does nothing: what it does at the end was on its way before.
+            if slot.frozen_until.is_none() {
+                slot.seen_at = self.looked_at.or(slot.seen_at);
+            }
             let late = slot.asked_at.is_some_and(|at| now.duration_since(at) > DRAINED_WITHIN);
             if late && slot.frozen_until.is_none() {
+                slot.asked_at = None;
                 let what = format!("a process did not drain within {} s", DRAINED_WITHIN.as_secs());
                 tally.violations.push(Violation::new(Invariant::Liveness, what));
                 tally.keep(process.pid(), &process.log());
@@ -245,28 +313,32 @@ impl Members {
             }
             return;
         }
+        // It may have ended since the trace was read, and left its line there before.
+        self.read_trace(tally);
+        let slot = &mut self.slots[place];
         let Some(mut process) = slot.process.take() else { return };
         let pid = process.pid();
         let killed = self.trace_lines.iter().position(|(id, what)| *id == pid && what.ends_with(" kill"));
         let asked = slot.asked_at.take().is_some();
+        let seen_at = slot.frozen_at.take().or(slot.seen_at).unwrap_or_else(SystemTime::now);
         let code = process.until_ended(1).code;
         let cause = match killed {
             Some(found) => {
                 self.trace_lines.remove(found);
                 tally.fired("kill at a failpoint");
+                tally.disturbs(seen_at, SystemTime::now());
                 Cause::Killed
             }
+            None if asked && self.at_rest => Cause::AskedAtRest,
             None if asked => Cause::Asked,
             None => Cause::Nobody,
         };
         let slot = &mut self.slots[place];
-        if cause != Cause::Asked {
+        if !asked || cause == Cause::Killed {
             // What killed this one does not kill the next.
             let mut later = std::mem::take(&mut slot.later);
             let armed = later.pop_front().unwrap_or_default();
             *slot = Slot { armed, later, back_at: Some(now), ..Slot::default() };
-        } else {
-            tally.fired("leave and join");
         }
         self.bury(&process, cause, code, tally);
     }
@@ -292,13 +364,15 @@ impl Members {
             return;
         };
         slot.scraped_at = Some(now);
-        let Some((200, text)) = process.get("/metrics") else { return };
-        tally.violations.extend(keeps_the_secret("the metrics", &text, &self.common.canary));
-        tally.read_metrics(process.pid(), &Metrics::parse(&text));
+        // What it uses it uses whether it answers or not.
         if let Some(usage) = usage(process.pid()) {
             tally.most = tally.most.max(usage);
             tally.violations.extend(liveness::stays_small(&usage, &USAGE_MAX));
         }
+        let Some((200, text)) = process.get("/metrics") else { return };
+        slot.answers = true;
+        tally.violations.extend(keeps_the_secret("the metrics", &text, &self.common.canary));
+        tally.read_metrics(process.pid(), &Metrics::parse(&text));
         for pipeline in &self.common.pipelines {
             let mut balance = Balance::default();
             for _ in 0..SCRAPES_MAX {
@@ -308,6 +382,8 @@ impl Members {
                     break;
                 }
             }
+            let read = tally.read.entry(pipeline.clone()).or_default();
+            *read = (*read).max(balance.read);
             tally.violations.extend(liveness::adds_up(pipeline, &balance));
         }
     }

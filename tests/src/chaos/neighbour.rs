@@ -4,6 +4,7 @@ use super::{book, flow::Flow, stage::Stage};
 use crate::{
     judge::{Invariant, Violation, liveness::sibling_is_at_ease},
     kafka::Kafka,
+    warehouse::Warehouse,
 };
 use std::{
     sync::Arc,
@@ -17,38 +18,87 @@ const WAITS: u32 = 15;
 const THERE_WITHIN: Duration = Duration::from_secs(20);
 /// How long the neighbour may take to meet its fault.
 const REFUSED_WITHIN: Duration = Duration::from_secs(10);
+/// How long all processes may take to be ready, and both pipelines to be at work.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// Calm waits that are longer than this show nothing, and excuse nothing.
+const CALM_MAX: Duration = Duration::from_millis(2_000);
 /// What a busy machine may do to anybody; a neighbour that is blocked waits for as long as the fault lasts.
 const FLOOR: Duration = Duration::from_millis(1_500);
 
 /// Measures how long fresh records of `flow` take to its table, with all well and with the table of `other` refused.
 pub(super) fn disturb(stage: &mut Stage, kafka: &Kafka, flow: &Flow, other: &Flow) -> Option<Violation> {
-    let calm = waits(stage, kafka, flow);
+    if !stage.are_ready(READY_WITHIN) {
+        return Some(Violation::new(
+            Invariant::Sibling,
+            "processes are not ready, and nothing has failed yet",
+        ));
+    }
+    let measured = both(stage, kafka, flow, other);
+    // Whatever came of it.
+    stage.warehouse.clear_faults();
+    match measured {
+        Err(wrong) => Some(wrong),
+        Ok((calm, disturbed)) => {
+            println!(
+                "        a neighbour is refused: {} ms, calm: {} ms",
+                longest(&disturbed),
+                longest(&calm)
+            );
+            sibling_is_at_ease(&calm, &disturbed, FLOOR, CALM_MAX)
+        }
+    }
+}
+
+/// The waits when all is well, and when the neighbour is refused.
+fn both(
+    stage: &mut Stage,
+    kafka: &Kafka,
+    flow: &Flow,
+    other: &Flow,
+) -> Result<(Vec<Duration>, Vec<Duration>), Violation> {
+    // Each is at work, and not only one of them.
+    for one in [other, flow] {
+        wait(stage, kafka, one, READY_WITHIN)?;
+    }
+    let calm = waits(stage, kafka, flow)?;
     let warehouse = Arc::clone(&stage.warehouse);
     let fault = warehouse.fault_on(&other.table, FaultKind::TooManyVersions);
     let fired = stage.until(REFUSED_WITHIN, || {
         warehouse.faults().iter().any(|report| report.id == fault && report.fired > 0)
     });
     if !fired {
-        return Some(Violation::new(Invariant::Sibling, "the neighbour was not disturbed"));
+        return Err(Violation::new(Invariant::Sibling, "the neighbour was not disturbed"));
     }
-    let disturbed = waits(stage, kafka, flow);
-    stage.warehouse.clear_fault(fault);
-    println!("        a neighbour is refused: {} ms, calm: {} ms", longest(&disturbed), longest(&calm));
-    sibling_is_at_ease(&calm, &disturbed, FLOOR)
+    Ok((calm, waits(stage, kafka, flow)?))
 }
 
 fn longest(waits: &[Duration]) -> u128 {
     waits.iter().max().map_or(0, Duration::as_millis)
 }
 
-fn waits(stage: &mut Stage, kafka: &Kafka, flow: &Flow) -> Vec<Duration> {
+fn waits(stage: &mut Stage, kafka: &Kafka, flow: &Flow) -> Result<Vec<Duration>, Violation> {
+    (0..WAITS).map(|_| wait(stage, kafka, flow, THERE_WITHIN)).collect()
+}
+
+/// How long a fresh record takes to its table: one that does not come is no measure.
+fn wait(stage: &mut Stage, kafka: &Kafka, flow: &Flow, limit: Duration) -> Result<Duration, Violation> {
     let warehouse = Arc::clone(&stage.warehouse);
-    (0..WAITS)
-        .map(|_| {
-            let begun = Instant::now();
-            let id = book::write_good(kafka, &flow.book);
-            stage.until(THERE_WITHIN, || !flow.present(&warehouse, id, id).is_empty());
-            begun.elapsed()
-        })
-        .collect()
+    let begun = Instant::now();
+    let id = book::write_good(kafka, &flow.book);
+    if stage.until(limit, || is_there(flow, &warehouse, id)) {
+        return Ok(begun.elapsed());
+    }
+    let what = format!("a record of {} is not there after {} s", flow.table, limit.as_secs());
+    Err(Violation::new(Invariant::Sibling, what))
+}
+
+/// Whether the table has the record, or a newer one of its key.
+fn is_there(flow: &Flow, warehouse: &Warehouse, id: u64) -> bool {
+    match flow.book.payload.keys {
+        None => !flow.present(warehouse, id, id).is_empty(),
+        Some(_) => {
+            let key = flow.book.payload.key(id);
+            warehouse.amounts(&flow.table).get(&key).is_some_and(|version| *version >= id)
+        }
+    }
 }

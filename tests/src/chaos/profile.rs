@@ -1,7 +1,7 @@
 //! What is run under faults: which pipelines, which faults, and what must have come of them.
 
 use super::{
-    Settings, failpoints, replica,
+    Least, Settings, failpoints, replica,
     schedule::{Card, Plan, Schedule, lost_answers},
     stream,
     tally::Tally,
@@ -60,6 +60,7 @@ const AT_LEAST_ONCE: &[(Card, usize)] = &[
 const POSTGRES: &[(Card, usize)] = &[
     (Card::Kill, 5),
     (Card::KillAt, 6),
+    (Card::Freeze, 3),
     (Card::Leave, 2),
     (Card::Postgres, 2),
     (Card::Lost, 4),
@@ -107,12 +108,32 @@ impl Profile {
     fn plan(self) -> Plan {
         let points = failpoints().into_iter().filter(|point| self.passes(point)).collect();
         let lost = lost_answers();
-        let (slots, deck, refusals, late_ms_max) = match self {
-            Self::ExactlyOnce => (MEMBERS, EXACTLY_ONCE, transaction_refusals(), 3_000),
-            Self::AtLeastOnce => (MEMBERS, AT_LEAST_ONCE, load_refusals(), 30_000),
-            Self::Postgres => (READERS, POSTGRES, load_refusals(), 10_000),
+        let (slots, deck, refusals) = match self {
+            Self::ExactlyOnce => (MEMBERS, EXACTLY_ONCE, transaction_refusals()),
+            Self::AtLeastOnce => (MEMBERS, AT_LEAST_ONCE, stream_refusals()),
+            Self::Postgres => (READERS, POSTGRES, load_refusals()),
         };
+        let late_ms_max = self.late_ms_max();
         Plan { slots, deck, points, lost, refusals, late_ms_max, freeze_ms_min: FREEZE_MS_MIN }
+    }
+
+    /// Longest time between the body of a late load and its commit, in milliseconds.
+    #[must_use]
+    pub fn late_ms_max(self) -> u64 {
+        match self {
+            Self::ExactlyOnce => 3_000,
+            Self::AtLeastOnce => 30_000,
+            Self::Postgres => 10_000,
+        }
+    }
+
+    /// What can be reached of these numbers: who reads a slot is assigned nothing.
+    #[must_use]
+    pub fn least(self, least: Least) -> Least {
+        match self {
+            Self::ExactlyOnce | Self::AtLeastOnce => least,
+            Self::Postgres => Least { rebalances: 0, ..least },
+        }
     }
 
     /// Whether records of this kind of run pass a failpoint.
@@ -133,14 +154,15 @@ impl Profile {
     /// Kinds of faults that must have fired in a run that is long enough to take all cards of its deck.
     #[must_use]
     pub fn faults(self) -> Vec<&'static str> {
-        let mut names = vec!["kill", "kill at a failpoint", "leave and join", "backends away", "clock jump"];
-        names.push("late commit");
-        match self {
-            Self::ExactlyOnce | Self::AtLeastOnce => {
-                names.extend(["freeze", "freeze at a failpoint", "broker restart", "slow disk"]);
+        let mut names = vec!["kill", "kill at a failpoint", "freeze", "leave and join", "late commit"];
+        names.extend(["backends away", "clock jump"]);
+        names.extend(match self {
+            Self::ExactlyOnce => {
+                &["freeze at a failpoint", "freeze inside a decision", "broker restart", "slow disk"][..]
             }
-            Self::Postgres => names.push("postgres restart"),
-        }
+            Self::AtLeastOnce => &["freeze at a failpoint", "broker restart", "slow disk"],
+            Self::Postgres => &["postgres restart"],
+        });
         let plan = self.plan();
         names.extend(plan.lost.iter().chain(&plan.refusals).map(|(name, _)| *name));
         names
@@ -173,7 +195,7 @@ impl Profile {
                 "decided loads committed by a successor",
                 "decisions of unknown outcome",
                 "epochs rolled back",
-                "waits for StarRocks",
+                "loads tried again",
                 "waits for Kafka",
             ],
             Self::AtLeastOnce => vec![
@@ -181,13 +203,27 @@ impl Profile {
                 "partitions given up",
                 "partitions lost",
                 "loads of a predecessor cancelled",
+                "loads refused by their fence",
                 "loads tried again",
+                "labels forgotten",
                 "waits for StarRocks",
                 "waits for Kafka",
             ],
-            Self::Postgres => vec!["loads tried again", "waits for StarRocks", "waits for Postgres"],
+            Self::Postgres => vec![
+                "take-overs by a standby",
+                "loads tried again",
+                "waits for StarRocks",
+                "waits for Postgres",
+            ],
         }
     }
+}
+
+/// What StarRocks may refuse of plain loads from a stream: also to remember them.
+fn stream_refusals() -> Vec<(&'static str, FaultKind)> {
+    let mut refusals = load_refusals();
+    refusals.push(("all labels forgotten", FaultKind::LabelsForgotten));
+    refusals
 }
 
 /// What StarRocks may refuse or hold back of a Stream Load, and let pass later.

@@ -1,6 +1,13 @@
 //! The profile that follows a Postgres slot: one process reads, one stands by, the server restarts under a workload.
 
-use super::{Clock, Settings, profile::Profile, schedule::Action, stage::Stage, tally::Tally};
+use super::{
+    Clock, Settings,
+    profile::Profile,
+    schedule::Action,
+    slot::{self, SlotWatch},
+    stage::Stage,
+    tally::Tally,
+};
 use crate::{
     comparison::Comparison,
     judge::{
@@ -13,7 +20,10 @@ use crate::{
     wait_until,
     workload::{self, TABLES, Workload},
 };
-use std::time::{Duration, Instant};
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
 use tidemill_test_postgres::{Settings as ServerSettings, Stop};
 
 /// One that reads, one that stands by.
@@ -41,10 +51,12 @@ pub(super) fn run(settings: &Settings) -> Tally {
         ..Default::default()
     };
     workload::prepare(&postgres, &load);
+    slot::prepare(&postgres);
     let mut stage = Stage::new();
     let pipeline = pipeline(&postgres, &stage);
     stage.begin(&[pipeline], READERS);
     let writers = Workload::start(&postgres, &load);
+    let watch = SlotWatch::start(&postgres, &stage.warehouse);
     let clock = Clock::start(settings);
     let mut loaded = 0;
     let mut steps = Profile::Postgres.schedule(settings.seed).enumerate();
@@ -58,7 +70,7 @@ pub(super) fn run(settings: &Settings) -> Tally {
         if !stage.take(&step)
             && let Action::Postgres { way } = step.action
         {
-            restart(&mut postgres, way);
+            while_it_restarts(&mut postgres, way, &mut stage);
             stage.tally.fired("postgres restart");
         }
         stage.count_fired();
@@ -67,12 +79,15 @@ pub(super) fn run(settings: &Settings) -> Tally {
     println!("{:>5} s the faults stop", clock.seconds());
     println!("        all processes are ready after {} s", stage.calm().as_secs());
     let counts = writers.stop();
+    watch.rest();
     println!("        {counts}");
     let rest = come_to_rest(&mut stage, &postgres);
     stage.tally.violations.extend(comes_to_rest(&rest));
+    stage.land(Profile::Postgres.late_ms_max(), false);
     stage.end();
+    stage.tally.violations.extend(watch.stop());
     judge(&mut stage, &postgres);
-    stage.tally
+    stage.finish()
 }
 
 pub(super) fn pipeline(postgres: &Postgres, stage: &Stage) -> Pipeline {
@@ -99,6 +114,16 @@ fn until_more(stage: &mut Stage, before: usize) -> usize {
     found
 }
 
+/// Restarts the server, and does what is due meanwhile: it waits for a reader that is frozen.
+fn while_it_restarts(postgres: &mut Postgres, way: u32, stage: &mut Stage) {
+    thread::scope(|scope| {
+        let restarting = scope.spawn(|| restart(postgres, way));
+        while !restarting.is_finished() {
+            stage.rest(LOOK_AGAIN);
+        }
+    });
+}
+
 fn restart(postgres: &mut Postgres, way: u32) {
     let server = postgres.server();
     let outcome = match way {
@@ -107,6 +132,11 @@ fn restart(postgres: &mut Postgres, way: u32) {
         _ => server.kill().and_then(|()| server.start_again()),
     };
     outcome.unwrap_or_else(|fault| panic!("{fault}"));
+}
+
+/// All that are followed.
+fn tables() -> Vec<&'static str> {
+    TABLES.into_iter().chain([slot::TABLE]).collect()
 }
 
 /// Tables that differ from their source, as far as both can be read.
@@ -130,7 +160,7 @@ fn come_to_rest(stage: &mut Stage, postgres: &Postgres) -> Rest {
         let begun = Instant::now();
         let done = wait_until(limit, || {
             stage.rest(Duration::ZERO);
-            differing(stage, postgres, &TABLES).is_empty().then_some(())
+            differing(stage, postgres, &tables()).is_empty().then_some(())
         });
         done.is_ok().then(|| begun.elapsed())
     };
@@ -144,10 +174,10 @@ fn come_to_rest(stage: &mut Stage, postgres: &Postgres) -> Rest {
 
 /// I1, I3 and I4 at once: each table equals its source.
 fn judge(stage: &mut Stage, postgres: &Postgres) {
-    for difference in differing(stage, postgres, &TABLES) {
+    for difference in differing(stage, postgres, &tables()) {
         stage.tally.violations.push(Violation::new(Invariant::FinalState, difference));
     }
-    for table in TABLES {
+    for table in tables() {
         let rows = postgres.number(&format!("SELECT count(*) FROM {table}"));
         let loaded = stage.warehouse.number(&format!("SELECT COUNT(*) FROM shop.{table}"));
         let counted = Counted {

@@ -49,6 +49,17 @@ pub enum Action {
         /// For how long.
         ms: u64,
     },
+    /// As [`FreezeAt`](Self::FreezeAt), in the midst of a decision, for longer than the brokers keep its transaction open.
+    FreezeUndecided {
+        /// Which.
+        slot: usize,
+        /// The failpoint.
+        point: String,
+        /// How often it is passed before.
+        passes: u32,
+        /// For how long.
+        ms: u64,
+    },
     /// A process is drained and comes back later.
     Leave {
         /// Which.
@@ -100,6 +111,7 @@ impl Action {
             Self::KillAt { .. } => "kill at a failpoint",
             Self::Freeze { .. } => "freeze",
             Self::FreezeAt { .. } => "freeze at a failpoint",
+            Self::FreezeUndecided { .. } => "freeze inside a decision",
             Self::Leave { .. } => "leave and join",
             Self::Broker => "broker restart",
             Self::StarRocks { name, .. } => name,
@@ -133,7 +145,8 @@ impl fmt::Display for Step {
             Action::Kill { slot } => write!(out, "process {slot}"),
             Action::KillAt { slot, point, passes } => write!(out, "process {slot} at {point}, pass {passes}"),
             Action::Freeze { slot, ms } => write!(out, "process {slot} for {ms} ms"),
-            Action::FreezeAt { slot, point, passes, ms } => {
+            Action::FreezeAt { slot, point, passes, ms }
+            | Action::FreezeUndecided { slot, point, passes, ms } => {
                 write!(out, "process {slot} at {point}, pass {passes}, for {ms} ms")
             }
             Action::Leave { slot, away_ms } => write!(out, "process {slot} for {away_ms} ms"),
@@ -158,7 +171,7 @@ pub enum Card {
     Freeze,
     /// [`Action::FreezeAt`].
     FreezeAt,
-    /// [`Action::FreezeAt`] in the midst of a decision, for longer than the brokers keep its transaction open.
+    /// [`Action::FreezeUndecided`].
     FreezeUndecided,
     /// [`Action::Leave`].
     Leave,
@@ -248,7 +261,7 @@ impl Schedule {
             }
             Card::FreezeUndecided => {
                 let ms = random.random_range(UNDECIDED_MS);
-                Action::FreezeAt { slot, point: "epoch.offsets_sent".to_owned(), passes, ms }
+                Action::FreezeUndecided { slot, point: "epoch.offsets_sent".to_owned(), passes, ms }
             }
             Card::Freeze => Action::Freeze { slot, ms: self.freeze_ms() },
             Card::Leave => Action::Leave { slot, away_ms: random.random_range(0..1_500) },

@@ -16,10 +16,11 @@ use std::{
     fs,
     path::PathBuf,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
-use tidemill_sandbox::{FaultKind, Options};
+use tidemill_sandbox::{AnswerFault, FaultKind, Hop, Options};
 
 /// How long processes may take to be ready when the faults have stopped.
 const READY_WITHIN: Duration = Duration::from_secs(180);
@@ -29,7 +30,11 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Longer than the latest load: a drain that is not done in time ends with 1, as it should.
 const DRAIN_TIMEOUT: &str = "75s";
 /// How long the last faults of StarRocks may take to fire.
-const FIRED_WITHIN: Duration = Duration::from_secs(20);
+const FIRED_WITHIN: Duration = Duration::from_secs(40);
+/// How long backends are away that nobody asks for.
+const AWAY_MAX: Duration = Duration::from_secs(10);
+/// What a load that commits late may take beyond its delay.
+const LANDED_WITHIN: Duration = Duration::from_secs(10);
 /// How long they may take to drain then.
 const ENDED_WITHIN: Duration = Duration::from_secs(80);
 
@@ -47,6 +52,8 @@ pub(super) struct Stage {
     pub(super) canary: String,
     /// What is counted.
     pub(super) tally: Tally,
+    /// Something is wrong, and the folder is kept.
+    is_wrong: bool,
     /// Names of StarRocks' faults, by their numbers there.
     names: BTreeMap<u64, &'static str>,
     backends_back_at: Option<(Instant, u64)>,
@@ -75,6 +82,7 @@ impl Stage {
             folder,
             canary,
             tally: Tally::default(),
+            is_wrong: false,
             names: BTreeMap::new(),
             backends_back_at: None,
         }
@@ -104,12 +112,23 @@ impl Stage {
 
     fn tick(&mut self) {
         self.members.tick(&mut self.tally);
-        if let Some((at, fault)) = self.backends_back_at
-            && Instant::now() >= at
-        {
-            self.backends_back_at = None;
-            self.warehouse.clear_fault(fault);
+        if let Some((at, fault)) = self.backends_back_at {
+            let now = Instant::now();
+            let fired =
+                || self.warehouse.faults().iter().any(|report| report.id == fault && report.fired > 0);
+            // Somebody is to meet closed doors.
+            if now >= at + AWAY_MAX || (now >= at && fired()) {
+                self.open_backends();
+            }
         }
+    }
+
+    fn open_backends(&mut self) {
+        let Some((_, fault)) = self.backends_back_at.take() else { return };
+        if self.warehouse.faults().iter().any(|report| report.id == fault && report.fired > 0) {
+            self.tally.fired("backends away");
+        }
+        self.warehouse.clear_fault(fault);
     }
 
     /// Does nothing but what is due.
@@ -135,35 +154,33 @@ impl Stage {
                 self.kill(*slot, armed(point, *passes, "kill"));
             }
             Action::Freeze { slot, ms } => {
-                if let Some(place) = self.found(|members| members.running_from(*slot)) {
+                if let Some(place) = self.found(*slot, Members::running_from) {
                     self.members.freeze(place, Duration::from_millis(*ms), &mut self.tally);
                 }
             }
-            Action::FreezeAt { slot, point, passes, ms } => {
+            Action::FreezeAt { slot, point, passes, ms }
+            | Action::FreezeUndecided { slot, point, passes, ms } => {
                 let freeze = Duration::from_millis(*ms);
-                let arms = Arms { failpoints: armed(point, *passes, "freeze"), freeze };
-                self.drain(*slot, Duration::ZERO, arms);
+                self.drain(*slot, Arms { failpoints: armed(point, *passes, "freeze"), freeze });
             }
             Action::Leave { slot, away_ms } => {
-                self.drain(*slot, Duration::from_millis(*away_ms), Arms::default());
+                if let Some(place) = self.found(*slot, Members::listening_from) {
+                    self.members.leave(place, Duration::from_millis(*away_ms));
+                }
             }
             Action::SlowDisk { slot, ms } => {
                 let failpoints = format!("letters.before_fsync=3*return(wait {ms})");
-                self.drain(*slot, Duration::ZERO, Arms { failpoints, freeze: Duration::ZERO });
+                self.drain(*slot, Arms { failpoints, freeze: Duration::ZERO });
             }
-            Action::StarRocks { name, fault, times } => {
-                let number = self.warehouse.fault_times(fault.clone(), *times);
-                self.names.insert(number, name);
-            }
+            Action::StarRocks { name, fault, times } => self.set(name, fault.clone(), *times),
             Action::BackendsAway { ms } => {
                 if self.backends_back_at.is_none() {
                     let number = self.warehouse.fault(FaultKind::BackendRefuses);
-                    let back = Instant::now() + Duration::from_millis(*ms);
-                    self.backends_back_at = Some((back, number));
-                    self.tally.fired("backends away");
+                    self.backends_back_at = Some((Instant::now() + Duration::from_millis(*ms), number));
                 }
             }
             Action::Clock { jump_s } => {
+                self.tally.jumps(*jump_s);
                 fs::write(self.clock(), jump_s.to_string()).expect("the file can be written");
             }
             Action::Broker | Action::Postgres { .. } => return false,
@@ -171,26 +188,41 @@ impl Stage {
         true
     }
 
-    /// A place that `look` finds, waited for.
-    fn found(&mut self, look: impl Fn(&Members) -> Option<usize>) -> Option<usize> {
+    fn set(&mut self, name: &'static str, fault: FaultKind, times: u64) {
+        if fault == FaultKind::LabelsForgotten {
+            // Labels are asked for only after an answer was lost.
+            let lost = FaultKind::AnswerLost { at: Hop::Backend, how: AnswerFault::Dropped, committed: true };
+            self.set("answer lost after it was done", lost, 1);
+        }
+        let number = self.warehouse.fault_times(fault, times);
+        self.names.insert(number, name);
+    }
+
+    /// A place that `look` finds from `slot` on, waited for.
+    fn found(&mut self, slot: usize, look: impl Fn(&Members, usize) -> Option<usize>) -> Option<usize> {
         let begun = Instant::now();
-        let mut found = look(&self.members);
+        let mut found = look(&self.members, slot);
         while found.is_none() && begun.elapsed() < FREE_WITHIN {
             self.rest(LOOK_AGAIN);
-            found = look(&self.members);
+            found = look(&self.members, slot);
+        }
+        match found {
+            None => println!("        no process is free: nothing is done"),
+            Some(place) if place != slot => println!("        process {slot} is not free: process {place}"),
+            Some(_) => {}
         }
         found
     }
 
     fn kill(&mut self, slot: usize, armed: String) {
-        if let Some(place) = self.found(|members| members.running_from(slot)) {
+        if let Some(place) = self.found(slot, Members::running_from) {
             self.members.kill(place, armed, &mut self.tally);
         }
     }
 
-    fn drain(&mut self, slot: usize, away: Duration, arms: Arms) {
-        if let Some(place) = self.found(|members| members.listening_from(slot)) {
-            self.members.drain(place, away, arms);
+    fn drain(&mut self, slot: usize, arms: Arms) {
+        if let Some(place) = self.found(slot, Members::listening_from) {
+            self.members.drain(place, Duration::ZERO, arms);
         }
     }
 
@@ -227,7 +259,7 @@ impl Stage {
                 self.tally.fired_times(name, report.fired);
             }
         }
-        self.backends_back_at = None;
+        self.open_backends();
         self.warehouse.clear_faults();
         // The true time, from now on. It is not there if no clock has jumped.
         drop(fs::remove_file(self.clock()));
@@ -242,8 +274,35 @@ impl Stage {
         begun.elapsed()
     }
 
-    /// Drains all processes, and looks for the password in what they have kept.
+    /// Waits until all processes are ready; false if they are not in time.
+    pub(super) fn are_ready(&mut self, limit: Duration) -> bool {
+        let ready = wait_until(limit, || {
+            self.tick();
+            self.members.are_ready().then_some(())
+        });
+        ready.is_ok()
+    }
+
+    /// Waits until no load is on its way any more, also none of a process that is dead: what lands later would not be judged.
+    /// With `left_open`, what was prepared and never decided may stay: it lands only if somebody commits it.
+    pub(super) fn land(&mut self, late_ms_max: u64, left_open: bool) {
+        let warehouse = Arc::clone(&self.warehouse);
+        let limit = Duration::from_millis(late_ms_max) + LANDED_WITHIN;
+        if self.until(limit, || warehouse.open_transactions() == 0) {
+            return;
+        }
+        let open = warehouse.open_transactions();
+        if left_open {
+            println!("        {open} transactions are left open, {} s after the last fault", limit.as_secs());
+        } else {
+            let what = format!("{open} loads are open {} s after all was released", limit.as_secs());
+            self.wrong(Invariant::Liveness, what);
+        }
+    }
+
+    /// Looks at all processes, drains them, and looks for the password in what they have kept.
     pub(super) fn end(&mut self) {
+        self.members.look_at_all(&mut self.tally);
         let ended = wait_until(ENDED_WITHIN, || self.members.end(&mut self.tally).then_some(()));
         if let Err(late) = ended {
             self.wrong(Invariant::Liveness, format!("processes do not drain: {late}"));
@@ -254,9 +313,24 @@ impl Stage {
         }
     }
 
+    /// What was counted. If anything is wrong, the folder with logs and trace is kept.
+    pub(super) fn finish(mut self) -> Tally {
+        self.is_wrong = !self.tally.violations.is_empty();
+        std::mem::take(&mut self.tally)
+    }
+
     /// Something is not as it must be.
     pub(super) fn wrong(&mut self, invariant: Invariant, what: String) {
         self.tally.violations.push(Violation::new(invariant, what));
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if self.is_wrong || thread::panicking() {
+            self.folder.disable_cleanup(true);
+            println!("        logs, trace and letters are kept in {}", self.folder.path().display());
+        }
     }
 }
 

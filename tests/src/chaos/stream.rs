@@ -16,6 +16,7 @@ use crate::{
     judge::{
         liveness::{DRAINED_WITHIN, PROBE_WITHIN, Rest, comes_to_rest},
         records::Payload,
+        repeats::{Timeline, Windows},
     },
     kafka::{self, Kafka},
     oracle::Promise,
@@ -25,7 +26,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tidemill_test_kafka::Broker;
 
@@ -40,8 +41,8 @@ const BAD_EVERY: u64 = 499;
 const PROBES: u64 = 120;
 /// How long a step waits for rows to move since the last one, before it is taken all the same.
 const PROGRESS_WITHIN: Duration = Duration::from_secs(8);
-/// Between a watermark and its commit, with what was read ahead meanwhile: what a killed process may load again.
-const UNRELEASED_S: u64 = 15;
+/// After a restart of the broker producers hear of records that it had before, and groups form anew.
+const BROKER_IS_BACK: Duration = Duration::from_secs(5);
 
 /// Everything of one run.
 struct Stream {
@@ -62,8 +63,6 @@ pub(super) fn run(profile: Profile, settings: &Settings) -> Tally {
         run.flows.iter().map(|flow| Author::start(&run.kafka, &flow.book, RECORDS_PER_S)).collect();
     let watch = Watch::start(&run.kafka, &run.stage.warehouse, &run.flows, &run.stage.letters);
     if let [flow, other] = &run.flows[..] {
-        // Both are at work.
-        run.stage.until(PROGRESS_WITHIN, || watch.released() > 0);
         let found = neighbour::disturb(&mut run.stage, &run.kafka, flow, other);
         run.stage.tally.violations.extend(found);
     }
@@ -79,8 +78,10 @@ pub(super) fn run(profile: Profile, settings: &Settings) -> Tally {
         }
         println!("{:>5} s {number:>4} {step}", clock.seconds());
         if !run.stage.take(&step) && step.action == Action::Broker {
+            let away_from = SystemTime::now();
             run.broker.start_again().expect("the broker starts again");
             run.stage.tally.fired("broker restart");
+            run.stage.tally.disturbs(away_from, SystemTime::now() + BROKER_IS_BACK);
         }
         run.stage.count_fired();
     }
@@ -90,10 +91,13 @@ pub(super) fn run(profile: Profile, settings: &Settings) -> Tally {
     authors.into_iter().for_each(Author::stop);
     let rest = run.come_to_rest();
     run.stage.tally.violations.extend(comes_to_rest(&rest));
-    run.stage.tally.violations.extend(watch.stop());
+    // With exactly_once nothing lands by itself: what a dead process had prepared waits for a commit that nobody sends.
+    run.stage.land(profile.late_ms_max(), profile == Profile::ExactlyOnce);
     run.stage.end();
-    run.judge();
-    run.stage.tally
+    let seen = watch.stop();
+    run.stage.tally.violations.extend(seen.violations);
+    run.judge(&seen.timelines);
+    run.stage.finish()
 }
 
 impl Stream {
@@ -154,12 +158,11 @@ impl Stream {
         done.then(|| begun.elapsed())
     }
 
-    fn judge(&mut self) {
+    fn judge(&mut self, timelines: &[Timeline]) {
         let tally = &mut self.stage.tally;
-        let frozen_or_cut = tally.count(|kind| kind.contains("freeze") || kind == "broker restart");
-        let repeated_max = (tally.kills() + frozen_or_cut) * RECORDS_PER_S * UNRELEASED_S;
-        for flow in &self.flows {
-            let (counted, violations) = flow.judge(&self.stage.warehouse, &self.stage.letters, repeated_max);
+        for (flow, timeline) in self.flows.iter().zip(timelines) {
+            let repeats = Windows::of(&flow.book.topic, timeline, &tally.disturbances);
+            let (counted, violations) = flow.judge(&self.stage.warehouse, &self.stage.letters, &repeats);
             println!("        {}: {counted:?}, {} given up by the client", flow.table, flow.book.given_up());
             tally.records.insert(flow.table.clone(), counted);
             tally.violations.extend(violations);

@@ -8,10 +8,11 @@ use super::{
     profile::Profile,
     replica,
     stage::{Stage, armed},
+    watch::Watch,
 };
 use crate::{
     http::Client,
-    judge::{Invariant, records::Payload},
+    judge::{Invariant, records::Payload, repeats::Windows},
     kafka::{self, Kafka},
     oracle::Promise,
     pipeline::{Http, Pipeline, Source},
@@ -81,7 +82,8 @@ pub fn run(names: &[String], seed: u64) -> bool {
         if fired == 0 {
             stage.wrong(Invariant::Ending, "it did not fire: this has shown nothing".to_owned());
         }
-        let violations = &stage.tally.violations;
+        let tally = stage.finish();
+        let violations = &tally.violations;
         let verdict = if violations.is_empty() { "passed" } else { "FAILED" };
         let way = format!("{:?}", case.way);
         println!("{:<24} {way:<20} {:>5.1} s  {verdict}", case.point, begun.elapsed().as_secs_f64());
@@ -99,10 +101,11 @@ fn cases(points: &[String]) -> Vec<Case> {
         let passes = |profile: Profile, way| profile.passes(point).then_some(way);
         match way {
             "http" => vec![Way::Http],
-            "postgres" => vec![Way::Postgres],
             _ => [
                 passes(Profile::ExactlyOnce, Way::Stream(Promise::Once)),
                 passes(Profile::AtLeastOnce, Way::Stream(Promise::AtLeastOnce)),
+                passes(Profile::Postgres, Way::Postgres),
+                is_passed_by_requests(point).then_some(Way::Http),
             ]
             .into_iter()
             .flatten()
@@ -115,7 +118,23 @@ fn cases(points: &[String]) -> Vec<Case> {
         .collect()
 }
 
+/// Whether what comes by HTTP passes a failpoint: nothing fences its loads, and bad rows are told to who sent them.
+fn is_passed_by_requests(point: &str) -> bool {
+    let way = point.split('.').next().unwrap_or_default();
+    ["http", "lane"].contains(&way) || (way == "load" && !is_of_fence(point))
+}
+
+/// Whether only loads pass it that are fenced: those into Primary Key tables.
+fn is_of_fence(point: &str) -> bool {
+    ["load.begun", "load.validated"].contains(&point)
+}
+
 impl Case {
+    /// Whether the answer has to be held back, or it is there before the failpoint is passed.
+    fn holds_answers_back(&self) -> bool {
+        self.point == "load.body_sent"
+    }
+
     /// `FAILPOINTS` of the lives that die.
     fn arms(&self) -> Vec<String> {
         let kill = |point: &str| armed(point, 0, "kill");
@@ -133,8 +152,7 @@ impl Case {
 }
 
 fn stream(case: &Case, promise: Promise, kafka: &Kafka, seed: u64, stage: &mut Stage) {
-    // Only loads into Primary Key tables are fenced.
-    let keys = ["load.begun", "load.validated"].contains(&case.point.as_str()).then_some(200);
+    let keys = is_of_fence(&case.point).then_some(200);
     let payload = Payload { seed, keys, partitions: 2, bad_every: 97 };
     let flow = Arc::new(Flow::new(kafka, &stage.warehouse, "swept", payload, promise));
     let pipeline = flow.pipeline(kafka, &stage.warehouse, &stage.canary, &stage.letters);
@@ -142,10 +160,8 @@ fn stream(case: &Case, promise: Promise, kafka: &Kafka, seed: u64, stage: &mut S
         let lost = FaultKind::AnswerLost { at: Hop::Backend, how: AnswerFault::Dropped, committed: false };
         stage.warehouse.fault_times(lost, 1);
     }
-    if case.point == "load.body_sent" {
-        // Or the answer is there first.
-        stage.warehouse.fault_times(FaultKind::SlowLoad { delay_ms: 300 }, 2);
-    }
+    hold_answers_back(case, stage);
+    let watch = Watch::start(kafka, &stage.warehouse, &[Arc::clone(&flow)], &stage.letters);
     book::write(kafka, &flow.book, RECORDS);
     stage.begin(&[pipeline], case.processes());
     stage.members.arm(&case.arms());
@@ -160,9 +176,20 @@ fn stream(case: &Case, promise: Promise, kafka: &Kafka, seed: u64, stage: &mut S
     if !released {
         stage.wrong(Invariant::Liveness, "not all is released".to_owned());
     }
+    stage.land(0, promise == Promise::Once);
     stage.end();
-    let (_, violations) = flow.judge(&stage.warehouse, &stage.letters, 2 * RECORDS);
+    let seen = watch.stop();
+    stage.tally.violations.extend(seen.violations);
+    let timeline = seen.timelines.first().cloned().unwrap_or_default();
+    let repeats = Windows::of(&flow.book.topic, &timeline, &stage.tally.disturbances);
+    let (_, violations) = flow.judge(&stage.warehouse, &stage.letters, &repeats);
     stage.tally.violations.extend(violations);
+}
+
+fn hold_answers_back(case: &Case, stage: &Stage) {
+    if case.holds_answers_back() {
+        stage.warehouse.fault_times(FaultKind::SlowLoad { delay_ms: 300 }, 2);
+    }
 }
 
 /// Waits until the failpoint has fired, which the verdict asks for.
@@ -187,6 +214,7 @@ fn slot(case: &Case, stage: &mut Stage) {
     stage.members.arm(&case.arms());
     // The stream has something to confirm only after the copy.
     stage.rest(Duration::from_secs(2));
+    hold_answers_back(case, stage);
     insert(1 + RECORDS);
     until_fired(case, stage);
     stage.calm();
@@ -217,6 +245,7 @@ fn listener(case: &Case, stage: &mut Stage) {
         sink_more: format!("password = {:?}", stage.canary),
         ..Pipeline::default()
     };
+    hold_answers_back(case, stage);
     stage.begin(&[pipeline], 1);
     stage.members.arm(&case.arms());
     let mut durable = BTreeSet::new();
@@ -263,6 +292,7 @@ mod tests {
             assert!(cases.iter().any(|case| case.point == *point), "{point}");
         }
         let of = |point: &str| cases.iter().filter(|case| case.point == point).count();
-        assert_eq!((of("lane.read"), of("epoch.decided"), of("kafka.released")), (2, 1, 1));
+        assert_eq!((of("lane.read"), of("epoch.decided"), of("kafka.released")), (4, 1, 1));
+        assert_eq!((of("load.answered"), of("postgres.confirmed"), of("http.taken")), (3, 1, 1));
     }
 }

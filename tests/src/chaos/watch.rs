@@ -5,6 +5,7 @@ use crate::{
     judge::{
         Invariant, Violation,
         records::{gone_back, released_too_early},
+        repeats::{Offsets, Timeline},
     },
     kafka::Kafka,
     warehouse::Warehouse,
@@ -17,7 +18,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use tidemill_sandbox::TransactionState;
 
@@ -31,7 +32,16 @@ const LOOKS_MAX: u32 = 50;
 pub struct Watch {
     stop: Arc<AtomicBool>,
     released: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Vec<Violation>>>,
+    thread: Option<JoinHandle<Seen>>,
+}
+
+/// What a watch has seen.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// What is wrong.
+    pub violations: Vec<Violation>,
+    /// How far each pipeline was released and acknowledged, in their order.
+    pub timelines: Vec<Timeline>,
 }
 
 impl Watch {
@@ -51,6 +61,7 @@ impl Watch {
             verified: BTreeMap::new(),
             versions: BTreeMap::new(),
             released: BTreeMap::new(),
+            timeline: Timeline::default(),
         });
         let mut watched: Vec<Watched> = watched.collect();
         let (told, sum) = (Arc::clone(&stop), Arc::clone(&released));
@@ -67,7 +78,7 @@ impl Watch {
                 }
                 thread::park_timeout(LOOK_EVERY);
             }
-            violations
+            Seen { violations, timelines: watched.into_iter().map(|one| one.timeline).collect() }
         });
         Self { stop, released, thread: Some(thread.expect("the system has threads left")) }
     }
@@ -82,11 +93,11 @@ impl Watch {
     ///
     /// # Panics
     /// With the panic of its thread.
-    pub fn stop(mut self) -> Vec<Violation> {
+    pub fn stop(mut self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
         match self.thread.take().map(JoinHandle::join) {
-            None => Vec::new(),
-            Some(Ok(violations)) => violations,
+            None => Seen::default(),
+            Some(Ok(seen)) => seen,
             Some(Err(cause)) => std::panic::resume_unwind(cause),
         }
     }
@@ -110,13 +121,18 @@ struct Watched {
     versions: BTreeMap<u64, u64>,
     /// The last version of each key that was released.
     released: BTreeMap<u64, u64>,
+    timeline: Timeline,
 }
 
 impl Watched {
     /// One look; returns the sum of the committed offsets, none if the broker does not say.
     fn look(&mut self, violations: &mut Vec<Violation>) -> Option<u64> {
+        self.timeline.acknowledged(SystemTime::now(), self.flow.book.ends());
         // The offsets first: what they release must be there then, whatever comes after.
         let standings = self.standings.look()?;
+        let committed: Offsets =
+            standings.iter().map(|(partition, standing)| (*partition, standing.offset)).collect();
+        self.timeline.released(SystemTime::now(), committed);
         self.look_at_keys(violations);
         let safe: BTreeMap<i32, i64> =
             standings.iter().map(|(partition, standing)| (*partition, standing.durable)).collect();

@@ -2,7 +2,7 @@
 
 use super::{Invariant, Violation};
 use crate::metrics::Metrics;
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 /// After the faults have stopped.
 #[derive(Clone, Copy, Debug, Default)]
@@ -77,12 +77,14 @@ pub fn stays_small(most: &Usage, cap: &Usage) -> Vec<Violation> {
 }
 
 /// I8: the 99th of a hundred waits of a neighbour under faults is no more than twice that of calm times, or than `floor`,
-/// below which nobody would notice. Without enough waits nothing is judged, and that is a violation, too.
+/// below which nobody would notice. Calm times that are worse than `calm_max` excuse nothing: they count as `calm_max`.
+/// Without enough waits nothing is judged, and that is a violation, too.
 #[must_use]
 pub fn sibling_is_at_ease(
     calm: &[Duration],
     under_faults: &[Duration],
     floor: Duration,
+    calm_max: Duration,
 ) -> Option<Violation> {
     let ninety_ninth = |waits: &[Duration]| {
         let mut sorted = waits.to_vec();
@@ -92,7 +94,7 @@ pub fn sibling_is_at_ease(
     let (Some(calm), Some(found)) = (ninety_ninth(calm), ninety_ninth(under_faults)) else {
         return Some(Violation::new(Invariant::Sibling, "nothing of the neighbour was measured"));
     };
-    let allowed = (2 * calm).max(floor);
+    let allowed = (2 * calm.min(calm_max)).max(floor);
     (found > allowed).then(|| {
         Violation::new(
             Invariant::Sibling,
@@ -132,6 +134,17 @@ impl Balance {
     pub fn is_even(&self) -> bool {
         self.read == self.left + self.in_flight
     }
+}
+
+/// I9 at the end: of each pipeline some records were counted, all its processes together. Where names do not match, nothing is
+/// even with nothing.
+#[must_use]
+pub fn something_was_counted(read: &BTreeMap<String, u64>, pipelines: &[String]) -> Vec<Violation> {
+    let silent = pipelines.iter().filter(|name| read.get(*name).is_none_or(|read| *read == 0));
+    let tell = |name: &String| {
+        Violation::new(Invariant::Balance, format!("no process has told of a record that {name} has read"))
+    };
+    silent.map(tell).collect()
 }
 
 /// I9, of scrapes that were repeated until they were even, or often enough.
@@ -175,9 +188,9 @@ mod tests {
     #[test]
     fn a_neighbour_that_waits_is_seen() {
         let waits = |ms: u64| vec![Duration::from_millis(ms); 100];
-        let floor = Duration::from_millis(50);
+        let (floor, calm_max) = (Duration::from_millis(50), Duration::from_millis(400));
         let check = |found: &[Duration], expected: bool| {
-            assert_eq!(sibling_is_at_ease(&waits(100), found, floor).is_some(), expected);
+            assert_eq!(sibling_is_at_ease(&waits(100), found, floor, calm_max).is_some(), expected);
         };
         check(&waits(200), false);
         check(&waits(201), true);
@@ -185,7 +198,12 @@ mod tests {
         let mut one_late = waits(100);
         one_late.push(Duration::from_secs(9));
         check(&one_late, false);
-        assert!(sibling_is_at_ease(&waits(1), &waits(50), floor).is_none(), "nobody notices");
+        assert!(sibling_is_at_ease(&waits(1), &waits(50), floor, calm_max).is_none(), "nobody notices");
+        let one_hung = [waits(100), vec![Duration::from_secs(20); 5]].concat();
+        assert!(
+            sibling_is_at_ease(&one_hung, &waits(801), floor, calm_max).is_some(),
+            "a slow calm excuses nothing"
+        );
     }
 
     #[test]
@@ -204,5 +222,10 @@ mod tests {
         for read in [9, 11] {
             assert!(adds_up("a", &Balance::of(&metrics(read), "a")).is_some(), "{read}");
         }
+        let pipelines = ["a".to_owned(), "b".to_owned()];
+        let read = |b: u64| BTreeMap::from([("a".to_owned(), 3), ("b".to_owned(), b)]);
+        assert_eq!(something_was_counted(&read(1), &pipelines), []);
+        assert_eq!(something_was_counted(&read(0), &pipelines).len(), 1);
+        assert_eq!(something_was_counted(&BTreeMap::new(), &pipelines).len(), 2);
     }
 }

@@ -7,8 +7,10 @@ use super::{Invariant, Violation};
 pub enum Cause {
     /// SIGKILL, by us or at a failpoint.
     Killed,
-    /// SIGTERM: it drains.
+    /// SIGTERM while faults go on: it drains.
     Asked,
+    /// SIGTERM when all is well: it drains, and nothing excuses it.
+    AskedAtRest,
     /// Nobody did anything: it should not have ended.
     Nobody,
 }
@@ -18,24 +20,32 @@ pub type Code = Option<i32>;
 
 /// What a drain says that had nobody to tell its last offsets to: the broker was away, or the group had put it out. Its
 /// records come again, and the exit code says so (docs/guarantees.md).
-const NOT_HEARD: &str = "halted: cannot commit the last offsets";
+pub(crate) const NOT_HEARD: &str = "cannot commit the last offsets";
+/// What each kind of source says when it has begun.
+pub(crate) const BEGUN: [&str; 4] =
+    ["waiting for the group", "following the slot", "standing by", "listening on"];
+
+/// Whether a pipeline halted for that reason.
+fn says_why(log: &str, reason: &str) -> bool {
+    log.lines().any(|line| line.contains("halted: ") && line.contains(reason))
+}
 
 /// Whether a process did not begin because StarRocks did not answer: what is asked at the start has no patience, since it
 /// is mostly a mistake in the file. Whoever supervises the process starts it again.
 #[must_use]
 pub fn did_not_begin(log: &str) -> bool {
-    log.contains("halted: no FE can be used") && !log.contains("waiting for the group")
+    says_why(log, "no FE can be used") && !BEGUN.iter().any(|text| log.contains(text))
 }
 
-/// I11, of the exit code: 0 after a drain, or 1 if its last offsets were not heard; a signal after a kill; 1 if it
-/// [did not begin](did_not_begin). Nothing else in a run of passing faults halts a pipeline.
+/// I11, of the exit code: 0 after a drain, or, while faults go on, 1 if its last offsets were not heard; a signal after a
+/// kill; 1 if it [did not begin](did_not_begin). Nothing else in a run of passing faults halts a pipeline.
 #[must_use]
 pub fn ends_as_it_should(cause: Cause, code: Code, log: &str) -> Option<Violation> {
     let fits = match (cause, code) {
-        (Cause::Killed, None) | (Cause::Asked, Some(0)) => true,
-        (Cause::Asked, Some(1)) => log.contains(NOT_HEARD) || did_not_begin(log),
+        (Cause::Killed, None) | (Cause::Asked | Cause::AskedAtRest, Some(0)) => true,
+        (Cause::Asked, Some(1)) => says_why(log, NOT_HEARD) || did_not_begin(log),
         (Cause::Nobody, Some(1)) => did_not_begin(log),
-        (Cause::Killed | Cause::Asked | Cause::Nobody, _) => false,
+        (Cause::Killed | Cause::Asked | Cause::AskedAtRest | Cause::Nobody, _) => false,
     };
     (!fits).then(|| {
         Violation::new(Invariant::Ending, format!("a process ended with {code:?}, cause: {cause:?}"))
@@ -79,11 +89,25 @@ mod tests {
         assert!(ends_as_it_should(Cause::Nobody, Some(1), unheard).is_some());
         let silence = "12:00 ERROR halted: no FE can be used: it answered HTTP 500; check `fe`";
         assert_eq!(ends_as_it_should(Cause::Nobody, Some(1), silence), None);
-        let later = format!("12:00 INFO waiting for the group\n{silence}");
-        assert!(ends_as_it_should(Cause::Nobody, Some(1), &later).is_some(), "it had begun");
+        for begun in [
+            "waiting for the group",
+            "following the slot slot=a",
+            "another reads slot a: standing by; waiting",
+        ] {
+            let later = format!("12:00 INFO {begun}\n{silence}");
+            assert!(ends_as_it_should(Cause::Nobody, Some(1), &later).is_some(), "it had begun: {begun}");
+        }
+        for excuse in [unheard, silence] {
+            assert!(
+                ends_as_it_should(Cause::AskedAtRest, Some(1), excuse).is_some(),
+                "all was well: {excuse}"
+            );
+        }
         check(Cause::Killed, None, true);
         check(Cause::Killed, Some(1), false);
         check(Cause::Asked, Some(0), true);
+        check(Cause::AskedAtRest, Some(0), true);
+        check(Cause::AskedAtRest, Some(1), false);
         check(Cause::Asked, Some(1), false);
         check(Cause::Asked, None, false);
         check(Cause::Nobody, Some(0), false);

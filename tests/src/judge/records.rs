@@ -1,6 +1,6 @@
 //! I1 to I5: the records, what became of them, and what the source was told.
 
-use super::{Invariant, Violation};
+use super::{Invariant, Violation, repeats::Windows};
 use crate::oracle::Promise;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -100,8 +100,10 @@ pub struct Evidence<'a> {
     pub rows: &'a [Row],
     /// Where dead letters came from.
     pub letters: &'a [Place],
-    /// Rows that may come twice, by what was on its way at each end that was not orderly.
-    pub repeated_max: u64,
+    /// Records of which the client does not know whether the broker has them: letters of theirs have no place in the book.
+    pub given_up: u64,
+    /// What may come twice at least once: what was on its way at each end that was not orderly.
+    pub repeats: &'a Windows,
 }
 
 /// What was counted on the way to the verdict.
@@ -117,13 +119,18 @@ pub struct Counted {
     pub missing: u64,
     /// Rows too many.
     pub repeated: u64,
+    /// Letters too many: of one record there may be several, so that alone is no violation.
+    pub letters_repeated: u64,
 }
 
 /// Judges what is in the table and in the dead letters: I1 to I4.
 #[must_use]
 pub fn judge(evidence: &Evidence<'_>) -> (Counted, Vec<Violation>) {
+    let places: BTreeSet<&Place> = evidence.letters.iter().collect();
     let kept: HashSet<u64> =
-        evidence.letters.iter().filter_map(|place| evidence.acknowledged.get(place)).copied().collect();
+        places.iter().filter_map(|place| evidence.acknowledged.get(*place)).copied().collect();
+    // Where nobody sent anything that the broker took; what the client gave up may be there all the same.
+    let stray = (places.len() - kept.len()) as u64;
     let broken = evidence.rows.iter().filter(|row| !evidence.payload.is_of(row));
     let broken: Vec<u64> = broken.map(|row| row.amount).collect();
     let foreign: Vec<u64> =
@@ -137,6 +144,12 @@ pub fn judge(evidence: &Evidence<'_>) -> (Counted, Vec<Violation>) {
             "records are dead letters that could be loaded",
             &spoiled.into_iter().collect::<Vec<_>>(),
         ),
+        (stray > evidence.given_up).then(|| {
+            Violation::new(
+                Invariant::Integrity,
+                format!("{stray} dead letters are of no record that was sent"),
+            )
+        }),
     ]
     .into_iter()
     .flatten()
@@ -148,6 +161,7 @@ pub fn judge(evidence: &Evidence<'_>) -> (Counted, Vec<Violation>) {
     violations.extend(found);
     counted.acknowledged = evidence.acknowledged.len() as u64;
     counted.dead_lettered = kept.len() as u64;
+    counted.letters_repeated = (evidence.letters.len() - places.len()) as u64;
     (counted, violations)
 }
 
@@ -172,18 +186,36 @@ fn each_record(evidence: &Evidence<'_>, kept: &HashSet<u64>) -> (Counted, Vec<Vi
         repeated: too_many,
         ..Counted::default()
     };
-    let bound = match evidence.promise {
-        Promise::Once => 0,
-        Promise::AtLeastOnce => evidence.repeated_max,
+    let unexplained = unexplained(evidence, &counts, &repeated);
+    let why = match evidence.promise {
+        Promise::Once => "records are there more than once",
+        Promise::AtLeastOnce => {
+            "records are there more often than they were on their way when something failed"
+        }
     };
-    let repeats = format!("records are there more than once, {too_many} rows too many where {bound} may be");
-    let repeats = Violation::of_ids(Invariant::Uniqueness, &repeats, &repeated).filter(|_| too_many > bound);
     let violations = [
         Violation::of_ids(Invariant::Conservation, "acknowledged records are nowhere", &missing),
-        repeats,
+        Violation::of_ids(Invariant::Uniqueness, why, &unexplained),
         Violation::of_ids(Invariant::Uniqueness, "records are loaded and dead letters, too", &both),
     ];
     (counted, violations.into_iter().flatten().collect())
+}
+
+/// Of the records that are there more than once those that should not be: all of them, or at least once those that are there
+/// more often than they were on their way when something failed.
+fn unexplained(evidence: &Evidence<'_>, counts: &HashMap<u64, u64>, repeated: &[u64]) -> Vec<u64> {
+    let sought: HashSet<u64> = repeated.iter().copied().collect();
+    let places = evidence.acknowledged.iter().filter(|(_, id)| sought.contains(id));
+    let places: HashMap<u64, Place> = places.map(|(place, id)| (*id, *place)).collect();
+    let allowed = |id: &u64| match evidence.promise {
+        Promise::Once => 0,
+        Promise::AtLeastOnce => places.get(id).map_or(0, |place| evidence.repeats.over(*place)),
+    };
+    repeated
+        .iter()
+        .filter(|id| counts.get(*id).is_some_and(|count| *count > 1 + allowed(id)))
+        .copied()
+        .collect()
 }
 
 /// A row for each key, of its last record.
@@ -261,7 +293,11 @@ pub fn gone_back(before: &BTreeMap<u64, u64>, now: &BTreeMap<u64, u64>) -> Vec<u
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::repeats::{Disturbance, Offsets, Timeline},
+        *,
+    };
+    use std::time::SystemTime;
 
     const PAYLOAD: Payload = Payload { seed: 7, keys: None, partitions: 2, bad_every: 5 };
 
@@ -279,6 +315,17 @@ mod tests {
 
     fn letters(payload: &Payload, acknowledged: &BTreeMap<Place, u64>) -> Vec<Place> {
         acknowledged.iter().filter(|(_, id)| payload.is_bad(**id)).map(|(place, _)| *place).collect()
+    }
+
+    /// Records below 20 were on their way when something failed; what came later was not.
+    fn disturbed() -> Windows {
+        let mut timeline = Timeline::default();
+        let (begin, end) =
+            (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(60));
+        timeline.released(begin, Offsets::new());
+        timeline.acknowledged(end, Offsets::from([(0, 20)]));
+        let disturbance = Disturbance { from: begin, to: begin, pipeline: None };
+        Windows::of("a", &timeline, &[disturbance])
     }
 
     /// Judges a run of 40 records that went well but for what `spoil` does; returns which invariants are broken.
@@ -306,7 +353,8 @@ mod tests {
             acknowledged: &acknowledged,
             rows: &rows,
             letters: &kept,
-            repeated_max: 2,
+            given_up: 0,
+            repeats: &disturbed(),
         };
         judge(&evidence).1.into_iter().map(|violation| violation.invariant).collect()
     }
@@ -350,15 +398,37 @@ mod tests {
     }
 
     #[test]
+    fn a_letter_of_nothing_is_seen_and_one_that_came_twice_is_counted() {
+        let stray = |_: &mut Vec<Row>, kept: &mut Vec<Place>| kept.push((1, 3));
+        assert_eq!(check(PAYLOAD, Promise::Once, stray), [Invariant::Integrity]);
+        assert_eq!(check(keyed(), Promise::AtLeastOnce, stray), [Invariant::Integrity]);
+        let again = |_: &mut Vec<Row>, kept: &mut Vec<Place>| kept.push(kept[0]);
+        assert_eq!(check(PAYLOAD, Promise::Once, again), []);
+    }
+
+    #[test]
     fn a_repeated_record_is_seen_as_far_as_it_was_promised() {
         let twice = |rows: &mut Vec<Row>, _: &mut Vec<Place>| rows.push(rows[0].clone());
         assert_eq!(check(PAYLOAD, Promise::Once, twice), [Invariant::Uniqueness]);
         assert_eq!(check(PAYLOAD, Promise::AtLeastOnce, twice), []);
-        let often = |rows: &mut Vec<Row>, _: &mut Vec<Place>| rows.extend_from_within(0..3);
+        let thrice = |rows: &mut Vec<Row>, _: &mut Vec<Place>| {
+            rows.extend([rows[0].clone(), rows[0].clone()]);
+        };
         assert_eq!(
-            check(PAYLOAD, Promise::AtLeastOnce, often),
+            check(PAYLOAD, Promise::AtLeastOnce, thrice),
             [Invariant::Uniqueness],
-            "more than in flight"
+            "more often than something failed"
+        );
+        // As a host does that loads anew whatever answer was lost.
+        let later = |rows: &mut Vec<Row>, _: &mut Vec<Place>| {
+            let last = rows.last().expect("there are rows").clone();
+            assert!(last.amount >= 20);
+            rows.push(last);
+        };
+        assert_eq!(
+            check(PAYLOAD, Promise::AtLeastOnce, later),
+            [Invariant::Uniqueness],
+            "nothing had failed"
         );
         let both = |rows: &mut Vec<Row>, kept: &mut Vec<Place>| {
             let bad = u64::try_from(kept[0].1).expect("small");
