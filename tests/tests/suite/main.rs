@@ -8,6 +8,7 @@ mod demo;
 mod dlq;
 mod exactly_once;
 mod exactly_once_letters;
+mod exactly_once_rebalances;
 mod formats;
 mod group;
 mod halts;
