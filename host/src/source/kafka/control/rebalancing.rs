@@ -196,7 +196,13 @@ impl Control {
     pub(super) fn advance_revocation(&mut self) -> Result<(), Fault> {
         let Some(mut revoking) = self.revoking.take() else { return Ok(()) };
         // The group may put us out while we give them up in order, which librdkafka does not tell: nobody waits then.
-        revoking.lost |= self.has_lost_membership();
+        if !revoking.lost && self.has_lost_membership() {
+            revoking.lost = true;
+            let name = &self.parts.meter.name;
+            tracing::info!(
+                pipeline = %name, partitions = revoking.stays.len(), lost = true, "giving partitions up that are lost meanwhile"
+            );
+        }
         let late = revoking.since.elapsed() >= REVOKE_DRAIN_MAX;
         if let Some(deciding) = self.deciding.as_mut().filter(|_| late || revoking.lost) {
             if deciding.is_unknown() && !revoking.lost {
