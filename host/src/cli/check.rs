@@ -114,7 +114,9 @@ fn check_kafka(source: &Kafka, pipeline: &Pipeline) -> Result<(), Fault> {
 /// Primary Key tables that are loaded at least once are guarded by transactions where there are any for the user, and
 /// else by plain commits: the pipeline runs, and promises a little less.
 fn warn_of_plain_commits(pipeline: &Pipeline) {
-    let (Source::Kafka(source), Delivery::AtLeastOnce) = (&pipeline.source, pipeline.delivery) else { return };
+    let (Source::Kafka(source), Delivery::AtLeastOnce) = (&pipeline.source, pipeline.delivery) else {
+        return;
+    };
     let why = match source.isolation {
         Isolation::ReadCommitted => match kafka::check_transactions(source, &pipeline.name) {
             Ok(()) => return,

@@ -40,8 +40,7 @@ fn a_primary_key_table_without_the_right_to_transactions_is_warned_of() {
         assert!(told.contains(WARNING), "{told}");
         assert!(told.contains("kafka does not let this user write transactions as"), "{told}");
         assert!(!told_of(&stand, &duplicate).contains("warning"), "its loads need no guard");
-        for operation in
-            [Operation::RD_KAFKA_ACL_OPERATION_DESCRIBE, Operation::RD_KAFKA_ACL_OPERATION_WRITE]
+        for operation in [Operation::RD_KAFKA_ACL_OPERATION_DESCRIBE, Operation::RD_KAFKA_ACL_OPERATION_WRITE]
         {
             acl::grant(&admin, "mill", own, operation);
         }

@@ -258,7 +258,9 @@ mod tests {
         let one_backend = "Table replication num should be less than or equal to the number of available BE nodes. You \
                            can change this default by setting the replication_num table properties. Current alive \
                            backend is [10001]. , table=t, default_replication_num=3";
-        assert!(hint(one_backend).ends_with(&format!("{statement} PROPERTIES (\"replication_num\" = \"1\")")));
+        assert!(
+            hint(one_backend).ends_with(&format!("{statement} PROPERTIES (\"replication_num\" = \"1\")"))
+        );
         assert!(!hint(one_backend).contains("grant"));
         assert_eq!(
             hint("Access denied; you need (at least one of) the CREATE TABLE privilege(s)"),
