@@ -370,6 +370,7 @@ impl Shared {
             ));
         }
         if lower.contains("unknown database") || lower.contains("unknown db") {
+            let what = format!("database {database} is not there: {}", outcome::clipped(&message));
             return Err(Fault::halt(what, format!("create the database: CREATE DATABASE `{database}`")));
         }
         Err(Fault::retry(what))
