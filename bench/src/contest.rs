@@ -98,7 +98,7 @@ pub(crate) struct Contest {
 impl Contest {
     pub(crate) fn prepare(records: u64) -> Result<Contest, String> {
         let brokers = stand::variable("TIDEMILL_TEST_KAFKA")?;
-        let topic = format!("bench-{:08x}", std::process::id());
+        let topic = stand::unique("bench-orders");
         eprintln!("filling topic {topic} with {records} orders");
         let kept = orders::fill(&brokers, &topic, orders::PARTITIONS, records)?;
         let stand = Stand::start(&tables())?;

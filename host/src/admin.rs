@@ -56,18 +56,18 @@ pub async fn serve(address: SocketAddr, console: Console) -> Result<SocketAddr, 
     Ok(bound)
 }
 
-/// 200 if every pipeline is ready; else 503 with a line for each that is not.
+/// 200 if every pipeline is ready, with a line for each that stands by; else 503 with a line for each that is not.
 async fn ready(State(console): State<Console>) -> impl IntoResponse {
-    let lines = console.pipelines.iter().filter_map(|pipeline| {
-        let stalled = pipeline.stalled.get() != 0;
-        let why = pipeline.health.unready(stalled, WAIT_PATIENCE)?;
-        Some(format!("{}: {why}\n", pipeline.name))
-    });
-    let lines: String = lines.collect();
-    if lines.is_empty() {
-        (StatusCode::OK, "ready\n".to_owned())
+    let lines = |of: &dyn Fn(&PipelineMeter) -> Option<String>| -> String {
+        let line = |pipeline: &Arc<PipelineMeter>| Some(format!("{}: {}\n", pipeline.name, of(pipeline)?));
+        console.pipelines.iter().filter_map(line).collect()
+    };
+    let unready = lines(&|pipeline| pipeline.health.unready(pipeline.stalled.get() != 0, WAIT_PATIENCE));
+    if unready.is_empty() {
+        let standing_by = lines(&|pipeline| pipeline.health.standing_by());
+        (StatusCode::OK, format!("ready\n{standing_by}"))
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, lines)
+        (StatusCode::SERVICE_UNAVAILABLE, unready)
     }
 }
 

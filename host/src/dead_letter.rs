@@ -124,12 +124,27 @@ impl Holds {
     }
 }
 
+/// In front of the row in a line of StarRocks' error log (reference/starrocks-load-protocol.md §6).
+const QUOTED_ROW: &str = "Row:";
+/// A reason in a log is cut off behind so many characters.
+const REASON_CHARS_MAX: usize = 300;
+
 impl DeadLetter {
     /// Bytes for the budget.
     pub fn bytes(&self) -> u64 {
         let headers: usize = self.headers.iter().map(|(name, content)| name.len() + content.len()).sum();
         let own = self.key.as_ref().map_or(0, Vec::len) + self.value.as_ref().map_or(0, Vec::len);
         (own + headers + self.message.len() + 128) as u64
+    }
+
+    /// Where it came from, and why it was rejected, for a log: without the whole row that StarRocks' error log quotes,
+    /// and of bounded length. A reason may still name the value that was wrong.
+    fn story(&self) -> String {
+        let reason = self.message.split(QUOTED_ROW).next().unwrap_or_default();
+        let reason = reason.split_whitespace().collect::<Vec<_>>().join(" ");
+        let end = reason.char_indices().nth(REASON_CHARS_MAX).map_or(reason.len(), |(end, _)| end);
+        let more = if end < reason.len() { "…" } else { "" };
+        format!("{} offset {}: {}: {}{more}", self.partition, self.offset, self.code, &reason[..end])
     }
 }
 
@@ -234,10 +249,7 @@ impl Rejects {
 fn nowhere_to_put(first: &DeadLetter) -> Fault {
     let plugin = first.plugin.as_ref().map_or_else(String::new, |plugin| format!(" by plugin `{plugin}`"));
     Fault::halt(
-        format!(
-            "a record was rejected{plugin}: {} offset {}: {}: {}",
-            first.partition, first.offset, first.code, first.message
-        ),
+        format!("a record was rejected{plugin}: {}", first.story()),
         "mend the record or the plugin, or add [dead_letters] to the pipeline file to set such records aside",
     )
 }

@@ -4,25 +4,21 @@
 //! Modules are included as they are. Where one of them takes a plain type out of a module that would bring the rest
 //! along, the type stands here once more, and a field that is missing fails the fuzzer's build.
 
-#![allow(dead_code, unreachable_pub, reason = "the rest of the crate uses it")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "the rest of the crate uses it")]
 
 pub mod config;
 pub mod fault;
 pub mod record;
+
+mod planted;
 
 /// `plugin.rs`, without WebAssembly.
 pub mod plugin {
     pub mod fuzzed;
     pub mod validate;
 
+    mod excerpt;
     mod merge;
-
-    /// What `log.rs` has for texts.
-    mod log {
-        pub(super) fn truncated(text: &str, bytes_max: usize) -> &str {
-            text.get(..text.floor_char_boundary(bytes_max)).unwrap_or(text)
-        }
-    }
 
     /// What `bindgen!` makes of the types of an output.
     pub mod wit {
@@ -103,9 +99,15 @@ pub mod sink {
     pub enum Outcome {
         Durable(Receipt),
         Refused(Fault),
-        Overloaded(Fault),
+        Overloaded(Fault, Scarce),
         Unsure(Fault),
         BadRows(Rejection),
+    }
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Scarce {
+        Versions,
+        Other,
     }
 
     #[derive(Debug, Clone, Default, PartialEq, Eq)]

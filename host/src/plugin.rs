@@ -6,6 +6,7 @@
 
 mod cache;
 mod engine;
+mod excerpt;
 #[cfg(test)]
 mod fuzzed;
 mod guest;

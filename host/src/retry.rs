@@ -1,4 +1,5 @@
-//! The only place that sleeps: back-off with jitter, and a way to be told to stop waiting.
+//! Back-off with jitter, and a way to be told to stop waiting. Tasks pause between attempts here only; threads of their own
+//! (lanes, control, the letters' writer) wait where they are.
 
 use std::time::{Duration, Instant};
 

@@ -78,6 +78,63 @@ impl ColumnType {
         }
     }
 
+    /// How many bytes a CHAR or VARCHAR takes.
+    pub(crate) fn text_bytes_max(&self) -> Option<u32> {
+        match self {
+            Self::Char { bytes } | Self::Varchar { bytes } => Some(*bytes),
+            Self::Boolean
+            | Self::Int { .. }
+            | Self::LargeInt
+            | Self::Float { .. }
+            | Self::Decimal { .. }
+            | Self::Date
+            | Self::DateTime
+            | Self::Json
+            | Self::Binary
+            | Self::Nested { .. } => None,
+        }
+    }
+
+    /// The digits of a number, as the FE's `Type.getPrecision` tells them; a BOOLEAN is no number there.
+    pub(crate) fn precision(&self) -> Option<u32> {
+        match self {
+            Self::Int { bytes: 1 } => Some(3),
+            Self::Int { bytes: 2 } => Some(5),
+            Self::Int { bytes: 4 } => Some(10),
+            Self::Int { .. } => Some(19),
+            Self::LargeInt => Some(39),
+            Self::Float { double: false } => Some(7),
+            Self::Float { double: true } => Some(15),
+            Self::Decimal { precision, .. } => Some(*precision),
+            Self::Boolean
+            | Self::Date
+            | Self::DateTime
+            | Self::Char { .. }
+            | Self::Varchar { .. }
+            | Self::Json
+            | Self::Binary
+            | Self::Nested { .. } => None,
+        }
+    }
+
+    /// The digits behind the point, as the FE's `Type.getDecimalDigits` tells them; of a LARGEINT it tells none.
+    pub(crate) fn decimal_digits(&self) -> Option<u32> {
+        match self {
+            Self::Boolean | Self::Int { .. } => Some(0),
+            Self::Float { double: false } => Some(7),
+            Self::Float { double: true } => Some(15),
+            Self::Decimal { scale, .. } => Some(*scale),
+            Self::LargeInt
+            | Self::Date
+            | Self::DateTime
+            | Self::Char { .. }
+            | Self::Varchar { .. }
+            | Self::Json
+            | Self::Binary
+            | Self::Nested { .. } => None,
+        }
+    }
+
     /// The type as messages about rows name it.
     pub(crate) fn named(&self) -> String {
         match self {

@@ -175,7 +175,9 @@ pub enum FaultKind {
     /// is gone. Labels survive, and what is PREPARED can be committed. Fires at the next request about a transaction
     /// that is not.
     LeaderChanged,
-    /// The load is aborted with `Fail` and this message, such as a memory limit's.
+    /// The BE has no memory left for the load: aborted with `Fail` and the text of its process limit.
+    MemoryLimit,
+    /// The load is aborted with `Fail` and this message.
     LoadFails {
         /// The `Message`.
         message: String,

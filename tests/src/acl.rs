@@ -2,14 +2,47 @@
 
 #![expect(unsafe_code, reason = "rdkafka has no word for access control lists, librdkafka has")]
 
-use crate::kafka::Kafka;
+use crate::kafka::{self, Kafka};
 use rdkafka::{
     bindings::{self as native, rd_kafka_ResourcePatternType_t, rd_kafka_ResourceType_t},
     producer::{BaseProducer, Producer},
 };
 use std::{ffi::CString, ptr};
+use tidemill_test_kafka::Broker;
 
 const ANSWER_WITHIN_MS: i32 = 20_000;
+/// Of the user `broker`, who may do everything.
+pub const BROKER_PASSWORD: &str = "broker-secret";
+/// Of the user `mill`, as whom a pipeline logs in.
+pub const MILL_PASSWORD: &str = "mill-secret";
+
+/// A broker with an authorizer, where everybody may do what nobody was granted yet.
+///
+/// # Panics
+/// When it does not start.
+#[must_use]
+pub fn broker() -> Broker {
+    let jaas = format!(
+        "org.apache.kafka.common.security.plain.PlainLoginModule required username=\"broker\" \
+         password=\"{BROKER_PASSWORD}\" user_broker=\"{BROKER_PASSWORD}\" user_mill=\"{MILL_PASSWORD}\";"
+    );
+    kafka::own_broker(&[
+        ("listener.security.protocol.map", "PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT"),
+        ("sasl.enabled.mechanisms", "PLAIN"),
+        ("inter.broker.listener.name", "PLAINTEXT"),
+        ("sasl.mechanism.inter.broker.protocol", "PLAIN"),
+        ("listener.name.plaintext.plain.sasl.jaas.config", &jaas),
+        ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
+        ("super.users", "User:broker;User:ANONYMOUS"),
+        ("allow.everyone.if.no.acl.found", "true"),
+    ])
+}
+
+/// Lines behind those of `[source.kafka]`, with which a pipeline logs in as `mill`.
+#[must_use]
+pub fn mill_login() -> String {
+    format!("[source.kafka.sasl]\nmechanism = \"PLAIN\"\nusername = \"mill\"\npassword = \"{MILL_PASSWORD}\"")
+}
 
 /// What a right is to.
 #[derive(Clone, Copy, Debug)]

@@ -1,6 +1,6 @@
 //! The real Kafka that tests share, or one of their own that they may kill.
 
-use crate::machine;
+use crate::{machine, proxy::Proxy};
 use rdkafka::{
     ClientConfig, Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
@@ -11,7 +11,7 @@ use rdkafka::{
     producer::{BaseProducer, BaseRecord, Producer},
 };
 use std::{env, sync::OnceLock, time::Duration};
-use tidemill_test_kafka::{BROKER_VARIABLE, Broker, Distribution};
+use tidemill_test_kafka::{BROKER_VARIABLE, Broker, Distribution, free_port};
 
 /// Calls to a broker that is up and idle.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
@@ -36,6 +36,27 @@ pub fn shared() -> Kafka {
 pub fn own_broker(settings: &[(&str, &str)]) -> Broker {
     let distribution = Distribution::find(&machine::target()).expect("Kafka's jars are there");
     Broker::start(&distribution, &machine::target(), settings).expect("a broker starts")
+}
+
+/// A broker of the test's own, and a proxy in front of it: who connects to the proxy is sent there again by the broker.
+///
+/// # Panics
+/// When it cannot be started.
+#[must_use]
+pub fn own_broker_behind_a_proxy() -> (Broker, Proxy) {
+    let port = free_port().expect("there is a free port");
+    let proxy = Proxy::to_kafka(port);
+    let listeners = format!(
+        "PLAINTEXT://127.0.0.1:{{port}},FAR://127.0.0.1:{port},CONTROLLER://127.0.0.1:{{controller_port}}"
+    );
+    let advertised = format!("PLAINTEXT://127.0.0.1:{{port}},FAR://127.0.0.1:{}", proxy.port());
+    let broker = own_broker(&[
+        ("listeners", &listeners),
+        ("advertised.listeners", &advertised),
+        ("listener.security.protocol.map", "PLAINTEXT:PLAINTEXT,FAR:PLAINTEXT,CONTROLLER:PLAINTEXT"),
+        ("inter.broker.listener.name", "PLAINTEXT"),
+    ]);
+    (broker, proxy)
 }
 
 /// A broker as its clients see it.

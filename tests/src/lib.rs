@@ -5,6 +5,7 @@
 //! starts the Kafka that they share, and also by `cargo test -p tidemill-tests`, where they start it themselves.
 
 pub mod acl;
+pub mod chance;
 pub mod chaos;
 pub mod comparison;
 pub mod http;

@@ -1,5 +1,9 @@
-//! A bad network between a process under test and a server: a TCP proxy that cuts, refuses, stalls, swallows and slows.
+//! A bad network between a process under test and a server: a TCP proxy that cuts, refuses, stalls, swallows and slows, and
+//! loses a chosen request to Kafka or its answer.
 
+mod requests;
+
+use requests::{END_TXN, PRODUCE, Requests};
 use std::{
     collections::BTreeMap,
     io::{self, Read, Write},
@@ -33,6 +37,15 @@ pub enum Traffic {
     Swallowed,
 }
 
+/// What is lost of the end of a transaction of Kafka. The connection swallows all that follows, in both directions.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Loss {
+    /// The request: for the broker the transaction is open.
+    Request,
+    /// The answer: the transaction has ended as it was to.
+    Answer,
+}
+
 /// Listens on a port of 127.0.0.1 and passes connections on to a server. Dropping it cuts them all.
 #[derive(Debug)]
 pub struct Proxy {
@@ -46,6 +59,8 @@ pub struct Proxy {
 struct Line {
     state: Mutex<State>,
     changed: Condvar,
+    /// Clients speak Kafka's protocol.
+    kafka: bool,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +73,17 @@ struct State {
     ended: bool,
     accepted: u64,
     swallowed_bytes: u64,
+    losing: Option<Losing>,
+    losses: u64,
     open: BTreeMap<u64, Connection>,
+}
+
+/// A loss that is still to happen.
+#[derive(Clone, Copy, Debug)]
+struct Losing {
+    what: Loss,
+    /// Records have passed, so that the next end is that of a transaction with records.
+    produced: bool,
 }
 
 #[derive(Debug)]
@@ -82,11 +107,16 @@ impl Proxy {
     /// When there is no free port.
     #[must_use]
     pub fn to(upstream: SocketAddr) -> Self {
+        Self::start(upstream, false)
+    }
+
+    fn start(upstream: SocketAddr, kafka: bool) -> Self {
         let port = free_port().expect("there is a free port");
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let listener = listen(address).expect("the port can be bound");
         let line = Arc::new(Line {
             state: Mutex::new(State { listening: true, ..State::default() }),
+            kafka,
             ..Line::default()
         });
         let for_thread = Arc::clone(&line);
@@ -101,6 +131,15 @@ impl Proxy {
     #[must_use]
     pub fn to_port(port: u16) -> Self {
         Self::to(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+    }
+
+    /// In front of a broker on a port of 127.0.0.1, whose clients speak without TLS.
+    ///
+    /// # Panics
+    /// When there is no free port.
+    #[must_use]
+    pub fn to_kafka(port: u16) -> Self {
+        Self::start(SocketAddr::from((Ipv4Addr::LOCALHOST, port)), true)
     }
 
     /// Where to connect.
@@ -150,6 +189,21 @@ impl Proxy {
         while state.listening == refusing {
             state = self.line.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Loses what ends the next transaction with records in it, or the answer to that.
+    ///
+    /// # Panics
+    /// When this is no proxy [to Kafka](Self::to_kafka).
+    pub fn lose(&self, what: Loss) {
+        assert!(self.line.kafka, "only requests to Kafka can be told apart");
+        self.line.state().losing = Some(Losing { what, produced: false });
+    }
+
+    /// How often something was [lost](Self::lose).
+    #[must_use]
+    pub fn losses(&self) -> u64 {
+        self.line.state().losses
     }
 
     /// Connections that were let in so far.
@@ -231,27 +285,37 @@ impl Line {
         let server = TcpStream::connect_timeout(&upstream, CONNECT_WITHIN)?;
         client.set_nodelay(true)?;
         server.set_nodelay(true)?;
-        let ways = [(client.try_clone()?, server.try_clone()?), (server.try_clone()?, client.try_clone()?)];
+        let requests = self.kafka.then(Requests::default);
+        let ways = [
+            (client.try_clone()?, server.try_clone()?, requests),
+            (server.try_clone()?, client.try_clone()?, None),
+        ];
         let mut state = self.state();
         let id = state.accepted;
         state.accepted += 1;
         let swallowed = state.traffic == Traffic::Swallowed;
         state.open.insert(id, Connection { client, server, swallowed });
         drop(state);
-        for (from, into) in ways {
+        for (from, into, requests) in ways {
             let line = Arc::clone(self);
-            thread::spawn(move || line.pump(id, from, into));
+            thread::spawn(move || line.pump(id, from, into, requests));
         }
         Ok(())
     }
 
-    /// Passes bytes on in one direction until either side is closed.
-    fn pump(&self, id: u64, mut from: TcpStream, mut into: TcpStream) {
+    /// Passes bytes on in one direction until either side is closed; looks for `requests` in them, if there can be any.
+    fn pump(&self, id: u64, mut from: TcpStream, mut into: TcpStream, mut requests: Option<Requests>) {
         let mut bytes = vec![0; PIECE_BYTES];
         loop {
             let wanted = self.piece_bytes();
             let Ok(read @ 1..) = from.read(&mut bytes[..wanted]) else { break };
-            match self.judge(id, read) {
+            let kinds = requests.as_mut().map(|requests| requests.kinds(&bytes[..read]));
+            let piece = match self.loses(id, &kinds.unwrap_or_default()) {
+                Some(Loss::Request) => Piece::Swallow,
+                Some(Loss::Answer) => Piece::Pass,
+                None => self.judge(id, read),
+            };
+            match piece {
                 Piece::Pass if into.write_all(&bytes[..read]).is_ok() => {}
                 Piece::Swallow => {}
                 Piece::Pass | Piece::Drop => break,
@@ -266,6 +330,23 @@ impl Line {
             connection.close();
             self.changed.notify_all();
         }
+    }
+
+    /// Whether the end of a transaction that is to be lost is among these requests.
+    fn loses(&self, id: u64, kinds: &[i16]) -> Option<Loss> {
+        let mut state = self.state();
+        let losing = state.losing.as_mut()?;
+        let is_end = kinds.iter().any(|kind| {
+            losing.produced |= *kind == PRODUCE;
+            *kind == END_TXN && losing.produced
+        });
+        let what = is_end.then_some(losing.what)?;
+        state.losing = None;
+        state.losses += 1;
+        if let Some(connection) = state.open.get_mut(&id) {
+            connection.swallowed = true;
+        }
+        Some(what)
     }
 
     fn piece_bytes(&self) -> usize {
@@ -323,11 +404,14 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Proxy, Traffic};
+    use super::{
+        Loss, Proxy, Traffic,
+        requests::{END_TXN, PRODUCE, request},
+    };
     use crate::wait_until;
     use std::{
         io::{ErrorKind, Read, Write},
-        net::{TcpListener, TcpStream},
+        net::{SocketAddr, TcpListener, TcpStream},
         thread,
         time::{Duration, Instant},
     };
@@ -338,6 +422,10 @@ mod tests {
 
     /// A server that sends back what it gets, and a proxy in front of it.
     fn echo() -> Proxy {
+        Proxy::to(echo_server())
+    }
+
+    fn echo_server() -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("bound");
         thread::spawn(move || {
@@ -348,7 +436,7 @@ mod tests {
                 });
             }
         });
-        Proxy::to(address)
+        address
     }
 
     fn connect(proxy: &Proxy) -> TcpStream {
@@ -432,6 +520,27 @@ mod tests {
         assert_eq!(echoed(&mut connect(&proxy), b"new").expect("new ones live"), b"new");
         assert!(proxy.cut() >= 1);
         assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0, "it ends");
+    }
+
+    #[test]
+    fn the_end_of_a_transaction_with_records_is_lost_and_its_connection_is_dead() {
+        for loss in [Loss::Request, Loss::Answer] {
+            let proxy = Proxy::to_kafka(echo_server().port());
+            let mut stream = connect(&proxy);
+            proxy.lose(loss);
+            for kind in [END_TXN, PRODUCE, 28] {
+                let request = request(kind, 7);
+                assert_eq!(echoed(&mut stream, &request).expect("it passes"), request);
+            }
+            assert_eq!(proxy.losses(), 0);
+            stream.write_all(&request(END_TXN, 7)).expect("taken");
+            assert!(silent(&mut stream), "{loss:?}");
+            assert_eq!(proxy.losses(), 1);
+            let mut other = connect(&proxy);
+            let end = request(END_TXN, 7);
+            assert_eq!(echoed(&mut other, &end).expect("it passes"), end, "one was to be lost");
+            assert!(silent(&mut stream));
+        }
     }
 
     #[test]

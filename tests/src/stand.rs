@@ -1,15 +1,26 @@
 //! What most tests begin with: a topic, a table of the same name, and a pipeline from one to the other.
 
 use crate::{
+    chance,
     kafka::{self, Kafka, Offsets, Record},
-    pipeline::Pipeline,
+    machine,
+    oracle::{self, Judgement},
+    pipeline::{Pipeline, transform},
     process::Tidemill,
     wait_until,
     warehouse::{self, Warehouse},
 };
-use std::{path::PathBuf, time::Duration};
+use rand::RngExt as _;
+use std::{ops::Range, path::PathBuf, time::Duration};
 use tempfile::TempDir;
 use tidemill_sandbox::Options;
+
+/// Compaction that keeps up with many small loads, or epochs.
+const COMPACTED_EVERY: Duration = Duration::from_secs(1);
+/// The longest life, in milliseconds, of a process that is killed in the midst of its epochs: a few of them.
+const LIFE_MS_MAX: u64 = 900;
+/// Where records go by their field `kind`, `click` or `view`.
+const ROUTED: [&str; 2] = ["clicks", "views"];
 
 /// The key model of the stand's table.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,6 +77,16 @@ impl Stand {
         }
     }
 
+    /// On a given broker, with a compaction that keeps up with many small loads.
+    ///
+    /// # Panics
+    /// When something cannot be set up.
+    #[must_use]
+    pub fn compacting(kafka: Kafka, name: &str, partitions: i32, model: Model) -> Self {
+        let options = Options { compaction: Some(COMPACTED_EVERY), ..Options::default() };
+        Self::on(kafka, name, partitions, model, options)
+    }
+
     /// A pipeline from the topic to the table, with batches of half a second.
     #[must_use]
     pub fn pipeline(&self) -> Pipeline {
@@ -79,6 +100,17 @@ impl Stand {
             table: self.table.clone(),
             ..Pipeline::default()
         }
+    }
+
+    /// Has the pipeline load records into the tables `clicks` and `views`, which are made, by their field `kind`: `click` or
+    /// `view`.
+    pub fn routed(&self, pipeline: &mut Pipeline) {
+        ROUTED.iter().for_each(|table| self.warehouse.duplicate_table(table));
+        pipeline.transforms = transform(
+            &machine::plugin("route"),
+            r#"{ field = "kind", tables = { click = "clicks", view = "views" } }"#,
+        );
+        pipeline.sink_more = format!("tables = {ROUTED:?}");
     }
 
     /// Writes the pipeline's file and runs it.
@@ -124,9 +156,47 @@ impl Stand {
         outcome.unwrap_or_else(|late| panic!("{last} of {records} records released: {late}"));
     }
 
+    /// Kills processes of an exactly_once pipeline in the midst of their epochs, one after the other. Each finds `each`
+    /// records more, which `produce` makes, and lives for a random while from its first release on. Returns how many
+    /// records there are.
+    ///
+    /// # Panics
+    /// When a process releases nothing, or everything before it is killed: that would show nothing.
+    #[must_use]
+    pub fn killed_in_epochs(
+        &self,
+        pipeline: &Pipeline,
+        kills: u32,
+        each: u64,
+        produce: impl Fn(Range<u64>),
+    ) -> u64 {
+        let mut random = chance::seeded();
+        let offsets = self.offsets();
+        let mut sent = 0;
+        for kill in 1..=kills {
+            produce(sent..sent + each);
+            sent += each;
+            let before = offsets.sum();
+            let mut tidemill = self.run(pipeline);
+            // What the one before left open in Kafka is waited for first.
+            self.until_released(60, before + 1);
+            let life = Duration::from_millis(random.random_range(0..LIFE_MS_MAX));
+            let _ = wait_until(life, || (offsets.sum() >= sent).then_some(()));
+            assert!(offsets.sum() < sent, "kill {kill} of {kills} hits a process that is loading");
+            tidemill.kill();
+        }
+        sent
+    }
+
     /// What is in the table, judged against the identifiers `0..expected`.
     #[must_use]
-    pub fn judge(&self, expected: u64) -> crate::oracle::Judgement {
-        crate::oracle::judge(expected, self.warehouse.ids(&self.table))
+    pub fn judge(&self, expected: u64) -> Judgement {
+        oracle::judge(expected, self.warehouse.ids(&self.table))
+    }
+
+    /// What is in the tables that a [routed](Self::routed) pipeline loads, all together, judged in the same way.
+    #[must_use]
+    pub fn judge_routed(&self, expected: u64) -> Judgement {
+        oracle::judge(expected, ROUTED.iter().flat_map(|table| self.warehouse.ids(table)))
     }
 }

@@ -1,10 +1,13 @@
 //! The sandbox in the place of StarRocks, in this process: tables, faults, and what is in the tables.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 use tidemill_sandbox::{
-    Fault, FaultKind, FaultReport, LoadRecord, Options, Sandbox, TableStats, VersionLimits,
+    Fault, FaultKind, FaultReport, LoadRecord, Options, Sandbox, TableStats, TransactionState, VersionLimits,
 };
 use tokio::runtime::Runtime;
+
+/// A load that is sent again meets its fault after a few pauses, which grow.
+const FIRED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A running sandbox with a database `shop`.
 pub struct Warehouse {
@@ -47,6 +50,16 @@ impl Warehouse {
     #[must_use]
     pub fn fe(&self) -> String {
         self.sandbox().fe_url()
+    }
+
+    /// Where the FE listens, for a proxy in front of it.
+    ///
+    /// # Panics
+    /// When the sandbox names no address.
+    #[must_use]
+    pub fn fe_address(&self) -> SocketAddr {
+        let url = self.fe();
+        url.trim_start_matches("http://").parse().unwrap_or_else(|_| panic!("{url} is no address"))
     }
 
     /// Address of the query port: `127.0.0.1:port`.
@@ -103,6 +116,11 @@ impl Warehouse {
         self.sandbox().set_fault(Fault::times(kind, times))
     }
 
+    /// Sets a fault of one table that fires so many times; returns its number.
+    pub fn fault_times_on(&self, table: &str, kind: FaultKind, times: u64) -> u64 {
+        self.sandbox().set_fault(Fault::times(kind, times).on(table))
+    }
+
     /// Takes all faults back.
     pub fn clear_faults(&self) {
         self.sandbox().clear_faults();
@@ -122,7 +140,29 @@ impl Warehouse {
     /// How often the faults fired, all together: a test whose fault never fired has shown nothing.
     #[must_use]
     pub fn faults_fired(&self) -> u64 {
-        self.sandbox().faults().iter().map(|report| report.fired).sum()
+        self.faults().iter().map(|report| report.fired).sum()
+    }
+
+    /// How often a fault fired, by its number.
+    ///
+    /// # Panics
+    /// When there is no such fault, or it was taken back.
+    #[must_use]
+    pub fn fired(&self, id: u64) -> u64 {
+        let reports = self.faults();
+        let report = reports.iter().find(|report| report.id == id);
+        report.unwrap_or_else(|| panic!("there is no fault {id} in {reports:?}")).fired
+    }
+
+    /// Waits until a fault has fired this often.
+    ///
+    /// # Panics
+    /// When it has not within half a minute.
+    pub fn until_fired(&self, id: u64, times: u64) {
+        let outcome = crate::wait_until(FIRED_WITHIN, || (self.fired(id) >= times).then_some(()));
+        outcome.unwrap_or_else(|late| {
+            panic!("fault {id} is to fire {times} times: {late}; {:?}", self.faults())
+        });
     }
 
     /// From now on a table may have so many versions.
@@ -141,6 +181,17 @@ impl Warehouse {
     #[must_use]
     pub fn loads(&self) -> Vec<LoadRecord> {
         self.sandbox().loads()
+    }
+
+    /// Waits until the rows of all loads that are committed can be seen.
+    ///
+    /// # Panics
+    /// When they cannot within `seconds`.
+    pub fn until_visible(&self, seconds: u64) {
+        let unseen = || self.loads().into_iter().filter(|load| load.state == TransactionState::Committed);
+        let outcome =
+            crate::wait_until(Duration::from_secs(seconds), || unseen().next().is_none().then_some(()));
+        outcome.unwrap_or_else(|late| panic!("{:?}: {late}", unseen().collect::<Vec<_>>()));
     }
 
     /// Transactions that are begun and not visible or aborted yet.

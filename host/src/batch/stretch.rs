@@ -3,7 +3,7 @@
 //! `docs/decisions/0030-batches-grow-under-version-pressure.md`).
 //!
 //! Each sign of pressure doubles the factor by which `linger`, `max_rows` and `max_bytes` grow, up to their bounds.
-//! Without a sign for `calm` it halves, step by step, until batches are as configured again.
+//! Without a sign for `calm` it returns, step by step, until batches are as configured again.
 
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,17 @@ const VERSIONS_LOW_DIVISOR: u64 = 2;
 /// A load that was refused is tried again after so long at most. Until then, or until one comes through, the pressure
 /// has not ended, however quiet it is.
 const TRIED_AGAIN_WITHIN: Duration = Pace::OVERLOADED.cap;
+/// How often the versions of tables are read. The FE itself hears of them from the BEs about once a minute, and lists
+/// every tablet of a table for the question.
+pub const VERSIONS_EVERY: Duration = Duration::from_secs(30);
+/// What was read of versions holds for so long: until the next time that they are read, also when that comes late. With a
+/// `calm` that is shorter than [`VERSIONS_EVERY`] batches would return between the one and the other.
+const VERSIONS_HOLD: Duration = VERSIONS_EVERY.saturating_add(Duration::from_secs(15));
 /// Largest factor: what takes a linger of 1 ms past all bounds that make sense.
 const FACTOR_MAX: u32 = 1 << 16;
+/// From the largest factor all the way back takes no more steps than this. With `max_rows = 100` the bound of 5,000,000 is
+/// sixteen doublings away, and all but four of them leave `linger`, which is what counts then, where its bound is.
+const STEPS_BACK_MAX: u32 = 5;
 
 /// What was seen of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,19 +128,33 @@ pub struct Stretch {
     limits: BatchLimits,
     factor: u32,
     factor_max: u32,
+    /// So many times a step back halves the factor.
+    halvings: u32,
     slow_in_a_row: u32,
     /// When the factor was last raised.
     raised: Option<Instant>,
     /// Since when nothing has asked for the factor as it is; moves on with each step back. Lies ahead while a load
     /// that was refused waits.
     calm_since: Option<Instant>,
+    /// No step back before: the versions that were read last forbid it.
+    held_until: Option<Instant>,
 }
 
 impl Stretch {
     /// A table under no pressure, with batches of `limits`.
     pub fn new(limits: BatchLimits) -> Stretch {
         let factor_max = limits.stretch.map_or(1, |bounds| factor_max(&limits, &bounds));
-        Stretch { limits, factor: 1, factor_max, slow_in_a_row: 0, raised: None, calm_since: None }
+        let halvings = factor_max.ilog2().div_ceil(STEPS_BACK_MAX).max(1);
+        Stretch {
+            limits,
+            factor: 1,
+            factor_max,
+            halvings,
+            slow_in_a_row: 0,
+            raised: None,
+            calm_since: None,
+            held_until: None,
+        }
     }
 
     /// How many times as large as configured batches may become; 1 without pressure.
@@ -168,7 +191,7 @@ impl Stretch {
             Sign::Versions(versions) => {
                 // Between the two thresholds nothing grows, and nothing returns.
                 if self.factor > 1 && versions >= bounds.versions / VERSIONS_LOW_DIVISOR {
-                    self.calm_since = self.calm_since.max(Some(now));
+                    self.hold(now);
                 }
                 None
             }
@@ -178,8 +201,12 @@ impl Stretch {
         }
         let raised = self.raise(now);
         if self.factor > 1 {
-            let ahead = if sign == Sign::Refused { TRIED_AGAIN_WITHIN } else { Duration::ZERO };
-            self.calm_since = Some(now + ahead);
+            match sign {
+                Sign::Refused => self.calm_since = Some(now + TRIED_AGAIN_WITHIN),
+                // A load came through.
+                Sign::PublishTimeout | Sign::Loaded { .. } => self.calm_since = Some(now),
+                Sign::Versions(_) => self.hold(now),
+            }
         }
         // A step back that was due and one up at the same moment come to nothing or to one change.
         let step = match (rested, raised) {
@@ -197,11 +224,11 @@ impl Stretch {
         while let Some(due) = self.rests_at()
             && due <= now
         {
-            self.factor /= 2;
+            self.factor = (self.factor >> self.halvings).max(1);
             self.calm_since = Some(due);
         }
         if self.factor == 1 {
-            self.calm_since = None;
+            (self.calm_since, self.held_until) = (None, None);
         }
         (self.factor != from).then_some(Step { from, to: self.factor })
     }
@@ -209,7 +236,14 @@ impl Stretch {
     /// When the next step back is due; none without pressure.
     pub fn rests_at(&self) -> Option<Instant> {
         let calm = self.limits.stretch?.calm;
-        self.calm_since.filter(|_| self.factor > 1).map(|since| since + calm)
+        let due = self.calm_since.filter(|_| self.factor > 1).map(|since| since + calm);
+        due.map(|due| self.held_until.map_or(due, |held| due.max(held)))
+    }
+
+    /// Versions were read that do not let the factor return. They say nothing of a load that was refused and waits.
+    fn hold(&mut self, now: Instant) {
+        self.calm_since = self.calm_since.max(Some(now));
+        self.held_until = Some(now + VERSIONS_HOLD);
     }
 
     fn raise(&mut self, now: Instant) -> Option<Step> {

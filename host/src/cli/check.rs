@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{EXIT_FAILED, EXIT_OK};
 use crate::config::Overrides;
-use crate::config::model::{Delivery, Kafka, Pipeline, Source, StarRocks, TableModel};
+use crate::config::model::{Delivery, Isolation, Kafka, Pipeline, Source, StarRocks, TableModel};
 use crate::fault::Fault;
 use crate::pipeline::{Destinations, Shared, load_plugins};
 use crate::sink::starrocks::client::Client;
@@ -26,9 +26,9 @@ pub(super) struct Check {
     /// Pipeline files
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Also look at what the pipeline talks to: Kafka's topics (for exactly_once also the right to transactions, by one
-    /// that is taken back) or the Postgres server, the address of an HTTP source, and StarRocks with its tables; changes
-    /// nothing
+    /// Also look at what the pipeline talks to: Kafka's topics (for exactly_once and Primary Key tables also the right to
+    /// transactions, by one that is taken back) or the Postgres server, the address of an HTTP source, and StarRocks with
+    /// its tables; changes nothing. StarRocks' right to INSERT and the dead letters' topic are not tried
     #[arg(long)]
     online: bool,
     #[command(flatten)]
@@ -84,12 +84,18 @@ async fn online(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>)
         Source::Http(source) => http::check(source).await.map(|()| None),
         Source::Postgres(source) => postgres::Survey::of(source, &pipeline.name).await.map(Some),
     };
+    let reached = survey.is_ok();
     let mut survey = survey.unwrap_or_else(|fault| {
         faults.push(fault);
         None
     });
-    if let Err(fault) = check_warehouse(pipeline, tables, survey.as_mut(), faults).await {
-        faults.push(fault);
+    let mut primary = pipeline.sink.table_model == Some(TableModel::Primary);
+    match check_warehouse(pipeline, tables, survey.as_mut(), faults).await {
+        Ok(found) => primary |= found,
+        Err(fault) => faults.push(fault),
+    }
+    if reached && primary {
+        warn_of_plain_commits(pipeline);
     }
     if let Some(survey) = survey {
         tell(&pipeline.file, &survey, faults);
@@ -105,12 +111,35 @@ fn check_kafka(source: &Kafka, pipeline: &Pipeline) -> Result<(), Fault> {
     }
 }
 
+/// Primary Key tables that are loaded at least once are guarded by transactions where there are any for the user, and
+/// else by plain commits: the pipeline runs, and promises a little less.
+fn warn_of_plain_commits(pipeline: &Pipeline) {
+    let (Source::Kafka(source), Delivery::AtLeastOnce) = (&pipeline.source, pipeline.delivery) else {
+        return;
+    };
+    let why = match source.isolation {
+        Isolation::ReadCommitted => match kafka::check_transactions(source, &pipeline.name) {
+            Ok(()) => return,
+            // Its hint is for exactly_once.
+            Err(fault) => fault.retold().what,
+        },
+        Isolation::ReadUncommitted => "isolation = \"read_uncommitted\" reads past transactions".to_owned(),
+    };
+    eprintln!(
+        "{}: warning: Primary Key tables would be guarded by plain commits: {why}; one case is open then in which old rows \
+         come back (docs/guarantees.md). Transactions need WRITE and DESCRIBE on TransactionalId with the pipeline's name \
+         as prefix, and READ on the group and the topics",
+        pipeline.file.display()
+    );
+}
+
+/// The FE, and the tables; whether one of them is a Primary Key table.
 async fn check_warehouse(
     pipeline: &Pipeline,
     tables: &[String],
     survey: Option<&mut postgres::Survey>,
     faults: &mut Vec<Fault>,
-) -> Result<(), Fault> {
+) -> Result<bool, Fault> {
     Client::new(std::sync::Arc::new(pipeline.sink.clone()))?.ping().await?;
     let mut tables = tables.to_vec();
     if matches!(pipeline.source, Source::Postgres(_)) {
@@ -141,9 +170,15 @@ fn tell(file: &Path, survey: &postgres::Survey, faults: &mut Vec<Fault>) {
     }
 }
 
-async fn check_tables(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>) -> Result<(), Fault> {
+/// Whether one of the tables is a Primary Key table.
+async fn check_tables(
+    pipeline: &Pipeline,
+    tables: &[String],
+    faults: &mut Vec<Fault>,
+) -> Result<bool, Fault> {
     let sink = &pipeline.sink;
     let mut query = Query::connect(sink).await?;
+    let mut primary = false;
     for table in tables {
         let full = format!("{}.{table}", sink.database);
         match (query.table_model(table).await?, sink.table_model) {
@@ -165,13 +200,14 @@ async fn check_tables(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<F
                 ));
             }
             (Some(found), _) => {
+                primary |= found == TableModel::Primary;
                 println!("{}: table {full}: {}", pipeline.file.display(), found.name());
                 let columns = query.columns(table).await?.unwrap_or_default();
                 check_columns(sink, (&full, found), &columns, faults);
             }
         }
     }
-    Ok(())
+    Ok(primary)
 }
 
 /// Whether the table has the columns of the file, and the file the key of a Primary Key table.

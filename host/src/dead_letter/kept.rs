@@ -186,13 +186,13 @@ pub fn from_line(line: &[u8], place: Place) -> Result<Kept, Unreadable> {
 /// The stage of that name.
 pub(super) fn stage(name: &str) -> Result<Stage, Unreadable> {
     let found = Stage::ALL.into_iter().find(|stage| stage.name() == name);
-    found.ok_or_else(|| Unreadable::Field { field: "stage", found: name.to_owned() })
+    found.ok_or_else(|| Unreadable::Field { field: "stage", found: name.chars().take(20).collect() })
 }
 
 /// What a letter of that name holds.
 pub(super) fn holds(name: &str) -> Result<Holds, Unreadable> {
     let found = [Holds::Record, Holds::Row].into_iter().find(|holds| holds.name() == name);
-    found.ok_or_else(|| Unreadable::Field { field: "holds", found: name.to_owned() })
+    found.ok_or_else(|| Unreadable::Field { field: "holds", found: name.chars().take(20).collect() })
 }
 
 /// The bytes that stand as text or, if they are none, in hexadecimal.

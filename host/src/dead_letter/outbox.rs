@@ -11,11 +11,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::envelope::Envelope;
 use super::notice::Notice;
-use super::tally::{Producer, is_final, send};
+use super::tally::{Producer, is_final, never_passes, send};
 use super::topic::refused;
 use super::{Bundle, Rejected};
 use crate::budget::Permit;
@@ -156,17 +156,25 @@ impl Outbox {
     /// Writes letters into the open transaction of `producer`, and waits until the brokers have them.
     ///
     /// # Errors
-    /// Retry, or halt if the topic takes them never; the transaction is to be aborted.
-    pub(crate) fn write(&self, producer: &Producer, letters: &[Undecided]) -> Result<(), Fault> {
+    /// The first failure; the transaction is to be aborted.
+    pub(crate) fn write(&self, producer: &Producer, letters: &[Undecided]) -> Result<(), KafkaError> {
         let envelope = &self.0.envelope;
         let letters = letters.iter().flat_map(|one| &one.rejected.letters);
-        send(producer, letters.map(|letter| envelope.record(letter))).map_err(|error: KafkaError| {
-            let what = "keep dead letters";
-            if is_final(&error) {
-                return refused(what, &envelope.topic, &error);
+        send(producer, letters.map(|letter| envelope.record(letter)))
+    }
+
+    /// The fault of letters that were not written, and of a transaction that the brokers ended for this reason, if they
+    /// did: librdkafka then throws the letters away, and their own failure says nothing.
+    pub(crate) fn not_written(&self, error: KafkaError, ended: Option<(RDKafkaErrorCode, &str)>) -> Fault {
+        let (what, topic) = ("keep dead letters", &self.0.envelope.topic);
+        match ended {
+            _ if is_final(&error) => refused(what, topic, &error),
+            Some((code, text)) if never_passes(code) => refused(what, topic, &text),
+            Some((_, text)) => {
+                Fault::retry(format!("cannot {what} in topic `{topic}`: {text}")).caused_by(error)
             }
-            Fault::retry(format!("cannot {what} in topic `{}`", envelope.topic)).caused_by(error)
-        })
+            None => Fault::retry(format!("cannot {what} in topic `{topic}`")).caused_by(error),
+        }
     }
 
     /// The decision stands, and with it these letters.

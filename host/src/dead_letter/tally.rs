@@ -1,7 +1,7 @@
 //! A producer that knows what became of each record: sent until all are acknowledged, or one is not.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientContext;
@@ -20,11 +20,19 @@ pub(crate) const RECORD_BYTES_MAX: &str = "100000000";
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     kept: AtomicU64,
-    last: Mutex<Option<KafkaError>>,
+    /// The first failure of the records that are being sent: what fails behind it often fails because of it.
+    failed: Mutex<Option<KafkaError>>,
 }
 
 /// A producer that counts.
 pub(crate) type Producer = BaseProducer<Tally>;
+
+impl Tally {
+    fn lock(&self) -> MutexGuard<'_, Option<KafkaError>> {
+        // A plain value: a panic elsewhere leaves it usable.
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl ClientContext for Tally {}
 
@@ -37,7 +45,7 @@ impl ProducerContext for Tally {
                 self.kept.fetch_add(1, Ordering::Relaxed);
             }
             Err((error, _)) => {
-                *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
+                self.lock().get_or_insert_with(|| error.clone());
             }
         }
     }
@@ -46,13 +54,14 @@ impl ProducerContext for Tally {
 /// Sends records and waits until each is acknowledged or has failed, which it has after `message.timeout.ms`.
 ///
 /// # Errors
-/// The last failure, if one was not acknowledged.
+/// The first failure, if one was not acknowledged.
 pub(super) fn send<'a>(
     producer: &Producer,
     records: impl Iterator<Item = Sending<'a>>,
 ) -> Result<(), KafkaError> {
     let tally = producer.context();
     let before = tally.kept.load(Ordering::Relaxed);
+    *tally.lock() = None;
     let mut sent = 0;
     for record in records {
         sent += 1;
@@ -80,25 +89,28 @@ pub(super) fn send<'a>(
     if kept == sent {
         return Ok(());
     }
-    let last = tally.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    Err(last.unwrap_or(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)))
+    let failed = tally.lock().take();
+    Err(failed.unwrap_or(KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut)))
 }
 
 /// Whether sending again cannot help.
 pub(super) fn is_final(error: &KafkaError) -> bool {
+    error.rdkafka_error_code().is_some_and(never_passes)
+}
+
+/// Whether a failure with this code comes again.
+pub(super) fn never_passes(code: RDKafkaErrorCode) -> bool {
     matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::MessageSizeTooLarge
-                | RDKafkaErrorCode::InvalidMessageSize
-                | RDKafkaErrorCode::InvalidRecord
-                | RDKafkaErrorCode::PolicyViolation
-                | RDKafkaErrorCode::ClusterAuthorizationFailed
-                | RDKafkaErrorCode::UnknownTopic
-                | RDKafkaErrorCode::UnknownTopicOrPartition
-                | RDKafkaErrorCode::TopicAuthorizationFailed
-                | RDKafkaErrorCode::InvalidTopic
-                | RDKafkaErrorCode::Fatal
-        )
+        code,
+        RDKafkaErrorCode::MessageSizeTooLarge
+            | RDKafkaErrorCode::InvalidMessageSize
+            | RDKafkaErrorCode::InvalidRecord
+            | RDKafkaErrorCode::PolicyViolation
+            | RDKafkaErrorCode::ClusterAuthorizationFailed
+            | RDKafkaErrorCode::UnknownTopic
+            | RDKafkaErrorCode::UnknownTopicOrPartition
+            | RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::InvalidTopic
+            | RDKafkaErrorCode::Fatal
     )
 }

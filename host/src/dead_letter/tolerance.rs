@@ -40,9 +40,8 @@ impl Tolerance {
         let MaxRejects { window, limit } = self.max;
         Err(Fault::halt(
             format!(
-                "{rejected} of the last {window} records were rejected, {limit} are tolerated; the last one: {} offset \
-                 {}: {}: {}",
-                last.partition, last.offset, last.code, last.message
+                "{rejected} of the last {window} records were rejected, {limit} are tolerated; the last one: {}",
+                last.story()
             ),
             "mend the source, the plugin or the table: what was not kept as a dead letter yet is read again at the next \
              start; [dead_letters] max_rejects sets how many are tolerated",
@@ -82,5 +81,20 @@ mod tests {
         let fault = tolerance.refuse(111, 1, &letter()).expect_err("three within a hundred");
         assert!(fault.what.starts_with("3 of the last 100 records"), "{}", fault.what);
         assert!(fault.what.contains("t[0] offset 7: syntax: not JSON"), "{}", fault.what);
+    }
+
+    #[test]
+    fn the_row_that_starrocks_quotes_is_not_told() {
+        let log =
+            "; its error log says: Error: NULL value in non-nullable column 'id'. Row: [NULL, 'canary', 0]";
+        let letter =
+            DeadLetter { message: format!("too many filtered rows{log}\nError: x. Row: y"), ..letter() };
+        let fault =
+            Tolerance::new(MaxRejects { window: 100, limit: 0 }).refuse(1, 1, &letter).expect_err("none");
+        assert!(fault.what.ends_with("NULL value in non-nullable column 'id'."), "{}", fault.what);
+        let letter = DeadLetter { message: "ü".repeat(5_000), ..letter };
+        let fault =
+            Tolerance::new(MaxRejects { window: 100, limit: 0 }).refuse(1, 1, &letter).expect_err("none");
+        assert!(fault.what.ends_with("ü…") && fault.what.len() < 1_000, "{}", fault.what.len());
     }
 }

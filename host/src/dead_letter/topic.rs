@@ -107,7 +107,7 @@ impl Topic {
 }
 
 /// A topic that will not take letters however often they are sent.
-pub(super) fn refused(what: &str, topic: &str, error: &rdkafka::error::KafkaError) -> Fault {
+pub(super) fn refused(what: &str, topic: &str, error: &dyn std::fmt::Display) -> Fault {
     Fault::halt(
         format!("cannot {what} in topic `{topic}`: {error}"),
         "create the topic, grant WRITE on it, or raise its max.message.bytes; nothing was committed past these records",

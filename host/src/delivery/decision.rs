@@ -168,6 +168,34 @@ pub fn label(stem: &str, seq: u64, table: u32) -> String {
     format!("{stem}-{seq}-{table}")
 }
 
+/// What whoever takes partitions over does, step by step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Has the loads of these decisions, by their places, committed. Safe whoever does it, and however late; if that does
+    /// not succeed, no further step is made.
+    Finish(Vec<usize>),
+    /// Claims the partitions: from then on nobody decides anything under an earlier stem.
+    Claim,
+    /// Rolls back the loads under these labels, those that are prepared.
+    GiveUp(Vec<String>),
+}
+
+/// The steps of a take-over of partitions beside which the decisions `before` stand. `own` begins the stems of this life.
+///
+/// What is decided is committed before the claim writes over it. What is undecided is given up only after the claim
+/// stands: a member that was taken for dead may read the claim of its living successor, and what it would roll back then
+/// may be decided by now (decision 0025). What is under a stem of this life was rolled back already, or is a claim
+/// whose answer was lost.
+pub fn plan<'a>(before: impl Iterator<Item = &'a Decision> + Clone, own: &str) -> [Step; 3] {
+    let decided = before.clone().enumerate().filter(|(_, decision)| decision.tables > 0);
+    let anothers = before.filter(|decision| !decision.stem.starts_with(own));
+    [
+        Step::Finish(decided.map(|(place, _)| place).collect()),
+        Step::Claim,
+        Step::GiveUp(anothers.flat_map(Decision::undecided_labels).collect()),
+    ]
+}
+
 /// What is to be done about a load that was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recovery {
@@ -250,6 +278,17 @@ mod tests {
         check(LabelState::Unknown, 22 * HOUR, Recovery::Done);
         check(LabelState::Unknown, 23 * HOUR, Recovery::Lost);
         check(LabelState::Unknown, 30 * DAY, Recovery::Lost);
+    }
+
+    #[test]
+    fn what_is_decided_is_finished_before_the_claim_and_what_is_not_is_given_up_after() {
+        let claimed = Decision::empty("orders-0a-1", 4, &terms());
+        let decided = Decision::of_epoch("orders-0b-1", 7, 2, 0, &terms());
+        let own = Decision::of_epoch("orders-0c-1", 3, 1, 0, &terms());
+        let [finish, claim, give_up] = plan([&claimed, &decided, &own].into_iter(), "orders-0c-");
+        assert_eq!((finish, claim), (Step::Finish(vec![1, 2]), Step::Claim));
+        let undecided = claimed.undecided_labels().chain(decided.undecided_labels());
+        assert_eq!(give_up, Step::GiveUp(undecided.collect()));
     }
 
     #[test]

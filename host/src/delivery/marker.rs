@@ -12,10 +12,19 @@ use tokio::runtime::Handle;
 
 use crate::config::model::StarRocks;
 use crate::fault::Fault;
+use crate::sink::starrocks::create_table::made_by_hand;
 use crate::sink::starrocks::query::Query;
 
 /// The table, in the pipeline's own database.
 pub const TABLE: &str = "tidemill_runs";
+
+/// The statement that makes the table; decision 0014 has it, too, for whoever makes it by hand.
+fn create_statement(database: &str) -> String {
+    format!(
+        "CREATE TABLE IF NOT EXISTS `{database}`.`{TABLE}` (id VARCHAR(64) NOT NULL, pipeline VARCHAR(256), kafka_group \
+         VARCHAR(1024), topic VARCHAR(1024)) PRIMARY KEY (id) DISTRIBUTED BY HASH (id) BUCKETS 1"
+    )
+}
 
 /// A pipeline's marker.
 #[derive(Clone)]
@@ -80,11 +89,11 @@ impl Marker {
         let database = &self.sink.database;
         let mut query = Query::connect(&self.sink).await?;
         if !query.table_exists(TABLE).await? {
-            let statement = format!(
-                "CREATE TABLE IF NOT EXISTS `{database}`.`{TABLE}` (id VARCHAR(64) NOT NULL, pipeline VARCHAR(256), \
-                 kafka_group VARCHAR(1024), topic VARCHAR(1024)) PRIMARY KEY (id) DISTRIBUTED BY HASH (id) BUCKETS 1"
-            );
-            query.execute(&statement).await?;
+            let statement = create_statement(database);
+            query.execute(&statement).await.map_err(|refused| {
+                let hint = made_by_hand(&statement, &refused);
+                refused.with_hint(hint)
+            })?;
         }
         for topic in topics {
             let key = self.key(topic);
@@ -129,5 +138,17 @@ impl Marker {
                 self.key(topic)
             ),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::create_statement;
+
+    #[test]
+    fn the_decision_page_has_the_statement_for_whoever_makes_the_table_by_hand() {
+        let page = include_str!("../../../docs/decisions/0014-a-marker-row-for-lost-offsets.md");
+        let words: Vec<&str> = page.split_whitespace().collect();
+        assert!(words.join(" ").contains(&create_statement("shop")), "{}", create_statement("shop"));
     }
 }

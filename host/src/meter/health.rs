@@ -1,4 +1,4 @@
-//! What `/ready` says of a pipeline: running, halted, or waiting for something outside.
+//! What `/ready` says of a pipeline: running, standing by, halted, or waiting for something outside.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,12 +13,21 @@ pub struct Health {
 
 #[derive(Debug, Default)]
 struct HealthState {
-    running: bool,
+    phase: Phase,
     halted: Option<String>,
     /// What is being waited for, and since when: the oldest one is told.
     waiting: Vec<(u64, String, Instant)>,
     next_wait: u64,
     progress_at: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+enum Phase {
+    #[default]
+    Starting,
+    /// Another process does the work, and this one takes over when that one ends; says which work.
+    StandingBy(String),
+    Running,
 }
 
 /// A step that waits for something outside; over when dropped.
@@ -37,15 +46,33 @@ impl Health {
     /// The pipeline reads.
     pub fn started(&self) {
         self.with(|state| {
-            state.running = true;
+            state.phase = Phase::Running;
             state.progress_at = Some(Instant::now());
         });
+    }
+
+    /// The pipeline does not read yet, nor can it take over at once.
+    pub fn starting(&self) {
+        self.with(|state| state.phase = Phase::Starting);
+    }
+
+    /// The pipeline is fit to read, and another process does; `why` names it.
+    pub fn stands_by(&self, why: String) {
+        self.with(|state| state.phase = Phase::StandingBy(why));
+    }
+
+    /// Why another process does the work of this one, if that is so.
+    pub fn standing_by(&self) -> Option<String> {
+        self.with(|state| match &state.phase {
+            Phase::StandingBy(why) => Some(why.clone()),
+            Phase::Starting | Phase::Running => None,
+        })
     }
 
     /// The pipeline has ended; `halted` says why if it was not asked to.
     pub fn ended(&self, halted: Option<String>) {
         self.with(|state| {
-            state.running = false;
+            state.phase = Phase::Starting;
             state.halted = halted;
         });
     }
@@ -68,19 +95,18 @@ impl Health {
         })
     }
 
-    /// Why the pipeline is not ready; none if it is. Waiting counts after `patience`.
+    /// Why the pipeline is not ready; none if it is, which one is that stands by. Waiting counts after `patience`.
     pub fn unready(&self, stalled: bool, patience: Duration) -> Option<String> {
         if let Some(why) = self.with(|state| state.halted.clone()) {
             return Some(format!("halted: {why}"));
         }
-        if !self.with(|state| state.running) {
-            return Some("starting".to_owned());
+        let waiting = self.waiting_for().filter(|(_, since)| *since >= patience);
+        let waiting = waiting.map(|(what, since)| format!("waiting for {} s: {what}", since.as_secs()));
+        if self.with(|state| matches!(state.phase, Phase::Starting)) {
+            return Some(waiting.map_or_else(|| "starting".to_owned(), |what| format!("starting, {what}")));
         }
-        match self.waiting_for() {
-            Some((what, since)) if since >= patience => {
-                return Some(format!("waiting for {} s: {what}", since.as_secs()));
-            }
-            Some(_) | None => {}
+        if waiting.is_some() {
+            return waiting;
         }
         stalled.then(|| format!("stalled: nothing released for {} s", self.since_progress().as_secs()))
     }

@@ -17,7 +17,7 @@ At rest, and up to the chunks that are being counted at the moment of the scrape
 `records_read = records_loaded + records_dropped + records_dead_lettered + records_refused + records_given_up + records_in_flight`.
 
 `GET /health` answers 200 while the process lives. `GET /ready` answers 503 with one line for each pipeline
-that is starting, halted, waiting for something outside for 5 s or more, or stalled.
+that is starting, halted, waiting for something outside for 5 s or more, or stalled. One that stands by is ready.
 
 | metric | kind | labels | meaning |
 |---|---|---|---|

@@ -64,7 +64,7 @@ impl TableFamilies {
             versions: family_gauge(
                 registry,
                 "table_versions",
-                "Versions of the fullest tablet, where rights allow",
+                "Versions of the fullest tablet, where rights allow; 0 = not known",
             ),
             stretch: family_gauge(
                 registry,

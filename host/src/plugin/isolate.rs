@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::guest::{CallError, Guest};
 use super::log::printable;
 use super::merge::{Pieces, copy_part};
+use super::validate::Weight;
 use crate::fault::Fault;
 use crate::record::{Answer, Columns, RecordReject};
 
@@ -21,6 +22,9 @@ const TIMEOUTS_PER_CHUNK_MAX: u32 = 64;
 /// a fresh instance. If it fails again, the chunk is halved until the records that cause it stand alone; each of
 /// those is tried once more alone and then becomes a reject with the code `trap`, `timeout`, `memory` or
 /// `invalid-output`. All other records have their rows. `scratch` holds the halves; its contents do not matter.
+///
+/// The parts of a chunk may return no more together than one call may: what goes beyond that breaks the contract, as if a
+/// call had returned too much. Otherwise a chunk of thousands of records could be answered with `max_output` for each.
 ///
 /// In the answer, rows of a plugin that routes only some of its outputs may name
 /// [`TABLE_UNROUTED`](super::TABLE_UNROUTED).
@@ -44,7 +48,8 @@ pub fn process_isolated(guest: &mut Guest, chunk: &Columns, scratch: &mut Column
         error = printable(&first.message),
         "plugin failed, trying the chunk again on a fresh instance"
     );
-    let mut search = Search { guest, chunk, scratch, timeouts: 0, pieces: Pieces::new(chunk) };
+    let weight = Weight::default();
+    let mut search = Search { guest, chunk, scratch, timeouts: 0, weight, pieces: Pieces::new(chunk) };
     search.count_timeout(&first)?;
     search.run()
 }
@@ -92,6 +97,8 @@ struct Search<'a> {
     chunk: &'a Columns,
     scratch: &'a mut Columns,
     timeouts: u32,
+    /// Of all pieces.
+    weight: Weight,
     pieces: Pieces<'a>,
 }
 
@@ -103,10 +110,7 @@ impl Search<'_> {
         let mut open = vec![whole];
         while let Some(range) = open.pop() {
             match self.call(&range)? {
-                Ok(answer) => {
-                    self.guest.failures_in_a_row = 0;
-                    self.pieces.push(range, answer);
-                }
+                Ok(answer) => self.keep(range, answer),
                 Err(_) if range.len() > 1 => {
                     let middle = range.start + range.len() / 2;
                     open.push(middle..range.end);
@@ -123,8 +127,7 @@ impl Search<'_> {
         let poison = if self.chunk.len() > 1 {
             match self.call(&record)? {
                 Ok(answer) => {
-                    self.guest.failures_in_a_row = 0;
-                    self.pieces.push(record, answer);
+                    self.keep(record, answer);
                     return Ok(());
                 }
                 Err(poison) => poison,
@@ -150,18 +153,44 @@ impl Search<'_> {
         Ok(())
     }
 
+    fn keep(&mut self, part: Range<usize>, answer: Answer) {
+        self.guest.failures_in_a_row = 0;
+        self.pieces.push(part, answer);
+    }
+
+    /// Adds an answer to what the parts before it returned, if there is room for it.
+    fn weigh(&mut self, answer: Answer, weight: Weight) -> Result<Answer, Poison> {
+        let allowed = self.guest.plugin().grant.output_bytes;
+        match self.weight.plus(weight, allowed) {
+            Some(sum) => {
+                self.weight = sum;
+                Ok(answer)
+            }
+            None => {
+                self.guest.plugin().stats.invalid_outputs.add(1);
+                let message =
+                    format!("the plugin returned more than {allowed} bytes for the records of one chunk");
+                Err(Poison { code: "invalid-output", message })
+            }
+        }
+    }
+
     /// One call for a part of the chunk. The outer error ends the search.
     fn call(&mut self, range: &Range<usize>) -> Result<Result<Answer, Poison>, Fault> {
         let full = self.guest.plugin().grant.timeout;
-        let outcome = if range.len() == self.chunk.len() {
-            self.guest.process(self.chunk)
+        let (outcome, part) = if range.len() == self.chunk.len() {
+            (self.guest.process(self.chunk), self.chunk)
         } else {
             let share = full.mul_f64(range.len() as f64 / self.chunk.len() as f64);
             copy_part(self.chunk, range.clone(), self.scratch);
-            self.guest.process_within(self.scratch, share.max(PIECE_TIMEOUT_MIN).min(full))
+            let outcome = self.guest.process_within(self.scratch, share.max(PIECE_TIMEOUT_MIN).min(full));
+            (outcome, &*self.scratch)
         };
         match outcome {
-            Ok(answer) => Ok(Ok(answer)),
+            Ok(answer) => {
+                let weight = Weight::of(&answer, part);
+                Ok(self.weigh(answer, weight))
+            }
             Err(error) => {
                 let poison = Poison::of(&error, self.guest)?;
                 self.count_timeout(&poison)?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use super::excerpt::truncated;
 use super::stats::Stats;
 use super::wit::Level;
 
@@ -93,11 +94,6 @@ pub(super) fn printable(message: &str) -> String {
         line.push('…');
     }
     line
-}
-
-/// The longest beginning of `text` that has at most `bytes_max` bytes and whole characters.
-pub(super) fn truncated(text: &str, bytes_max: usize) -> &str {
-    text.get(..text.floor_char_boundary(bytes_max)).unwrap_or(text)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! The checks are those that `wit/transform.wit` names as **Checked**. Whether a value is JSON is not among them:
 //! whoever loads it finds out, and looking at every byte here would cost more than the crossing.
 
-use super::log::truncated;
+use super::excerpt::truncated;
 use super::wit;
 use crate::record::{
     Answer, BytesColumn, Columns, HeaderColumn, MARK_DELETE, MARK_KEY, MARK_VALUE, RecordReject,
@@ -56,13 +56,6 @@ pub(super) fn answer(output: wit::Output, chunk: &Columns, limits: Limits) -> Re
         }
     }
     let rejects = rejects(output.errors, &output.inputs, records)?;
-    let copied = copied_bytes(&output.inputs, chunk, [values.is_none(), keys.is_none(), headers.is_none()]);
-    if copied > limits.output_bytes {
-        return Err(format!(
-            "rows that repeat their records have {copied} bytes of them, {} are allowed",
-            limits.output_bytes
-        ));
-    }
     let answer = Answer {
         inputs: output.inputs,
         tables: output.tables,
@@ -73,11 +66,41 @@ pub(super) fn answer(output: wit::Output, chunk: &Columns, limits: Limits) -> Re
         headers,
         rejects,
     };
-    let bytes = answer_bytes(&answer);
-    if bytes > limits.output_bytes {
-        return Err(format!("output has {bytes} bytes, {} are allowed", limits.output_bytes));
+    let Weight { own, copied } = Weight::of(&answer, chunk);
+    if copied > limits.output_bytes {
+        return Err(format!(
+            "rows that repeat their records have {copied} bytes of them, {} are allowed",
+            limits.output_bytes
+        ));
+    }
+    if own > limits.output_bytes {
+        return Err(format!("output has {own} bytes, {} are allowed", limits.output_bytes));
     }
     Ok(answer)
+}
+
+/// What an answer costs the host, in bytes; each of the two has the same limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Weight {
+    /// Of its columns and rejects.
+    own: u64,
+    /// What is copied of records for rows that repeat them.
+    copied: u64,
+}
+
+impl Weight {
+    /// What `answer` to `chunk` costs.
+    pub(super) fn of(answer: &Answer, chunk: &Columns) -> Weight {
+        let taken = [answer.values.is_none(), answer.keys.is_none(), answer.headers.is_none()];
+        Weight { own: answer_bytes(answer), copied: copied_bytes(&answer.inputs, chunk, taken) }
+    }
+
+    /// Both together, unless that is more than `limit`.
+    pub(super) fn plus(self, other: Weight, limit: u64) -> Option<Weight> {
+        let own = self.own.saturating_add(other.own);
+        let copied = self.copied.saturating_add(other.copied);
+        (own <= limit && copied <= limit).then_some(Weight { own, copied })
+    }
 }
 
 fn check_len(name: &str, len: usize, rows: usize) -> Result<(), String> {
@@ -103,6 +126,9 @@ fn never_decreases(numbers: &[u32]) -> bool {
 /// otherwise be a copy of the longest record each. `taken` says whether values, keys and headers are the records' own.
 fn copied_bytes(inputs: &[u32], chunk: &Columns, taken: [bool; 3]) -> u64 {
     let [values, keys, headers] = taken;
+    if taken == [false; 3] {
+        return 0;
+    }
     let of_record = |record: usize| {
         let value = if values { chunk.values.get(record).len() } else { 0 };
         let key = if keys { chunk.keys.get(record).len() } else { 0 };

@@ -162,7 +162,7 @@ fn why_unreachable(reader: &consumer::Reader) -> Option<String> {
     let notes = std::iter::from_fn(|| reader.context().take());
     let mut texts = notes.filter_map(|note| match note {
         consumer::Note::Trouble { text, .. } => Some(text),
-        consumer::Note::Assigned(_) | consumer::Note::Revoked(_) | consumer::Note::RebalanceFailed(_) => None,
+        consumer::Note::Rebalance(_) => None,
     });
     texts.next()
 }

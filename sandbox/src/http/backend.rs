@@ -174,7 +174,10 @@ impl Received {
     }
 }
 
-/// Takes the body; a `packed` one is always kept, since its rows cannot be counted as it comes. An error means that the connection is gone or to be closed: there is nobody to answer.
+/// Takes the body; a `packed` one is always kept, since its rows cannot be counted as it comes.
+///
+/// An error means that the connection is gone or to be closed: there is nobody to answer. A body that ends before its
+/// announced length is such an error: a BE's libevent closes then without a word, although the BE has a text for it.
 pub(super) async fn receive(
     cluster: &Cluster,
     table: &Table,
@@ -324,6 +327,10 @@ async fn decide(load: Load, data: LoadData, timeout: Duration, answer: &mut Load
     }
 }
 
+/// What a BE says whose process is at its memory limit (`MemTracker::err_msg`).
+const PROCESS_LIMIT: &str = "Memory of process exceed limit.  Backend: 127.0.0.1, Used: 8589934592, Limit: \
+                             8589934592. Mem usage has exceed the limit of BE";
+
 /// Reads the rows and fills the counters of the answer; an error aborts the load.
 async fn check(
     load: &Load,
@@ -333,6 +340,7 @@ async fn check(
 ) -> Result<LoadData, String> {
     let told = |kind: &FaultKind| match kind {
         FaultKind::LoadFails { message } => Some(message.clone()),
+        FaultKind::MemoryLimit => Some(PROCESS_LIMIT.to_owned()),
         _ => None,
     };
     if let Some(message) = load.cluster.faults.fire(&load.table.db, &load.table.name, told) {

@@ -58,7 +58,8 @@ fn table_row(cluster: &Cluster, table: &Table) -> Vec<Value> {
     ]
 }
 
-const COLUMNS: [&str; 14] = [
+/// In the order of a BE's `schema_columns_scanner`.
+const COLUMNS: [&str; 24] = [
     "TABLE_CATALOG",
     "TABLE_SCHEMA",
     "TABLE_NAME",
@@ -68,24 +69,33 @@ const COLUMNS: [&str; 14] = [
     "IS_NULLABLE",
     "DATA_TYPE",
     "CHARACTER_MAXIMUM_LENGTH",
+    "CHARACTER_OCTET_LENGTH",
     "NUMERIC_PRECISION",
     "NUMERIC_SCALE",
+    "DATETIME_PRECISION",
+    "CHARACTER_SET_NAME",
+    "COLLATION_NAME",
     "COLUMN_TYPE",
     "COLUMN_KEY",
+    "EXTRA",
+    "PRIVILEGES",
     "COLUMN_COMMENT",
+    "COLUMN_SIZE",
+    "DECIMAL_DIGITS",
+    "GENERATION_EXPRESSION",
+    "SRS_ID",
 ];
 
+/// Bytes that a BE allows for each of a text's, in `CHARACTER_OCTET_LENGTH`.
+const OCTETS_PER_BYTE: i64 = 3;
+
 fn column_rows(table: &Table) -> Vec<Vec<Value>> {
-    use crate::column::ColumnType;
     let schema = table.schema();
     let rows = schema.columns.iter().enumerate().map(|(at, column)| {
-        let (length, precision, scale) = match &column.kind {
-            ColumnType::Char { bytes } | ColumnType::Varchar { bytes } => {
-                (int(*bytes), Value::Null, Value::Null)
-            }
-            ColumnType::Decimal { precision, scale } => (Value::Null, int(*precision), int(*scale)),
-            _ => (Value::Null, Value::Null, Value::Null),
-        };
+        let number = |number: Option<u32>| number.map_or(Value::Null, int);
+        let length = column.kind.text_bytes_max();
+        let octets = length.map_or(Value::Null, |length| int(i64::from(length) * OCTETS_PER_BYTE));
+        let (precision, digits) = (column.kind.precision(), column.kind.decimal_digits());
         let key = match schema.model {
             _ if at >= schema.keys => "",
             crate::KeyModel::Primary => "PRI",
@@ -101,12 +111,22 @@ fn column_rows(table: &Table) -> Vec<Vec<Value>> {
             column.default.clone().map_or(Value::Null, Value::Text),
             text(if column.nullable { "YES" } else { "NO" }),
             text(column.kind.data_type()),
-            length,
-            precision,
-            scale,
+            number(length),
+            octets,
+            number(precision),
+            number(digits),
+            Value::Null,
+            Value::Null,
+            Value::Null,
             text(column.kind.written()),
             text(key),
+            text(""),
+            text(""),
             text(column.comment.clone().unwrap_or_default()),
+            number(length.or(precision)),
+            number(digits),
+            Value::Null,
+            Value::Null,
         ]
     });
     rows.collect()

@@ -26,11 +26,19 @@ async fn what_the_scanner_refuses_is_shown_as_it_was_sent() {
         "{\"id\":3,\"qty\":\"many\"}",
     ];
     let log = lines(&target, "t", "sent", &rows.join("\n")).await.join("\n");
-    for (row, reason) in
-        rows.iter().zip(["column=name, capacity=20", "Value is overflow. column=qty", "many"])
-    {
-        assert!(log.contains(&format!("Row: {row}")), "{log}");
-        assert!(log.contains(reason), "{log}");
+    for (value, column) in [("123456789012345678901", "name"), ("3000000000", "qty"), ("many", "qty")] {
+        let found = log.lines().any(|line| line.contains(value) && line.contains(column));
+        assert!(found, "{value} of {column}: {log}");
+    }
+    // Which reason in which words, and the row beside it, differ by release.
+    if target.is_sandbox() {
+        for (row, reason) in
+            rows.iter().zip(["column=name, capacity=20", "Value is overflow. column=qty", "many"])
+        {
+            let found =
+                log.lines().any(|line| line.contains(reason) && line.contains(&format!("Row: {row}")));
+            assert!(found, "{reason}: {log}");
+        }
     }
 }
 
@@ -44,13 +52,16 @@ async fn what_is_refused_behind_the_scanner_is_shown_as_values() {
         )
         .await;
     let log = lines(&target, "t", "cast", "{\"id\":1,\"day\":\"2026-02-30\",\"name\":\"a\"}").await;
-    assert!(
-        log[0].starts_with("Error: Value ''2026-02-30'' is out of range. The type of 'day' is DATE"),
-        "{log:?}"
-    );
-    assert!(log[0].ends_with(". Row: [1, '2026-02-30', 'a', 0]"), "{log:?}");
-    let log = lines(&target, "t", "null", "{\"id\":2,\"day\":\"2026-02-03\"}").await;
-    assert_eq!(log, ["Error: NULL value in non-nullable column 'name'. Row: [2, 2026-02-03, NULL, 0]"]);
+    assert!(log[0].contains("2026-02-30") && log[0].contains("day"), "{log:?}");
+    let null = lines(&target, "t", "null", "{\"id\":2,\"day\":\"2026-02-03\"}").await;
+    assert!(null[0].contains("NULL value in non-nullable column 'name'"), "{null:?}");
+    // The rest of the words, and how a row is shown, differ by release.
+    if target.is_sandbox() {
+        let reason = "Error: Value ''2026-02-30'' is out of range. The type of 'day' is DATE";
+        assert!(log[0].starts_with(reason), "{log:?}");
+        assert!(log[0].ends_with(". Row: [1, '2026-02-30', 'a', 0]"), "{log:?}");
+        assert_eq!(null, ["Error: NULL value in non-nullable column 'name'. Row: [2, 2026-02-03, NULL, 0]"]);
+    }
 }
 
 #[tokio::test]

@@ -191,6 +191,43 @@ async fn redirects_go_astray() {
 }
 
 #[tokio::test]
+async fn a_be_can_be_registered_as_local() {
+    let Some(target) = Target::sandbox(Options::default()).await else { return };
+    target.table("t", "DUPLICATE KEY").await;
+    let head = target.load_head("t", "a");
+    for authority in ["127.0.0.1:8041", "localhost:8041"] {
+        let kind = FaultKind::RedirectTo { authority: authority.to_owned() };
+        target.own().set_fault(Fault::times(kind, 1));
+        // The FE names the BE as it knows it; what to make of that is the client's affair.
+        let (named, path) = target.redirect(&head).await.expect("a redirect");
+        assert_eq!((named.as_str(), path), (authority, head.path.clone()));
+    }
+    assert_eq!(target.load("t", "a", ROW).await.text("Status"), "Success", "the faults are spent");
+}
+
+#[tokio::test]
+async fn three_redirects_lead_to_the_be_and_a_circle_leads_nowhere() {
+    let Some(target) = Target::sandbox(Options::default()).await else { return };
+    target.table("t", "DUPLICATE KEY").await;
+    let (fe, be) = (target.fe.clone(), wire::authority(&target.own().be_url()));
+    let head = target.load_head("t", "far");
+    target.own().set_fault(Fault::times(FaultKind::RedirectLoop, 2));
+    assert_eq!(target.redirects(&head, 3).await.expect("redirects"), [fe.clone(), fe.clone(), be.clone()]);
+    let answer = wire::exchange(&be, &head, ROW.as_bytes()).await.expect("an answer");
+    assert_eq!(answer.text("Status"), "Success", "{answer:?}");
+    let circle = target.own().set_fault(Fault::always(FaultKind::RedirectLoop));
+    let head = target.load_head("t", "round");
+    assert_eq!(
+        target.redirects(&head, 4).await.expect("redirects"),
+        [fe.clone(), fe.clone(), fe.clone(), fe]
+    );
+    assert_eq!(target.state("round").await, "UNKNOWN", "a client that gives up has begun nothing");
+    target.own().clear_fault(circle);
+    assert_eq!(target.redirects(&head, 3).await.expect("redirects"), [be]);
+    assert_eq!(target.count("t").await, 1);
+}
+
+#[tokio::test]
 async fn the_be_is_down() {
     let Some(target) = with(FaultKind::BackendResets).await else { return };
     let head = target.load_head("t", "a");
@@ -244,14 +281,36 @@ async fn refusals_on_demand() {
     check(FaultKind::RunningTxnLimit, "Fail", "is 1000, larger than limit 1000").await;
     check(FaultKind::ShuttingDown, "Fail", "Service is shutting down, please retry later!").await;
     check(FaultKind::AccessDenied { at: Hop::Backend }, "Fail", "Access denied").await;
-    let memory = "Memory of process exceed limit".to_owned();
-    check(FaultKind::LoadFails { message: memory.clone() }, "Fail", &memory).await;
+    check(FaultKind::MemoryLimit, "Fail", "Memory of process exceed limit. ").await;
+    check(FaultKind::MemoryLimit, "Fail", "Mem usage has exceed the limit of BE").await;
+    check(FaultKind::LoadFails { message: "as told".to_owned() }, "Fail", "as told").await;
     let exists = |existing, form| FaultKind::LabelExists { existing, form };
     let used = "Label [a] has already been used.";
     check(exists(ExistingLabel::Finished, LabelForm::Status), "Label Already Exists", used).await;
     check(exists(ExistingLabel::Running, LabelForm::Status), "Label Already Exists", used).await;
     check(exists(ExistingLabel::Finished, LabelForm::Fail), "Fail", used).await;
     assert_eq!(target.load("t", "a", ROW).await.text("Status"), "Success");
+}
+
+#[tokio::test]
+async fn an_answer_may_come_as_late_as_the_timeout() {
+    const SLOW_MS: u64 = 3000;
+    let kind = FaultKind::SlowLoad { delay_ms: SLOW_MS };
+    let Some(target) = with(kind.clone()).await else { return };
+    let started = Instant::now();
+    let answer = target.send(&target.load_head("t", "slow").with("timeout", 10), ROW).await;
+    let answer = answer.expect("an answer");
+    assert!(started.elapsed() >= Duration::from_millis(SLOW_MS));
+    assert_eq!(answer.text("Status"), "Success", "who waits less than the timeout never hears of it");
+    assert!(answer.number("LoadTimeMs") >= SLOW_MS as i64, "by the BE's clock too: {answer:?}");
+    // Behind the timeout nothing is loaded any more: the label is decided, and nobody need wait longer.
+    target.own().set_fault(Fault::times(kind, 1));
+    let late = target.load_head("t", "late").with("timeout", 1);
+    let (answer, ()) = tokio::join!(target.send(&late, ROW), target.until_state("late", "ABORTED"));
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.text("Status"), "Fail", "{answer:?}");
+    assert_eq!(target.state("late").await, "ABORTED");
+    assert_eq!(target.count("t").await, 1);
 }
 
 #[tokio::test]
@@ -341,6 +400,7 @@ async fn a_new_leader_knows_labels_and_no_open_transactions() {
             .with("label", label)
             .with("format", "json")
     };
+    assert_eq!(target.load("t", "done", ROW).await.text("Status"), "Success");
     let be = wire::authority(&target.own().be_url());
     for (name, label, body) in
         [("begin", "open", ""), ("begin", "ready", ""), ("load", "ready", ROW), ("prepare", "ready", "")]
@@ -355,11 +415,12 @@ async fn a_new_leader_knows_labels_and_no_open_transactions() {
     let load = operation("load", "open");
     let gone = wire::exchange(&be, &load, ROW.as_bytes()).await.expect("an answer");
     assert_eq!(gone.text("Status"), "TXN_NOT_EXISTS");
-    assert_eq!(
-        (target.state("open").await, target.state("ready").await),
-        ("PREPARE".into(), "PREPARED".into())
-    );
+    for (label, state) in [("open", "PREPARE"), ("ready", "PREPARED"), ("done", "VISIBLE")] {
+        assert_eq!(target.state(label).await, state, "{label}");
+    }
+    let again = target.load("t", "done", ROW).await;
+    assert_eq!(again.text("ExistingJobStatus"), "FINISHED", "the new leader knows it as used: {again:?}");
     let commit = wire::exchange(&target.fe, &operation("commit", "ready"), b"").await.expect("an answer");
     assert_eq!(commit.text("Status"), "OK", "what is prepared is not concerned: {commit:?}");
-    assert_eq!(target.count("t").await, 1);
+    assert_eq!(target.count("t").await, 2);
 }

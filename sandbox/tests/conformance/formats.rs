@@ -23,7 +23,8 @@ fn packed(name: &str, body: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn packed_bodies_are_unpacked() {
-    let target = Target::any().await;
+    // Older releases unpack CSV only.
+    let Some(target) = Target::since([3, 2, 7]).await else { return };
     target.table("t", "DUPLICATE KEY").await;
     for (number, name) in ["gzip", "lz4_frame", "zstd"].into_iter().enumerate() {
         let lines = (0..3000).map(|row| format!("{{\"id\":{row},\"name\":\"{name}\",\"qty\":1}}\n"));
@@ -43,7 +44,7 @@ async fn packed_bodies_are_unpacked() {
 
 #[tokio::test]
 async fn a_body_that_is_not_packed_as_it_says_fails() {
-    let target = Target::any().await;
+    let Some(target) = Target::since([3, 2, 7]).await else { return };
     target.table("t", "DUPLICATE KEY").await;
     let body = packed("gzip", "{\"id\":1}\n");
     for (label, name) in [("a", "zstd"), ("b", "lz4_frame")] {

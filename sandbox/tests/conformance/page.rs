@@ -1,19 +1,33 @@
 //! `docs/conformance.md` and this suite name the same cases, and say the same of which cluster they need.
+//!
+//! Names, files and columns are compared here. Whether a case asserts what its sentence says, a reader must judge.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What a case runs against.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 enum Needs {
     /// A sandbox, or a cluster.
     Any,
+    /// A sandbox, or a cluster of this release or a later one.
+    Since(String),
     /// Switches that only a sandbox has.
     Sandbox,
 }
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn needs(body: &str) -> Needs {
+    const SINCE: &str = "Target::since([";
+    let own = ["Target::sandbox(", "with(FaultKind::", "with(kind", "skipped: needs a sandbox"];
+    if own.iter().any(|text| body.contains(text)) {
+        return Needs::Sandbox;
+    }
+    let release = body.split(SINCE).nth(1).and_then(|rest| rest.split(']').next());
+    release.map_or(Needs::Any, |release| Needs::Since(release.replace(", ", ".")))
 }
 
 /// The cases of the suite, as `module::case`.
@@ -28,9 +42,7 @@ fn cases() -> BTreeMap<String, Needs> {
         for case in text.split(MARK).skip(1) {
             let name = case.split('(').next().expect("something before the bracket");
             let body = case.split("\n}\n").next().expect("something before the end");
-            let own = ["Target::sandbox(", "with(FaultKind::", "with(kind)", "skipped: needs a sandbox"];
-            let needs = if own.iter().any(|text| body.contains(text)) { Needs::Sandbox } else { Needs::Any };
-            cases.insert(format!("{module}::{name}"), needs);
+            cases.insert(format!("{module}::{name}"), needs(body));
         }
     }
     cases
@@ -49,31 +61,49 @@ fn listed(page: &str) -> BTreeMap<String, Needs> {
         let (name, rest) = row.split_once("` | ").expect("a second column");
         let (needs, why) = rest.split_once(" |").expect("a third column");
         let why = why.trim().trim_end_matches('|').trim();
-        let needs = match needs {
-            "any" => Needs::Any,
-            "sandbox" => Needs::Sandbox,
-            other => panic!("{name} needs {other}"),
+        let needs = match (needs, needs.strip_suffix(" on")) {
+            ("any", _) => Needs::Any,
+            ("sandbox", _) => Needs::Sandbox,
+            (_, Some(release)) => Needs::Since(release.to_owned()),
+            (other, None) => panic!("{name} needs {other}"),
         };
         assert_eq!(
             why.is_empty(),
             needs == Needs::Any,
-            "{name}: a reason belongs to those that cannot run on a cluster"
+            "{name}: a reason belongs to those that cannot run on every cluster"
         );
         assert!(listed.insert(name.to_owned(), needs).is_none(), "{name} is listed twice");
     }
     listed
 }
 
-/// Every `module::case` that the page names, wherever.
-fn named(page: &str) -> BTreeSet<&str> {
-    let quoted = page.split('`').skip(1).step_by(2);
+/// Every `module::case` that a text names, wherever.
+fn named(text: &str) -> BTreeSet<&str> {
+    let quoted = text.split('`').skip(1).step_by(2);
     quoted.filter(|text| text.contains("::") && !text.contains([' ', '/'])).collect()
+}
+
+/// Every `path/of/a/file.rs::test` that a text cites: what is shown elsewhere.
+fn cited(text: &str) -> Vec<(&str, &str)> {
+    let quoted = text.split('`').skip(1).step_by(2).filter(|text| !text.contains(' '));
+    quoted.filter_map(|text| text.split_once("::").filter(|(file, _)| file.ends_with(".rs"))).collect()
+}
+
+/// The rows above "All cases", without their heads: sentence, cases, sandbox, cluster.
+fn sentences(page: &str) -> Vec<[&str; 4]> {
+    let (sentences, _) = page.split_once("## All cases").expect("the heading");
+    let rows = sentences.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| sentence"));
+    rows.map(|row| {
+        let columns: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        columns.try_into().unwrap_or_else(|_| panic!("not four columns: {row}"))
+    })
+    .collect()
 }
 
 #[test]
 fn the_page_lists_each_case_once_and_names_no_other() {
     let (page, cases) = (page(), cases());
-    assert!(cases.len() >= 90, "only {} cases were found", cases.len());
+    assert!(cases.len() >= 100, "only {} cases were found", cases.len());
     let listed = listed(&page);
     let missing: Vec<_> = cases.keys().filter(|case| !listed.contains_key(*case)).collect();
     let unknown: Vec<_> = named(&page).into_iter().filter(|name| !cases.contains_key(*name)).collect();
@@ -86,21 +116,39 @@ fn the_page_lists_each_case_once_and_names_no_other() {
 }
 
 #[test]
-fn every_sentence_has_a_case_or_a_reason() {
+fn every_sentence_has_cases_that_can_run_where_it_says() {
+    let (page, cases) = (page(), cases());
+    let rows = sentences(&page);
+    assert!(rows.len() >= 60, "only {} sentences", rows.len());
+    for [sentence, shown_by, sandbox, cluster] in rows {
+        let runs = |case: &&str| cases.get(*case) != Some(&Needs::Sandbox);
+        let named = named(shown_by);
+        assert!(!named.is_empty(), "no case: {sentence}");
+        assert!(sandbox == "shown" || sandbox.starts_with("in part: "), "{sentence}: {sandbox}");
+        // Whoever says "can" names no case that a cluster skips; whoever says "cannot", none that it runs.
+        let (all, any) = (named.iter().all(runs), named.iter().any(runs));
+        let fits = match cluster.split(':').next() {
+            Some("can") => all && cluster == "can",
+            Some("in part") => any,
+            Some("cannot") => !any,
+            Some(_) | None => false,
+        };
+        assert!(fits, "{sentence}: {cluster}, with {named:?}");
+        let has_reason = cluster.split_once(": ").is_some_and(|(_, reason)| !reason.is_empty());
+        assert!(cluster == "can" || has_reason, "{sentence}: why {cluster}?");
+    }
+}
+
+#[test]
+fn what_is_cited_from_elsewhere_exists() {
     let page = page();
-    let (sentences, _) = page.split_once("## All cases").expect("the heading");
-    let rows: Vec<&str> =
-        sentences.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| sentence")).collect();
-    assert!(rows.len() >= 40, "only {} sentences", rows.len());
-    for row in rows {
-        let columns: Vec<&str> = row.trim_matches('|').split(" | ").collect();
-        let [_, cases, sandbox, cluster] = columns.as_slice() else { panic!("not four columns: {row}") };
-        assert!(cases.contains("::") || cases.contains("none:"), "neither a case nor a reason: {row}");
-        assert!(["ran", "–"].contains(&sandbox.trim()), "ran against the sandbox or not: {row}");
-        let cluster = cluster.trim();
-        assert!(
-            cluster == "can" || cluster.starts_with("in part: ") || cluster.starts_with("cannot: "),
-            "{row}"
-        );
+    let cited = cited(&page);
+    assert!(cited.len() >= 5, "only {cited:?}");
+    for (file, test) in cited {
+        let text =
+            std::fs::read_to_string(root().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
+        let at = text.find(&format!("fn {test}(")).unwrap_or_else(|| panic!("no {test} in {file}"));
+        let mark = text[..at].rsplit("\n\n").next().unwrap_or_default();
+        assert!(mark.contains("test]") || mark.contains("test("), "{test} of {file} is no test: {mark}");
     }
 }

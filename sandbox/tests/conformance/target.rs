@@ -46,6 +46,20 @@ impl Target {
         Some(Self::of(Sandbox::start(options).await.expect("free ports")).await)
     }
 
+    /// As [`Target::any`], if it is of this release or a later one; `None`, with a line that says so, if it is older.
+    pub(crate) async fn since(release: [u32; 3]) -> Option<Self> {
+        let target = Self::any().await;
+        let told = target.rows("SELECT current_version()").await.join("");
+        let numbers = told.split(|letter: char| !letter.is_ascii_digit()).map_while(|part| part.parse().ok());
+        let has: Vec<u32> = numbers.take(release.len()).collect();
+        // A build without a number is of the main branch.
+        if !has.is_empty() && has.as_slice() < release.as_slice() {
+            println!("skipped: needs a release from {release:?} on, and this is {told}");
+            return None;
+        }
+        Some(target)
+    }
+
     async fn of(sandbox: Sandbox) -> Self {
         let fe = wire::authority(&sandbox.fe_url());
         let query = format!("127.0.0.1:{}", sandbox.query_port());
@@ -65,6 +79,11 @@ impl Target {
         connection.query_drop(format!("CREATE DATABASE {db}")).await.expect("a new database");
         connection.query_drop(format!("USE {db}")).await.expect("the new database");
         Self { sandbox, fe, query, password, db, connection: tokio::sync::Mutex::new(connection) }
+    }
+
+    /// Whether this is a sandbox, whose release is known to the letter.
+    pub(crate) fn is_sandbox(&self) -> bool {
+        self.sandbox.is_some()
     }
 
     pub(crate) fn own(&self) -> &Sandbox {
@@ -157,6 +176,16 @@ impl Target {
         assert_eq!(answer.status, 307, "{answer:?}");
         let location = answer.header("location").expect("a redirect names its target");
         Ok((wire::authority(location), wire::path(location)))
+    }
+
+    /// Follows the redirects of a request without its body, `max` at most: the authorities that were named, in their
+    /// order, up to the first that is not the FE's.
+    pub(crate) async fn redirects(&self, head: &Head, max: usize) -> io::Result<Vec<String>> {
+        let mut named = Vec::new();
+        while named.len() < max && named.last().is_none_or(|last| *last == self.fe) {
+            named.push(self.redirect(head).await?.0);
+        }
+        Ok(named)
     }
 
     /// A whole load: FE, redirect, BE.

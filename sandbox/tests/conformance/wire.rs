@@ -2,8 +2,12 @@
 
 use base64::Engine as _;
 use std::io;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+
+/// How long the other side may take to close a connection that it is done with.
+const CLOSE_WITHIN: Duration = Duration::from_secs(10);
 
 /// A request's head.
 #[derive(Debug, Clone)]
@@ -70,6 +74,16 @@ impl Answer {
         self.json()[field].as_str().unwrap_or_else(|| panic!("no text {field} in {}", self.body)).to_owned()
     }
 
+    /// Status and message of an FE's refusal, as newer releases spell the two fields or as older ones do.
+    pub(crate) fn refusal(&self) -> (String, String) {
+        let document = self.json();
+        let text = |names: [&str; 2]| {
+            let found = names.iter().find_map(|name| document[*name].as_str());
+            found.unwrap_or_else(|| panic!("none of {names:?} in {}", self.body)).to_owned()
+        };
+        (text(["Status", "status"]), text(["Message", "msg"]))
+    }
+
     pub(crate) fn number(&self, field: &str) -> i64 {
         self.json()[field].as_i64().unwrap_or_else(|| panic!("no number {field} in {}", self.body))
     }
@@ -133,9 +147,15 @@ impl Connection {
         }
     }
 
-    /// Whether the other side closes without another byte.
+    /// Ends what this side has to say; the other side can still answer.
+    pub(crate) async fn end(&mut self) -> io::Result<()> {
+        self.stream.shutdown().await
+    }
+
+    /// Whether the other side closes without another byte, and soon.
     pub(crate) async fn is_closed(&mut self) -> bool {
-        self.more().await.is_err() && self.read.is_empty()
+        let more = tokio::time::timeout(CLOSE_WITHIN, self.more()).await;
+        matches!(more, Ok(Err(_))) && self.read.is_empty()
     }
 }
 

@@ -194,11 +194,9 @@ impl Tally {
     pub(super) fn point(&mut self, what: &str) {
         let (name, action) = what.split_once(' ').unwrap_or((what, ""));
         match (name, action.split(' ').next().unwrap_or_default()) {
-            ("clock", jump_s) => {
-                // Each process tells of each jump: the first one counts.
-                if jump_s.parse().is_ok_and(|jump_s: i64| self.jumps.remove(&jump_s)) {
-                    self.fired("clock jump");
-                }
+            // Each process tells of each jump: the first one counts.
+            ("clock", jump_s) if jump_s.parse().is_ok_and(|jump_s: i64| self.jumps.remove(&jump_s)) => {
+                self.fired("clock jump");
             }
             (_, "freeze") => self.fired("freeze at a failpoint"),
             ("letters.before_fsync", "wait") => self.fired("slow disk"),

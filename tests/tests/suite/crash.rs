@@ -1,9 +1,10 @@
 //! kill -9, again and again: what was promised is still true.
 
-use rand::RngExt as _;
+use rand::{RngExt as _, rngs::StdRng};
 use std::{collections::BTreeMap, time::Duration};
-use tidemill_sandbox::{FaultKind, Options};
+use tidemill_sandbox::FaultKind;
 use tidemill_tests::{
+    chance,
     kafka::{self, Record},
     limit::within,
     oracle::Promise,
@@ -19,13 +20,11 @@ const BATCHES: &str = "max_rows = 500\nlinger = \"200ms\"";
 
 /// Many small loads need a compaction that keeps up.
 fn stand(name: &str, model: Model) -> Stand {
-    let options = Options { compaction: Some(Duration::from_secs(1)), ..Options::default() };
-    Stand::on(kafka::shared(), name, 4, model, options)
+    Stand::compacting(kafka::shared(), name, 4, model)
 }
 
 /// Starts the pipeline, lets it live for a random while, kills it, twenty times; then lets the last one finish.
-fn live_and_die(stand: &Stand) {
-    let mut random = rand::rng();
+fn live_and_die(stand: &Stand, random: &mut StdRng) {
     let mut pipeline = stand.pipeline();
     pipeline.batch = BATCHES.to_owned();
     stand.warehouse.fault(FaultKind::SlowLoad { delay_ms: COMMIT_DELAY_MS });
@@ -56,7 +55,7 @@ fn twenty_kills_lose_nothing() {
     within(300, || {
         let stand = stand("kills", Model::Duplicate);
         stand.produce(0..RECORDS);
-        live_and_die(&stand);
+        live_and_die(&stand, &mut chance::seeded());
         stand.judge(RECORDS).must_keep(Promise::AtLeastOnce);
     });
 }
@@ -66,7 +65,7 @@ fn twenty_kills_leave_a_primary_key_table_as_the_source_says() {
     within(300, || {
         const KEYS: u64 = 500;
         let stand = stand("kills_primary", Model::Primary);
-        let mut random = rand::rng();
+        let mut random = chance::seeded();
         let mut expected = BTreeMap::new();
         let records: Vec<Record> = (0..RECORDS)
             .map(|version| {
@@ -77,7 +76,7 @@ fn twenty_kills_leave_a_primary_key_table_as_the_source_says() {
             })
             .collect();
         stand.kafka.produce(&stand.name, records);
-        live_and_die(&stand);
+        live_and_die(&stand, &mut random);
         assert_eq!(stand.warehouse.amounts(&stand.table), expected, "each key has its last version");
     });
 }

@@ -1,25 +1,20 @@
 //! `delivery = "exactly_once"`: every record once in a Duplicate Key table, whatever is killed, frozen or lost.
 
-use std::time::Duration;
-
-use rand::RngExt as _;
 use tidemill_sandbox::{AnswerFault, FaultKind, Hop, Options};
 use tidemill_tests::{
     acl::{self, Operation, Resource},
     kafka::{self, Kafka, Record},
     limit::within,
-    machine,
     oracle::Promise,
-    pipeline::{Pipeline, transform},
+    pipeline::Pipeline,
     process::tidemill_output,
+    proxy::Proxy,
     stand::{Model, Stand},
-    wait_until,
 };
 
 /// Many small epochs need a compaction that keeps up.
 fn stand(name: &str, partitions: i32) -> Stand {
-    let options = Options { compaction: Some(Duration::from_secs(1)), ..Options::default() };
-    Stand::on(kafka::shared(), name, partitions, Model::Duplicate, options)
+    Stand::compacting(kafka::shared(), name, partitions, Model::Duplicate)
 }
 
 fn pipeline(stand: &Stand, batch: &str) -> Pipeline {
@@ -52,24 +47,10 @@ fn ten_kills_in_the_midst_of_epochs_lose_and_double_nothing() {
     const EACH: u64 = 80_000;
     within(420, || {
         let stand = stand("once_kills", 4);
-        let mut random = rand::rng();
         let pipeline = pipeline(&stand, "max_rows = 500\nlinger = \"200ms\"");
         // Each step of an epoch takes a while, so that kills come between them.
         stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 30 });
-        let mut sent = 0;
-        let offsets = stand.offsets();
-        for kill in 1..=KILLS {
-            stand.produce(sent..sent + EACH);
-            sent += EACH;
-            let before = offsets.sum();
-            let mut tidemill = stand.run(&pipeline);
-            // What the one before left open in Kafka is waited for first.
-            stand.until_released(60, before + 1);
-            let life = Duration::from_millis(random.random_range(0..900));
-            let _ = wait_until(life, || (offsets.sum() >= sent).then_some(()));
-            assert!(offsets.sum() < sent, "kill {kill} of {KILLS} hits a process that is loading");
-            tidemill.kill();
-        }
+        let sent = stand.killed_in_epochs(&pipeline, KILLS, EACH, |ids| stand.produce(ids));
         stand.warehouse.clear_faults();
         let mut last = stand.run(&pipeline);
         stand.until_released(120, sent);
@@ -78,25 +59,64 @@ fn ten_kills_in_the_midst_of_epochs_lose_and_double_nothing() {
     });
 }
 
+/// Each answer is lost twice: that to the first try, and to the one after it.
 #[test]
 fn lost_answers_lose_and_double_nothing() {
-    within(180, || {
+    const LOST: u64 = 2;
+    within(240, || {
         let stand = stand("once_answers", 2);
         let mut tidemill = stand.run(&pipeline(&stand, "max_rows = 200\nlinger = \"100ms\""));
+        tidemill.until(60, "a partition", |metrics| metrics.count("tidemill_partitions", &[]) == 2);
         let mut sent = 0;
         for how in [AnswerFault::Dropped, AnswerFault::Truncated, AnswerFault::Empty, AnswerFault::Http502] {
             for (at, committed) in
                 [(Hop::Backend, true), (Hop::Backend, false), (Hop::Frontend, false), (Hop::State, false)]
             {
-                stand.warehouse.fault_times(FaultKind::AnswerLost { at, how, committed }, 2);
+                let lost = FaultKind::AnswerLost { at, how, committed };
+                let fault = stand.warehouse.fault_times_on(&stand.table, lost, LOST);
                 stand.produce(sent..sent + 500);
                 sent += 500;
+                // Of one kind after the other: no fault is left for the next one's epochs, and no epoch for its faults.
+                stand.warehouse.until_fired(fault, LOST);
                 stand.until_released(60, sent);
+                stand.warehouse.until_rows(60, &stand.table, sent);
             }
         }
-        assert!(stand.warehouse.faults_fired() >= 16, "{} faults fired", stand.warehouse.faults_fired());
         tidemill.drain(30);
         stand.judge(sent).must_keep(Promise::Once);
+    });
+}
+
+/// Cut off from FE and BE when a load has begun and nothing of its body has left: what was begun is never filled.
+#[test]
+fn a_process_cut_from_starrocks_between_begin_and_body_loads_once() {
+    const RECORDS: u64 = 1_000;
+    /// The time to cut in.
+    const REDIRECT_TAKES_MS: u64 = 3_000;
+    within(120, || {
+        let stand = stand("once_cut", 1);
+        let proxy = Proxy::to(stand.warehouse.fe_address());
+        let mut cut_off = pipeline(&stand, "linger = \"200ms\"");
+        cut_off.fe = vec![format!("http://{}", proxy.address())];
+        let mut tidemill = stand.run(&cut_off);
+        tidemill.until(60, "a partition", |metrics| metrics.count("tidemill_partitions", &[]) == 1);
+        let slow = stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: REDIRECT_TAKES_MS });
+        stand.produce(0..RECORDS);
+        // The first redirect is that of the begin, which was answered before the body is on its way to the second.
+        stand.warehouse.until_fired(slow, 2);
+        proxy.refuse();
+        assert!(proxy.cut() > 0, "the body waits for its redirect");
+        stand.warehouse.fault(FaultKind::BackendRefuses);
+        tidemill.until(60, "the epoch is given up", |metrics| {
+            metrics.count("tidemill_epochs_rolled_back_total", &[]) > 0
+        });
+        assert_eq!(stand.committed(), 0, "nothing is decided");
+        assert_eq!(stand.warehouse.stats(&stand.table).rows_loaded, 0);
+        stand.warehouse.clear_faults();
+        proxy.accept();
+        stand.until_released(90, RECORDS);
+        tidemill.drain(30);
+        stand.judge(RECORDS).must_keep(Promise::Once);
     });
 }
 
@@ -157,8 +177,7 @@ fn a_broker_that_dies_while_epochs_are_decided_loses_and_doubles_nothing() {
     within(240, || {
         const EACH: u64 = 4_000;
         let mut broker = kafka::own_broker(&[]);
-        let options = Options { compaction: Some(Duration::from_secs(1)), ..Options::default() };
-        let stand = Stand::on(kafka::Kafka::of(&broker), "once_broker", 3, Model::Duplicate, options);
+        let stand = Stand::compacting(Kafka::of(&broker), "once_broker", 3, Model::Duplicate);
         stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 20 });
         let mut tidemill = stand.run(&pipeline(&stand, "max_rows = 100\nlinger = \"50ms\""));
         for round in 0..4 {
@@ -179,9 +198,6 @@ fn the_tables_of_an_epoch_are_loaded_once_each_whenever_the_process_is_killed() 
     within(180, || {
         const RECORDS: u64 = 40_000;
         let stand = stand("once_tables", 2);
-        for table in ["clicks", "views"] {
-            stand.warehouse.duplicate_table(table);
-        }
         let kinds = ["click", "view", "view"];
         let record = |id: u64| {
             let kind = kinds[usize::try_from(id % 3).expect("small")];
@@ -189,11 +205,7 @@ fn the_tables_of_an_epoch_are_loaded_once_each_whenever_the_process_is_killed() 
         };
         stand.kafka.produce(&stand.name, (0..RECORDS).map(record));
         let mut pipeline = pipeline(&stand, "max_rows = 300\nlinger = \"100ms\"");
-        pipeline.transforms = transform(
-            &machine::plugin("route"),
-            r#"{ field = "kind", tables = { click = "clicks", view = "views" } }"#,
-        );
-        pipeline.sink_more = "tables = [\"clicks\", \"views\"]".to_owned();
+        stand.routed(&mut pipeline);
         pipeline.pipeline_more = "verify = true".to_owned();
         stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 20 });
         for kill in 1..6 {
@@ -207,14 +219,7 @@ fn the_tables_of_an_epoch_are_loaded_once_each_whenever_the_process_is_killed() 
         let metrics = last.metrics().expect("metrics");
         assert!(metrics.count("tidemill_chunks_verified_total", &[]) > 0, "{metrics:?}");
         last.drain(30);
-        let mut all: Vec<u64> =
-            ["clicks", "views"].iter().flat_map(|table| stand.warehouse.ids(table)).collect();
-        all.sort_unstable();
-        assert!(
-            all.iter().copied().eq(0..RECORDS),
-            "{} rows of {RECORDS}, each in its table once",
-            all.len()
-        );
+        stand.judge_routed(RECORDS).must_keep(Promise::Once);
     });
 }
 

@@ -1,25 +1,27 @@
 //! Dead letters of an exactly_once pipeline on its source's cluster: each once, with the decision about its record.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
-use rand::RngExt as _;
 use serde_json::Value;
-use tidemill_sandbox::{FaultKind, Options};
+use tidemill_sandbox::FaultKind;
 use tidemill_tests::{
-    kafka::{self, Record},
+    kafka::{self, Kafka, Record},
     limit::within,
     machine,
     oracle::{self, Promise},
     pipeline::{Pipeline, transform},
     process::tidemill_output,
+    proxy::Loss,
     stand::{Model, Stand},
     wait_until, warehouse,
 };
 
 /// A stand with a topic for letters, and a pipeline with the plugin that rejects what asks for it.
 fn stand_with_letters(name: &str, partitions: i32, batch: &str) -> (Stand, Pipeline, String) {
-    let options = Options { compaction: Some(Duration::from_secs(1)), ..Options::default() };
-    let stand = Stand::on(kafka::shared(), name, partitions, Model::Duplicate, options);
+    with_letters(Stand::compacting(kafka::shared(), name, partitions, Model::Duplicate), batch)
+}
+
+fn with_letters(stand: Stand, batch: &str) -> (Stand, Pipeline, String) {
     let letters = format!("{}-dead", stand.name);
     stand.kafka.create_topic(&letters, 1);
     let pipeline = Pipeline {
@@ -42,6 +44,23 @@ fn record(id: u64) -> String {
     }
 }
 
+/// How many of the first so many records are rows.
+fn rows(records: u64) -> u64 {
+    (0..records).filter(|id| record(*id) == warehouse::row(*id)).count() as u64
+}
+
+fn produce(stand: &Stand, ids: Range<u64>) {
+    stand.kafka.produce(&stand.name, ids.map(|id| Record::of(record(id))));
+}
+
+/// Rows and letters together are all records, each once.
+fn must_be_once(stand: &Stand, topic: &str, records: u64) {
+    let letters = ids(&stand.kafka.read_all(topic));
+    assert_eq!(letters.len() as u64, records - rows(records), "letters");
+    let all = stand.warehouse.ids(&stand.table).into_iter().chain(letters);
+    oracle::judge(records, all).must_keep(Promise::Once);
+}
+
 /// The `id`s of letters: of the record, or of the row that it became.
 fn ids(letters: &[Record]) -> Vec<u64> {
     let id = |letter: &Record| {
@@ -58,33 +77,47 @@ fn kills_in_the_midst_of_epochs_with_rejects_keep_each_letter_once() {
     within(420, || {
         let (stand, pipeline, topic) =
             stand_with_letters("once_letters", 3, "max_rows = 500\nlinger = \"200ms\"");
-        let mut random = rand::rng();
         // Each step of an epoch takes a while, so that kills come between them.
         stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 20 });
-        let offsets = stand.offsets();
-        let mut sent = 0;
-        for kill in 1..=KILLS {
-            stand.kafka.produce(&stand.name, (sent..sent + EACH).map(|id| Record::of(record(id))));
-            sent += EACH;
-            let before = offsets.sum();
-            let mut tidemill = stand.run(&pipeline);
-            // What the one before left open in Kafka is waited for first.
-            stand.until_released(60, before + 1);
-            let life = Duration::from_millis(random.random_range(0..900));
-            let _ = wait_until(life, || (offsets.sum() >= sent).then_some(()));
-            assert!(offsets.sum() < sent, "kill {kill} of {KILLS} hits a process that is loading");
-            tidemill.kill();
-        }
+        let sent = stand.killed_in_epochs(&pipeline, KILLS, EACH, |ids| produce(&stand, ids));
         stand.warehouse.clear_faults();
         let mut last = stand.run(&pipeline);
         stand.until_released(180, sent);
         last.drain(30);
-        let letters = ids(&stand.kafka.read_all(&topic));
-        let expected = (0..sent).filter(|id| record(*id) != warehouse::row(*id)).count();
-        assert_eq!(letters.len(), expected, "letters");
-        // Rows and letters together are all records, each once.
-        let all = stand.warehouse.ids(&stand.table).into_iter().chain(letters);
-        oracle::judge(sent, all).must_keep(Promise::Once);
+        must_be_once(&stand, &topic, sent);
+    });
+}
+
+/// What ends the transaction of a decision is lost on its way to Kafka, or Kafka's answer is: the process cannot know what
+/// was decided about rows and letters, until it asks.
+#[test]
+fn decisions_of_unknown_outcome_keep_each_row_and_letter_once() {
+    const EACH: u64 = 200;
+    const UNKNOWN: &str = "the answer to a decision did not come";
+    within(240, || {
+        let (broker, proxy) = kafka::own_broker_behind_a_proxy();
+        let stand = Stand::compacting(Kafka::of(&broker), "once_unknown", 2, Model::Duplicate);
+        let (stand, pipeline, topic) = with_letters(stand, "linger = \"200ms\"");
+        let far = Pipeline { brokers: proxy.address().to_string(), ..pipeline };
+        let mut tidemill = stand.run(&far);
+        let mut sent = 0;
+        for (losses, loss) in (1..).zip([Loss::Request, Loss::Answer]) {
+            proxy.lose(loss);
+            produce(&stand, sent..sent + EACH);
+            sent += EACH;
+            let lost = wait_until(Duration::from_secs(60), || (proxy.losses() == losses).then_some(()));
+            lost.unwrap_or_else(|late| panic!("{loss:?} is to be lost: {late}"));
+            // By other connections: those that swallow stay as they are.
+            stand.until_released(60, sent);
+            stand.warehouse.until_rows(60, &stand.table, rows(sent));
+            let log = tidemill.log();
+            let waits = |line: &&str| line.contains(UNKNOWN) && line.contains("waiting and trying again");
+            assert_eq!(log.lines().filter(waits).count() as u64, losses, "{log}");
+            // An answer that is lost changes nothing; without the request nothing was decided.
+            assert_eq!(log.matches("was not written: its loads").count(), 1, "{log}");
+        }
+        tidemill.drain(30);
+        must_be_once(&stand, &topic, sent);
     });
 }
 
@@ -94,7 +127,7 @@ fn a_letter_is_seen_only_once_its_epoch_is_decided() {
         let (stand, pipeline, topic) = stand_with_letters("once_unseen", 1, "linger = \"100ms\"");
         // Nothing can be prepared.
         stand.warehouse.fault(FaultKind::NoBackend);
-        stand.kafka.produce(&stand.name, (0..100).map(|id| Record::of(record(id))));
+        produce(&stand, 0..100);
         let mut tidemill = stand.run(&pipeline);
         tidemill.until(60, "an epoch is tried", |metrics| {
             metrics.count("tidemill_records_read_total", &[]) == 100
@@ -134,7 +167,7 @@ fn letters_alone_are_decided_by_themselves_and_listed() {
 fn letters_are_listed_and_replayed_by_what_was_decided() {
     within(120, || {
         let (stand, pipeline, _) = stand_with_letters("once_replay", 1, "linger = \"100ms\"");
-        stand.kafka.produce(&stand.name, (0..40).map(|id| Record::of(record(id))));
+        produce(&stand, 0..40);
         let mut tidemill = stand.run(&pipeline);
         stand.until_released(60, 40);
         tidemill.drain(30);

@@ -2,11 +2,13 @@
 
 mod chaos;
 mod check;
+mod check_rights;
 mod crash;
 mod demo;
 mod dlq;
 mod exactly_once;
 mod exactly_once_letters;
+mod exactly_once_rebalances;
 mod formats;
 mod group;
 mod halts;

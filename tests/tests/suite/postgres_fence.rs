@@ -25,18 +25,13 @@ fn followed(name: &str) -> (Replica, Tidemill) {
     (replica, tidemill)
 }
 
-fn until_fired(replica: &Replica) {
-    let fired = || (replica.warehouse.faults_fired() > 0).then_some(());
-    wait_until(Duration::from_secs(30), fired).expect("a load meets the fault");
-}
-
 #[test]
 fn a_load_that_commits_after_its_process_died_brings_no_old_rows_back() {
     let (replica, mut tidemill) = followed("late");
     let late = FaultKind::LateCommit { delay_ms: LATE_MS, client: ClientFate::KeptWaiting };
-    replica.warehouse.fault_times(late, 1);
+    let late = replica.warehouse.fault_times_on("orders", late, 1);
     replica.postgres.run("UPDATE orders SET note = 'dead'");
-    until_fired(&replica);
+    replica.warehouse.until_fired(late, 1);
     tidemill.kill();
     replica.postgres.run("UPDATE orders SET note = 'new'");
     let mut successor = replica.run(&replica.pipeline());
@@ -53,9 +48,9 @@ fn a_load_that_commits_after_its_process_died_brings_no_old_rows_back() {
 fn a_process_that_thaws_sends_nothing_over_its_successors_rows() {
     let (replica, mut frozen) = followed("thaw");
     // Begun, and its body not yet wanted: there it freezes.
-    replica.warehouse.fault_times(FaultKind::ContinueWithheld { delay_ms: 2_000 }, 1);
+    let held = replica.warehouse.fault_times_on("orders", FaultKind::ContinueWithheld { delay_ms: 2_000 }, 1);
     replica.postgres.run("UPDATE orders SET note = 'frozen'");
-    until_fired(&replica);
+    replica.warehouse.until_fired(held, 1);
     frozen.freeze();
     replica.postgres.run("UPDATE orders SET note = 'new'; DELETE FROM orders WHERE id > 50");
     let mut successor = replica.run(&replica.pipeline());
@@ -73,9 +68,9 @@ fn a_process_that_was_overtaken_stands_by_and_takes_over_again() {
     let mut second = replica.run(&replica.pipeline());
     second.until_logged(30, "standing by");
     // Some rows are on their way, and some wait in its own memory.
-    replica.warehouse.fault_times(FaultKind::ContinueWithheld { delay_ms: 2_000 }, 1);
+    let held = replica.warehouse.fault_times_on("orders", FaultKind::ContinueWithheld { delay_ms: 2_000 }, 1);
     replica.postgres.run("UPDATE orders SET note = 'frozen'");
-    until_fired(&replica);
+    replica.warehouse.until_fired(held, 1);
     replica.postgres.run("INSERT INTO orders SELECT n, 'frozen, too' FROM generate_series(200, 5000) n");
     first.freeze();
     let frozen_at = Instant::now();
@@ -87,7 +82,8 @@ fn a_process_that_was_overtaken_stands_by_and_takes_over_again() {
     let stands_by = |log: &str| log.rfind("another process has taken slot") < log.rfind("reads slot");
     let waits = || stands_by(&first.log()).then_some(());
     wait_until(Duration::from_secs(60), waits).unwrap_or_else(|late| panic!("{late}: {}", first.log()));
-    first.until_answer(30, "/ready", 503);
+    let said = first.until_answer(30, "/ready", 200);
+    assert!(said.contains("standing by"), "{said}");
     // Nothing of what it had read is left.
     let empty = |name| move |metrics: &Metrics| metrics.has(name) && metrics.count(name, &[]) == 0;
     first.until(30, "no record in flight", empty("tidemill_records_in_flight"));
@@ -99,7 +95,10 @@ fn a_process_that_was_overtaken_stands_by_and_takes_over_again() {
         .postgres
         .run("UPDATE orders SET note = 'again' WHERE id < 20; INSERT INTO orders VALUES (9000, 'last')");
     replica.until_equal(TAKEN_OVER_WITHIN_S, &["orders"]);
-    first.until_ready(30);
+    let leads =
+        || first.get("/ready").filter(|(status, said)| *status == 200 && !said.contains("standing by"));
+    let led = wait_until(Duration::from_secs(30), leads);
+    led.unwrap_or_else(|late| panic!("ready, and no standby: {late}; it says {:?}", first.get("/ready")));
     first.drain(30);
 }
 

@@ -7,7 +7,7 @@ use tidemill_tests::{
     kafka::Record,
     limit::within,
     machine,
-    oracle::{self, Promise},
+    oracle::Promise,
     pipeline::{Pipeline, transform},
     process::Tidemill,
     replica::Replica,
@@ -25,30 +25,19 @@ fn until_assigned(tidemill: &mut Tidemill, partitions: u64) {
     });
 }
 
-fn until_fired(stand: &Stand, times: u64) {
-    let fired = || (stand.warehouse.faults_fired() >= times).then_some(());
-    wait_until(Duration::from_secs(30), fired).expect("a load meets the fault");
-}
-
 /// One table takes nothing, the other one all: the later rows are durable before the earlier ones.
 #[test]
 fn nothing_is_released_past_rows_that_another_table_does_not_take() {
     within(120, || {
         let stand = Stand::new("out_of_order", 1, Model::Duplicate);
-        stand.warehouse.duplicate_table("clicks");
-        stand.warehouse.duplicate_table("views");
         let record = |kind: &str, id: u64| Record::of(format!(r#"{{"id":{id},"kind":"{kind}","amount":1}}"#));
         let mut pipeline = stand.pipeline();
-        pipeline.transforms = transform(
-            &machine::plugin("route"),
-            r#"{ field = "kind", tables = { click = "clicks", view = "views" } }"#,
-        );
-        pipeline.sink_more = "tables = [\"clicks\", \"views\"]".to_owned();
+        stand.routed(&mut pipeline);
         pipeline.source_more = "commit_interval = \"50ms\"".to_owned();
-        stand.warehouse.fault_on("clicks", FaultKind::TooManyVersions);
+        let refused = stand.warehouse.fault_on("clicks", FaultKind::TooManyVersions);
         let mut tidemill = stand.run(&pipeline);
         stand.kafka.produce(&stand.name, (0..500).map(|id| record("click", id)));
-        until_fired(&stand, 1);
+        stand.warehouse.until_fired(refused, 1);
         // Of another span, since the first one was read long ago.
         stand.kafka.produce(&stand.name, (500..1_000).map(|id| record("view", id)));
         stand.warehouse.until_rows(30, "views", 500);
@@ -59,8 +48,7 @@ fn nothing_is_released_past_rows_that_another_table_does_not_take() {
         let mut next = stand.run(&pipeline);
         stand.until_released(60, 1_000);
         next.drain(30);
-        let ids = ["clicks", "views"].iter().flat_map(|table| stand.warehouse.ids(table));
-        oracle::judge(1_000, ids).must_keep(Promise::AtLeastOnce);
+        stand.judge_routed(1_000).must_keep(Promise::AtLeastOnce);
     });
 }
 
@@ -100,9 +88,9 @@ fn what_lands_after_its_partition_was_taken_moves_no_offset_back() {
         let mut pipeline = stand.pipeline();
         pipeline.source_more = "commit_interval = \"50ms\"".to_owned();
         produce(0..1_000);
-        stand.warehouse.fault(FaultKind::SlowLoad { delay_ms: 1_000 });
+        let slow = stand.warehouse.fault_on(&stand.table, FaultKind::SlowLoad { delay_ms: 1_000 });
         let mut frozen = stand.run(&pipeline);
-        until_fired(&stand, 1);
+        stand.warehouse.until_fired(slow, 1);
         frozen.freeze();
         stand.warehouse.clear_faults();
         let mut successor = stand.run(&pipeline);
@@ -138,13 +126,14 @@ fn a_body_whose_answer_was_lost_counts_once() {
         let stand = Stand::new("body_answer", 1, Model::Duplicate);
         let mut tidemill = stand.run(&exactly_once(&stand));
         until_assigned(&mut tidemill, 1);
-        stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 1_000 });
+        let slow = stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 1_000 });
         stand.produce(0..1_000);
         // The first redirect is that of the begin; while the second one waits, the body is the next thing to come.
-        until_fired(&stand, 2);
+        stand.warehouse.until_fired(slow, 2);
         let lost = FaultKind::AnswerLost { at: Hop::Backend, how: AnswerFault::Dropped, committed: true };
-        stand.warehouse.fault_times(lost, 1);
-        until_fired(&stand, 4);
+        let lost = stand.warehouse.fault_times(lost, 1);
+        assert_eq!(stand.warehouse.fired(slow), 2, "the body has not gone by");
+        stand.warehouse.until_fired(lost, 1);
         stand.warehouse.clear_faults();
         stand.until_released(60, 1_000);
         tidemill.drain(30);
@@ -236,10 +225,9 @@ fn a_load_that_begins_after_its_process_was_overtaken_is_not_sent() {
         replica.until_equal(60, &["orders"]);
         replica.postgres.until_streaming(60, &replica.slot());
         // On its way to the BE, and there it freezes.
-        replica.warehouse.fault_on("orders", FaultKind::SlowRedirect { delay_ms: 1_000 });
+        let slow = replica.warehouse.fault_on("orders", FaultKind::SlowRedirect { delay_ms: 1_000 });
         replica.postgres.run("UPDATE orders SET note = 'frozen'");
-        let fired = || (replica.warehouse.faults_fired() > 0).then_some(());
-        wait_until(Duration::from_secs(30), fired).expect("a load meets the fault");
+        replica.warehouse.until_fired(slow, 1);
         frozen.freeze();
         replica.warehouse.clear_faults();
         replica.postgres.run("UPDATE orders SET note = 'new'; DELETE FROM orders WHERE id > 50");

@@ -83,23 +83,18 @@ fn a_dry_run_prints_rows_and_commits_nothing() {
 fn one_topic_goes_into_several_tables() {
     within(90, || {
         let stand = Stand::new("routed", 3, Model::Duplicate);
-        stand.warehouse.duplicate_table("clicks");
-        stand.warehouse.duplicate_table("views");
         let record = |id: u64| {
             let kind = if id.is_multiple_of(3) { "click" } else { "view" };
             Record::of(format!(r#"{{"id":{id},"kind":"{kind}","amount":1}}"#))
         };
         stand.kafka.produce(&stand.name, (0..3_000).map(record));
         let mut pipeline = stand.pipeline();
-        pipeline.transforms = transform(
-            &machine::plugin("route"),
-            r#"{ field = "kind", tables = { click = "clicks", view = "views" } }"#,
-        );
-        pipeline.sink_more = "tables = [\"clicks\", \"views\"]".to_owned();
+        stand.routed(&mut pipeline);
         let mut tidemill = stand.run(&pipeline);
         tidemill.until_settled(30, 3_000);
         assert_eq!(stand.warehouse.ids("clicks").len(), 1_000);
         assert_eq!(stand.warehouse.ids("views").len(), 2_000);
+        stand.judge_routed(3_000).must_keep(Promise::Once);
     });
 }
 

@@ -117,7 +117,8 @@ impl Table {
     }
 
     /// The batch to load now, if there is one and a free slot. Under pressure batches that were cut before it go
-    /// as one.
+    /// as one, unless they were cut before and after the table's key was known: rows of the one are loaded as they are,
+    /// those of the other told apart by it.
     pub(super) fn next_load(&mut self) -> Option<Batch> {
         if self.in_flight >= self.in_flight_max {
             return None;
@@ -128,7 +129,8 @@ impl Table {
             let (mut rows, mut bytes) = (batch.rows(), batch.bytes());
             while let Some(next) = self.ready.pop_front() {
                 (rows, bytes) = (rows + next.rows(), bytes + next.bytes());
-                if rows > limits.max_rows || bytes > limits.max_bytes {
+                let is_too_large = rows > limits.max_rows || bytes > limits.max_bytes;
+                if is_too_large || next.destination.key != batch.destination.key {
                     self.ready.push_front(next);
                     break;
                 }

@@ -286,15 +286,17 @@ fn what_one_pipeline_gives_up_is_not_the_others() {
     bench.land((batch, done));
 }
 
+/// A Primary Key table whose rows know its key, or do not.
+fn with_key(key: &[&str]) -> Arc<Destination> {
+    let key = key.iter().map(|column| (*column).to_owned()).collect();
+    let plain = destination("orders");
+    let (cluster, table) = (Arc::clone(&plain.cluster), plain.table.clone());
+    Arc::new(Destination { cluster, table, model: TableModel::Primary, key })
+}
+
 /// A source's table may go and come again with another key, and a pipeline that does not know the key is welcome to both.
 #[test]
 fn rows_are_folded_by_the_key_that_they_came_with() {
-    let with_key = |key: &[&str]| {
-        let key = key.iter().map(|column| (*column).to_owned()).collect();
-        let plain = destination("orders");
-        let (cluster, table) = (Arc::clone(&plain.cluster), plain.table.clone());
-        Arc::new(Destination { cluster, table, model: TableModel::Primary, key })
-    };
     let bench = Bench::new(1, NEVER, 1);
     let (shows, started) = mpsc::channel();
     let outlet = Arc::new(Shown(shows));
@@ -376,6 +378,31 @@ fn batches_grow_under_version_pressure_and_those_cut_before_it_go_as_one() {
     bench.hand_over(2, 0, 5);
     assert_eq!(bench.next().0.rows(), 20);
     bench.land(other);
+}
+
+/// An update of some columns that was loaded with rows whose key nobody knows would be loaded as a whole row.
+#[test]
+fn batches_from_before_and_after_the_key_was_known_are_loaded_apart() {
+    let limits = stretching(NEVER);
+    let outlet = Arc::new(Shown(mpsc::channel().0));
+    let mut table = table::Table::new(with_key(&[]), limits, 1, outlet);
+    let now = Instant::now();
+    let append = |table: &mut table::Table, rows| {
+        table.append(crate::batch::fakes::numbered_rows(rows), now, &BTreeSet::new());
+    };
+    append(&mut table, 0..10);
+    append(&mut table, 10..20);
+    table.welcome(&with_key(&["id"]));
+    append(&mut table, 20..30);
+    append(&mut table, 30..40);
+    assert!(table.see(Sign::Refused, now) && table.see(Sign::Refused, now + Duration::from_secs(2)));
+    assert_eq!(table.strain.limits().max_rows, 40, "all of it would fit into one load");
+    let loads = [(); 3].map(|()| {
+        let batch = table.next_load();
+        table.finished();
+        batch.map(|batch| (batch.rows(), batch.destination.key.clone()))
+    });
+    assert_eq!(loads, [Some((20, vec![])), Some((20, vec!["id".to_owned()])), None]);
 }
 
 #[test]

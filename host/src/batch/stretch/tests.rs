@@ -100,6 +100,56 @@ fn while_a_refused_load_waits_it_is_not_calm() {
     assert_eq!(stretch.rests_at(), Some(at + 2 * SECOND + BOUNDS.calm));
 }
 
+/// Whatever else asks for the stretch meanwhile: that load may still be refused.
+#[test]
+fn many_versions_do_not_bring_the_return_nearer_while_a_refused_load_waits() {
+    let at = now();
+    let mut stretch = Stretch::new(LIMITS);
+    let _ = stretch.see(Sign::Refused, at);
+    let (cause, _) = stretch.see(Sign::Versions(1_000), at + 2 * SECOND);
+    assert_eq!(cause, Some(Cause::Versions));
+    assert_eq!(stretch.rests_at(), Some(at + TRIED_AGAIN_WITHIN + BOUNDS.calm));
+    // Later ones than the refusal's count by themselves.
+    let later = at + TRIED_AGAIN_WITHIN + SECOND;
+    let _ = stretch.see(Sign::Versions(1_000), later);
+    assert_eq!(stretch.rests_at(), Some(later + BOUNDS.calm));
+}
+
+#[test]
+fn versions_hold_until_they_are_read_again_however_short_the_calm_is() {
+    let bounds = StretchBounds { calm: SECOND, ..BOUNDS };
+    let at = now();
+    for versions in [500, 250] {
+        let mut stretch = Stretch::new(BatchLimits { stretch: Some(bounds), ..LIMITS });
+        let _ = stretch.see(Sign::PublishTimeout, at);
+        let _ = stretch.see(Sign::Versions(versions), at);
+        // Loads that come through do not say that there are fewer versions.
+        let _ = stretch.see(Sign::Loaded { took: SECOND, bytes: 1 }, at + SECOND);
+        assert_eq!(stretch.rest(at + VERSIONS_EVERY), None, "{versions} versions");
+        assert!(stretch.rest(at + 2 * VERSIONS_EVERY).is_some_and(Step::ends), "nobody reads them any more");
+    }
+}
+
+/// With the default bounds and small batches the factor can become 65,536.
+#[test]
+fn the_way_back_is_short_however_far_the_bounds_are() {
+    let bounds = StretchBounds { max_rows: 5_000_000, max_bytes: 1 << 30, linger: 10 * SECOND, ..BOUNDS };
+    let limits = BatchLimits { max_rows: 100, max_bytes: 100 << 20, linger: SECOND, stretch: Some(bounds) };
+    let at = now();
+    let mut stretch = Stretch::new(limits);
+    for second in 0..16 {
+        let _ = stretch.see(Sign::PublishTimeout, at + SECOND * second);
+    }
+    assert_eq!((stretch.factor(), stretch.limits().max_rows), (1 << 16, bounds.max_rows));
+    let last = at + 15 * SECOND;
+    for factor in [1 << 12, 1 << 8, 1 << 4, 1] {
+        let due = stretch.rests_at().expect("it is stretched");
+        let _ = stretch.rest(due);
+        assert_eq!(stretch.factor(), factor, "{:?} after the last sign", due - last);
+    }
+    assert_eq!(stretch.rest(last + STEPS_BACK_MAX * BOUNDS.calm), None);
+}
+
 #[test]
 fn versions_raise_hold_and_let_go() {
     let at = now();

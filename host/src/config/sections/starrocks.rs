@@ -111,7 +111,10 @@ pub(in crate::config) static USER: Key<Text> = Key {
     name: "user",
     kind: Text { expected: "a user name without a colon", parse: user },
     presence: Presence::Required("\"root\""),
-    doc: "A user with the INSERT privilege on the tables, and SELECT if their model is to be looked up.",
+    doc: "A user with the INSERT privilege on the tables, and SELECT if their model is to be looked up. With CREATE TABLE \
+          on the database it makes the table in which the pipeline remembers how far it is: `tidemill_runs` from \
+          Kafka (which runs without it, and says so), `tidemill_positions` from Postgres. If somebody else makes \
+          that table, it takes INSERT and SELECT on it. All rights are in docs/operations.md.",
 };
 
 pub(in crate::config) static PASSWORD: Key<Hidden> = Key {

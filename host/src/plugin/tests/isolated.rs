@@ -76,6 +76,61 @@ fn a_plugin_that_always_fails_halts_soon() {
     assert!(calls < 50, "{calls} calls for 10,000 records");
 }
 
+/// Traps on more than one record, and answers one with `answer`.
+fn one_at_a_time(bench: &Bench, answer: &str, failures_in_a_row: u32) -> Guest {
+    let process = format!(
+        "(if (i32.gt_u (i32.load offset=28 (local.get $batch)) (i32.const 1)) (then unreachable))
+         (drop {KEEP_ALL}) {answer} (i32.const 4096)"
+    );
+    // 1 MiB from 65536 on; at 5000 its end, at 5004 four rows of the one record.
+    let fields =
+        r#"(data (i32.const 5000) "\00\00\10\00" "\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00\00")"#;
+    let wat = Wat { process: &process, fields, memory_pages: 20, ..Wat::default() };
+    let file = wat.build(bench.cache.path());
+    let plugin = Transform { failures_in_a_row, output_bytes: 4_500_000, ..transform(file, "{}") };
+    bench.guest(&plugin)
+}
+
+/// A value of 1 MiB.
+const MEBIBYTE: &str = "(i32.store8 offset=24 (i32.const 4096) (i32.const 1))
+    (i32.store offset=28 (i32.const 4096) (i32.const 65536)) (i32.store offset=32 (i32.const 4096) (i32.const 1048576))
+    (i32.store offset=36 (i32.const 4096) (i32.const 5000)) (i32.store offset=40 (i32.const 4096) (i32.const 1))";
+/// Four rows with the record's own value.
+const FOUR_TIMES: &str = "(i32.store offset=4 (i32.const 4096) (i32.const 5004))
+    (i32.store offset=8 (i32.const 4096) (i32.const 4))";
+
+/// Each call keeps to its limit. Without one on all of them a chunk of two thousand records could bring 128 GiB.
+#[test]
+fn the_parts_of_a_chunk_return_no_more_together_than_one_call_may() {
+    let bench = Bench::new();
+    let answer = isolated(&mut one_at_a_time(&bench, MEBIBYTE, 10), &chunk(["a"; 8])).unwrap();
+    assert_eq!(answer.inputs, [0, 1, 2, 3]);
+    assert_eq!(answer.values.as_ref().map(|values| values.data.len()), Some(4 << 20));
+    assert_eq!(rejected(&answer), [4, 5, 6, 7].map(|input| (input, "invalid-output")));
+    assert_eq!(
+        answer.rejects[0].message,
+        "the plugin returned more than 4500000 bytes for the records of one chunk"
+    );
+    // What is copied of the records counts the same: three times 300 kB each.
+    let large = "x".repeat(300_000);
+    let mut guest = one_at_a_time(&bench, FOUR_TIMES, 10);
+    let answer = isolated(&mut guest, &chunk([&large; 7])).unwrap();
+    assert_eq!((answer.inputs.len(), answer.inputs.last()), (20, Some(&4)));
+    assert_eq!(rejected(&answer), [5, 6].map(|input| (input, "invalid-output")));
+    assert_eq!(guest.plugin().stats.invalid_outputs.get(), 4, "each was tried twice");
+    // A plugin that always does so halts its pipeline soon.
+    let mut guest = one_at_a_time(&bench, MEBIBYTE, 3);
+    let story = halts(isolated(&mut guest, &chunk(["a"; 2_000])));
+    assert!(
+        story.starts_with("plugin test failed on 3 records in a row: the plugin returned more"),
+        "{story}"
+    );
+    let calls = guest.plugin().stats.calls.get();
+    assert!(calls < 50, "{calls} calls for 2,000 records");
+    // The next chunk has all of its room again.
+    assert!(isolated(&mut guest, &chunk(["a"; 3])).is_ok_and(|answer| answer.rejects.is_empty()));
+}
+
 #[test]
 fn what_the_plugin_says_of_the_whole_batch_is_not_a_records_fault() {
     let bench = Bench::new();

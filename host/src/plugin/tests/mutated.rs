@@ -177,6 +177,11 @@ fn generated(dice: &mut Dice) -> Vec<u8> {
         allow_start_export: true,
         exceptions_enabled: false,
         gc_enabled: false,
+        // Without the garbage collector, which is not built in, wasmtime takes no `externref`, and nearly each module of
+        // that proposal has one.
+        reference_types_enabled: dice.below(4) == 0,
+        // What the pool of instances has room for.
+        max_table_elements: 10_000,
         memory64_enabled: false,
         custom_page_sizes_enabled: false,
         wide_arithmetic_enabled: false,

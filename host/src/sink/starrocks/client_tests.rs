@@ -3,6 +3,7 @@
 use super::*;
 use crate::fault::FaultKind;
 use crate::sink::starrocks::scripted::{Scripted, Step, answering, cluster, json, load, redirect, response};
+use crate::sink::starrocks::two_phase::{self, FirstPhase};
 
 const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
 const SUCCESS: &str =
@@ -193,7 +194,7 @@ async fn an_answer_that_quotes_the_request_is_not_quoted_with_its_credentials() 
 async fn a_foreign_host_gets_neither_a_load_nor_a_question() {
     let foreign = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let elsewhere = format!("http://{}/x", foreign.local_addr().expect("bound"));
-    let fe = Scripted::start((0..5).map(|_| answering(redirect(&elsewhere))).collect()).await;
+    let fe = Scripted::start((0..6).map(|_| answering(redirect(&elsewhere))).collect()).await;
     let mut strict = cluster(&[&fe.url]);
     strict.redirect_hosts = vec!["be1".into()];
     let client = Client::new(Arc::new(strict)).expect("a client");
@@ -207,6 +208,10 @@ async fn a_foreign_host_gets_neither_a_load_nor_a_question() {
     halted(client.label_state("shop", "l").await.expect_err("refused"));
     halted(client.cancel("shop", "orders", "l").await.expect_err("refused"));
     let Outcome::Unsure(fault) = client.begin(&load).await else { panic!("nothing is known") };
+    halted(fault);
+    // Asking again would change nothing: the pipeline of an epoch halts, too.
+    let phase = two_phase::prepare(&client, &mut load, Duration::from_secs(60)).await;
+    let FirstPhase::Halt(fault) = phase else { panic!("{phase:?}") };
     halted(fault);
     fe.finish().await;
     let asked = tokio::time::timeout(Duration::from_millis(100), foreign.accept()).await;

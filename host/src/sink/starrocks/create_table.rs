@@ -1,8 +1,15 @@
-//! The CREATE TABLE that would fit some rows: a start for whoever has to create the table.
+//! The CREATE TABLE that would fit some rows: a start for whoever has to create the table. And what to do about one
+//! that StarRocks refused.
 
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
+
+use crate::fault::Fault;
+
+/// What a refusal names when the table would have more replicas than there are BEs to hold them: three, unless the
+/// statement or the FE's `default_replication_num` says otherwise.
+const TOO_MANY_REPLICAS: &str = "replication_num";
 
 /// A statement that creates `database`.`table` so that `sample_rows` (one JSON object each) fit.
 ///
@@ -45,6 +52,17 @@ pub fn suggest_create_table(database: &str, table: &str, sample_rows: &[&[u8]]) 
     let name = quoted(&key.name);
     let _ = write!(sql, ") {model} KEY({name}) DISTRIBUTED BY HASH({name})");
     sql
+}
+
+/// What a person has to do when StarRocks has `refused` a `statement` that ends behind its distribution.
+pub fn made_by_hand(statement: &str, refused: &Fault) -> String {
+    if refused.story().contains(TOO_MANY_REPLICAS) {
+        return format!(
+            "there are fewer BEs than replicas by default; run this with as many as there are: {statement} PROPERTIES \
+             (\"replication_num\" = \"1\")"
+        );
+    }
+    format!("grant the user CREATE TABLE on the database, or run: {statement}")
 }
 
 #[derive(Debug)]
@@ -227,6 +245,26 @@ mod tests {
             "t",
             &[],
             "CREATE TABLE `shop`.`t` (`id` BIGINT NOT NULL) DUPLICATE KEY(`id`) DISTRIBUTED BY HASH(`id`)",
+        );
+    }
+
+    #[test]
+    fn a_refused_statement_is_told_with_what_was_missing() {
+        let statement = "CREATE TABLE t (id BIGINT) PRIMARY KEY (id) DISTRIBUTED BY HASH (id)";
+        let hint = |said: &str| {
+            let cause = std::io::Error::other(said.to_owned());
+            made_by_hand(statement, &Fault::retry("cannot run a statement").caused_by(cause))
+        };
+        let one_backend = "Table replication num should be less than or equal to the number of available BE nodes. You \
+                           can change this default by setting the replication_num table properties. Current alive \
+                           backend is [10001]. , table=t, default_replication_num=3";
+        assert!(
+            hint(one_backend).ends_with(&format!("{statement} PROPERTIES (\"replication_num\" = \"1\")"))
+        );
+        assert!(!hint(one_backend).contains("grant"));
+        assert_eq!(
+            hint("Access denied; you need (at least one of) the CREATE TABLE privilege(s)"),
+            format!("grant the user CREATE TABLE on the database, or run: {statement}")
         );
     }
 }

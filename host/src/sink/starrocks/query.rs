@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts, OptsBuilder, Row, Value};
+use tokio::time::error::Elapsed;
 
 use super::address::Address;
 use crate::config::model::{StarRocks, TableModel};
@@ -34,12 +35,15 @@ pub struct Column {
     pub key: bool,
 }
 
-/// A connection to the query port. Closed when dropped.
+/// A connection to the query port. Closed when dropped, and once a statement was not answered in time: those that follow
+/// fail at once.
 #[derive(Debug)]
 pub struct Query {
-    connection: Conn,
+    /// None once a statement was not answered in time: its answer may still come, and would be read as the next one's.
+    connection: Option<Conn>,
     address: String,
     database: String,
+    patience: Duration,
 }
 
 impl Query {
@@ -67,7 +71,8 @@ impl Query {
                     .with_hint("check `query` under [sink.starrocks] (9030 on the FE by default)"));
             }
         };
-        Ok(Self { connection, address, database: cluster.database.clone() })
+        let (connection, database) = (Some(connection), cluster.database.clone());
+        Ok(Self { connection, address, database, patience: STATEMENT_TIMEOUT })
     }
 
     /// Whether the table is there.
@@ -134,12 +139,23 @@ impl Query {
     /// no such column.
     pub async fn versions(&mut self, table: &str) -> Result<u64, Fault> {
         let name = self.name(table);
-        let rows = match self.rows(&format!("SHOW TABLET FROM {name}")).await {
-            Ok(rows) => rows,
-            Err(failure) => return Err(self.fault(failure, &format!("read the versions of {name}"))),
+        // A row a tablet, of which a table may have a hundred thousand: none of them is kept.
+        let most = |most: Option<u64>, row: Row| {
+            most.max(named_cell(&row, "VersionCount").and_then(|count| count.parse().ok()))
         };
-        let counts = rows.iter().filter_map(|row| named_cell(row, "VersionCount")?.parse().ok());
-        counts.max().ok_or_else(|| Fault::retry(format!("SHOW TABLET FROM {name} tells of no versions")))
+        let most = match &mut self.connection {
+            Some(connection) => {
+                let asked = connection.query_fold(format!("SHOW TABLET FROM {name}"), None, most);
+                let answered = tokio::time::timeout(self.patience, asked).await;
+                self.answered(answered)
+            }
+            None => Err(Failure::Closed),
+        };
+        match most {
+            Ok(Some(versions)) => Ok(versions),
+            Ok(None) => Err(Fault::retry(format!("SHOW TABLET FROM {name} tells of no versions"))),
+            Err(failure) => Err(self.fault(failure, &format!("read the versions of {name}"))),
+        }
     }
 
     /// Runs a statement and gives its cells as text, NULL as none.
@@ -160,10 +176,19 @@ impl Query {
     }
 
     async fn rows(&mut self, statement: &str) -> Result<Vec<Row>, Failure> {
-        match tokio::time::timeout(STATEMENT_TIMEOUT, self.connection.query(statement)).await {
-            Ok(Ok(rows)) => Ok(rows),
+        let Some(connection) = &mut self.connection else { return Err(Failure::Closed) };
+        let answered = tokio::time::timeout(self.patience, connection.query(statement)).await;
+        self.answered(answered)
+    }
+
+    fn answered<T>(&mut self, answered: Result<mysql_async::Result<T>, Elapsed>) -> Result<T, Failure> {
+        match answered {
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => Err(Failure::Refused(error)),
-            Err(_) => Err(Failure::Late),
+            Err(_) => {
+                self.connection = None;
+                Err(Failure::Late)
+            }
         }
     }
 
@@ -176,7 +201,11 @@ impl Query {
             Failure::Late => Fault::retry(format!(
                 "cannot {attempted} over the query port {} within {} s",
                 self.address,
-                STATEMENT_TIMEOUT.as_secs()
+                self.patience.as_secs()
+            )),
+            Failure::Closed => Fault::retry(format!(
+                "cannot {attempted}: the query port {} has left an earlier statement without an answer",
+                self.address
             )),
         }
     }
@@ -194,6 +223,8 @@ pub async fn table_model(cluster: &StarRocks, table: &str) -> Result<Option<Tabl
 enum Failure {
     Refused(mysql_async::Error),
     Late,
+    /// An earlier one was late.
+    Closed,
 }
 
 impl Failure {
@@ -205,7 +236,7 @@ impl Failure {
                     || message.contains("unknown table")
                     || message.contains("unknown database")
             }
-            Self::Refused(_) | Self::Late => false,
+            Self::Refused(_) | Self::Late | Self::Closed => false,
         }
     }
 }
@@ -282,7 +313,13 @@ fn quoted(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tidemill_sandbox::{Options, Sandbox};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::watch;
+
     use super::*;
+    use crate::config::model::Secret;
     use crate::sink::starrocks::scripted::{Scripted, cluster};
 
     #[test]
@@ -328,5 +365,48 @@ mod tests {
         assert!(fault.hint.as_ref().is_some_and(|hint| hint.contains("query")));
         assert_eq!(fault.story().matches("refused").count(), 1, "{}", fault.story());
         assert!(!fault.story().contains("Input/output"), "{}", fault.story());
+    }
+
+    /// A line to a query port, for one connection: what the server says waits while it is held.
+    async fn line_to(port: u16, mut held: watch::Receiver<bool>) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let this = listener.local_addr().expect("bound").port();
+        tokio::spawn(async move {
+            let (client, _) = listener.accept().await.expect("a client");
+            let server = TcpStream::connect(("127.0.0.1", port)).await.expect("a server");
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+            let mut said = vec![0; 1 << 16];
+            while let Ok(length @ 1..) = from_server.read(&mut said).await {
+                let let_go = held.wait_for(|held| !held).await.is_ok();
+                if !let_go || to_client.write_all(&said[..length]).await.is_err() {
+                    return;
+                }
+            }
+        });
+        this
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_late_answer_is_nobodys() {
+        let sandbox = Sandbox::start(Options::default()).await.expect("free ports");
+        sandbox.execute("CREATE DATABASE shop").expect("a database");
+        sandbox.execute("CREATE TABLE shop.orders (id BIGINT) DUPLICATE KEY(id)").expect("a table");
+        let (hold, held) = watch::channel(false);
+        let mut file = cluster(&[&sandbox.fe_url()]);
+        file.query = Some(format!("127.0.0.1:{}", line_to(sandbox.query_port(), held).await));
+        file.password = Secret::default();
+        let query = Query::connect(&file).await.expect("a query port");
+        let mut query = Query { patience: Duration::from_millis(100), ..query };
+        hold.send(true).expect("the line stands");
+        let late = query.versions("orders").await.expect_err("nothing comes through");
+        assert!(late.what.contains("within"), "{}", late.what);
+        hold.send(false).expect("the line stands");
+        // What comes now is what was asked first.
+        query.patience = STATEMENT_TIMEOUT;
+        let refused = query.table_exists("nothing").await.expect_err("it would be read as this one's");
+        assert!(refused.what.contains("earlier statement"), "{}", refused.what);
+        assert!(query.versions("orders").await.is_err());
     }
 }

@@ -69,7 +69,10 @@ fn not_taken(outcome: Outcome) -> FirstPhase {
         Outcome::Durable(receipt) => FirstPhase::Prepared(receipt),
         Outcome::BadRows(rejection) => FirstPhase::BadRows(rejection),
         Outcome::Overloaded(fault, scarce) => FirstPhase::Overloaded(fault, scarce),
-        Outcome::Refused(fault) if fault.kind == FaultKind::Halt => FirstPhase::Halt(fault),
+        // Nothing is decided yet: what may have been taken is rolled back by whoever starts next.
+        Outcome::Refused(fault) | Outcome::Unsure(fault) if fault.kind == FaultKind::Halt => {
+            FirstPhase::Halt(fault)
+        }
         Outcome::Refused(fault) | Outcome::Unsure(fault) => FirstPhase::Unknown(fault),
     }
 }

@@ -10,6 +10,8 @@ const VERSION: u32 = 1;
 pub(super) const CLAIMED_AHEAD: u64 = 32;
 /// Labels that one claim may name: what a successor asks for. More loads of one pipeline wait for their turn.
 pub(super) const OPEN_MAX: usize = 128;
+/// The largest text of a claim, in bytes: the brokers' default of `offset.metadata.max.bytes`.
+pub(super) const TEXT_BYTES_MAX: usize = 4096;
 
 /// A claim.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,7 +102,7 @@ mod tests {
     fn the_largest_claim_fits_beside_an_offset() {
         let stem = "s".repeat(107);
         let largest = Claim::of(&stem, u64::MAX - CLAIMED_AHEAD, CLAIMED_AHEAD, 0..OPEN_MAX as u64);
-        assert!(largest.text().len() < 4096, "{} bytes", largest.text().len());
+        assert!(largest.text().len() <= TEXT_BYTES_MAX, "{} bytes", largest.text().len());
         let forged = Claim { end: u64::MAX, ..Claim::nothing("s") };
         assert_eq!(forged.labels().count() as u64, CLAIMED_AHEAD, "nobody asks for ever");
     }

@@ -24,14 +24,21 @@ const FETCH_BYTES_MAX: u64 = 4 << 20;
 /// What callbacks noted, for the control thread.
 #[derive(Debug)]
 pub(super) enum Note {
+    /// To be answered by control.
+    Rebalance(Rebalance),
+    /// The client says that something is wrong; fatal errors do not pass.
+    Trouble { fatal: bool, text: String, code: Option<RDKafkaErrorCode> },
+}
+
+/// What the group asks for.
+#[derive(Debug)]
+pub(super) enum Rebalance {
     /// The group gave us partitions; fetching starts when control assigns them.
     Assigned(TopicPartitionList),
     /// The group wants partitions back; it waits until control unassigns them.
     Revoked(TopicPartitionList),
     /// The rebalance itself failed.
-    RebalanceFailed(RDKafkaErrorCode),
-    /// The client says that something is wrong; fatal errors do not pass.
-    Trouble { fatal: bool, text: String, code: Option<RDKafkaErrorCode> },
+    Failed(RDKafkaErrorCode),
 }
 
 /// Context of the consumer: callbacks run inside `poll` and return at once.
@@ -93,12 +100,12 @@ impl ConsumerContext for Notes {
             }
             return;
         }
-        let note = match error {
-            NativeError::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Note::Assigned(partitions.clone()),
-            NativeError::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => Note::Revoked(partitions.clone()),
-            other => Note::RebalanceFailed(other.into()),
+        let rebalance = match error {
+            NativeError::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Rebalance::Assigned(partitions.clone()),
+            NativeError::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS => Rebalance::Revoked(partitions.clone()),
+            other => Rebalance::Failed(other.into()),
         };
-        self.lock().push_back(note);
+        self.lock().push_back(Note::Rebalance(rebalance));
     }
 }
 
@@ -278,19 +285,22 @@ mod tests {
     }
 
     /// Polls `readers` until the first one has noted what `wanted` looks for. The others answer at once.
-    fn until_noted<T>(readers: &[&Reader], wanted: impl Fn(&Note) -> Option<T>) -> T {
+    fn until_noted<T>(readers: &[&Reader], wanted: impl Fn(&Rebalance) -> Option<T>) -> T {
         let began = Instant::now();
         while began.elapsed() < PATIENCE {
             for (place, reader) in readers.iter().enumerate() {
                 let _ = reader.poll(Duration::from_millis(20));
                 while let Some(note) = reader.context().take() {
-                    match (place, wanted(&note), note) {
+                    let Note::Rebalance(rebalance) = note else { continue };
+                    match (place, wanted(&rebalance), rebalance) {
                         (0, Some(found), _) => return found,
-                        (_, _, Note::Assigned(list)) => reader.incremental_assign(&list).expect("assigned"),
-                        (_, _, Note::Revoked(list)) => {
+                        (_, _, Rebalance::Assigned(list)) => {
+                            reader.incremental_assign(&list).expect("assigned")
+                        }
+                        (_, _, Rebalance::Revoked(list)) => {
                             reader.incremental_unassign(&list).expect("unassigned")
                         }
-                        (_, _, Note::RebalanceFailed(_) | Note::Trouble { .. }) => {}
+                        (_, _, Rebalance::Failed(_)) => {}
                     }
                 }
             }
@@ -317,10 +327,10 @@ mod tests {
         }
     }
 
-    fn assigned(note: &Note) -> Option<TopicPartitionList> {
-        match note {
-            Note::Assigned(list) => Some(list.clone()),
-            Note::Revoked(_) | Note::RebalanceFailed(_) | Note::Trouble { .. } => None,
+    fn assigned(rebalance: &Rebalance) -> Option<TopicPartitionList> {
+        match rebalance {
+            Rebalance::Assigned(list) => Some(list.clone()),
+            Rebalance::Revoked(_) | Rebalance::Failed(_) => None,
         }
     }
 
@@ -339,9 +349,9 @@ mod tests {
         let list = until_noted(&[&first], assigned);
         first.incremental_assign(&list).expect("assigned");
         let second = member(&cluster);
-        let revoked = until_noted(&[&first, &second], |note| match note {
-            Note::Revoked(list) => Some(list.clone()),
-            Note::Assigned(_) | Note::RebalanceFailed(_) | Note::Trouble { .. } => None,
+        let revoked = until_noted(&[&first, &second], |rebalance| match rebalance {
+            Rebalance::Revoked(list) => Some(list.clone()),
+            Rebalance::Assigned(_) | Rebalance::Failed(_) => None,
         });
         let mut more = revoked;
         more.add_partition("never taken", 0);

@@ -13,6 +13,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::Producer as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
+use super::claim;
 use super::consumer::{Reader, secure};
 use super::membership::{Membership, NotSent};
 use crate::config::model::Kafka;
@@ -23,6 +24,8 @@ use crate::fault::Fault;
 
 /// How long the brokers keep an open transaction whose producer has died: as long as the group waits for a member.
 const TRANSACTION_TIMEOUT_MS: u32 = 10_000;
+/// How long a topic may be unknown: one that the brokers create by themselves is there within a second or two.
+const TOPIC_PATIENCE_MS: u32 = 8_000;
 /// How long one step may take. The control thread waits for it, and the group meanwhile for us.
 const STEP_PATIENCE: Duration = Duration::from_secs(10);
 /// Settings of `properties` that are of any client.
@@ -47,17 +50,27 @@ pub(super) enum Written {
     Unknown(Fault),
 }
 
+/// What the transactions are for: errors say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// `delivery = "exactly_once"`.
+    Decisions,
+    /// The fence of Primary Key tables, at least once.
+    Claims,
+}
+
 /// The producer of one process for its decisions.
 pub(super) struct Decider {
     config: ClientConfig,
     id: String,
+    purpose: Purpose,
     producer: Option<Producer>,
 }
 
 impl Decider {
     /// A decider whose transactions are those of this life of the process.
-    pub(super) fn new(kafka: &Kafka, label_stem: &str) -> Decider {
-        Decider { config: settings(kafka, label_stem), id: label_stem.to_owned(), producer: None }
+    pub(super) fn new(kafka: &Kafka, label_stem: &str, purpose: Purpose) -> Decider {
+        Decider { config: settings(kafka, label_stem), id: label_stem.to_owned(), purpose, producer: None }
     }
 
     /// Makes the producer, if there is none, which settles what the last one left open.
@@ -70,7 +83,7 @@ impl Decider {
         }
         let producer: Producer =
             self.config.create_with_context(Tally::default()).map_err(|error| not_made(&error))?;
-        producer.init_transactions(STEP_PATIENCE).map_err(|error| denied(&self.id, error))?;
+        producer.init_transactions(STEP_PATIENCE).map_err(|error| denied(&self.id, self.purpose, error))?;
         self.producer = Some(producer);
         Ok(())
     }
@@ -115,15 +128,20 @@ impl Decider {
         }
         // After whatever does not go well the next producer begins, and has the brokers end this transaction: a try
         // that is still on its way must not join the next one.
-        let kept = letters.map_or(Ok(()), |(outbox, letters)| outbox.write(producer, letters));
-        if let Err(fault) = kept {
+        if let Some((outbox, letters)) = letters
+            && let Err(error) = outbox.write(producer, letters)
+        {
+            // A transaction that has failed says why. Of one that has not, no end will be sent.
+            let ended = membership.send_offsets(producer, offsets, STEP_PATIENCE).err();
             self.producer = None;
-            return Written::No(fault);
+            return Written::No(
+                outbox.not_written(error, ended.as_ref().map(|why| (why.code, why.text.as_str()))),
+            );
         }
         if let Err(refused) = membership.send_offsets(producer, offsets, STEP_PATIENCE) {
             self.producer = None;
             // No end was sent, so the brokers can only abort it.
-            return Written::No(not_taken(&refused));
+            return Written::No(not_taken(&refused, self.purpose));
         }
         crate::failpoint::at("epoch.offsets_sent");
         match producer.commit_transaction(STEP_PATIENCE) {
@@ -150,6 +168,8 @@ pub(super) fn settings(kafka: &Kafka, transactional_id: &str) -> ClientConfig {
     config.set("transactional.id", transactional_id);
     config.set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS.to_string());
     config.set("message.max.bytes", RECORD_BYTES_MAX);
+    // Before a letter's time is over (the transaction's), or a topic that is missing would look like a slow one.
+    config.set("topic.metadata.propagation.max.ms", TOPIC_PATIENCE_MS.to_string());
     config
 }
 
@@ -160,32 +180,42 @@ pub(super) fn not_made(error: &KafkaError) -> Fault {
 }
 
 /// The brokers' answer to a producer that wants to begin transactions as `id`.
-pub(super) fn denied(id: &str, error: KafkaError) -> Fault {
+pub(super) fn denied(id: &str, purpose: Purpose, error: KafkaError) -> Fault {
     let denied =
         [RDKafkaErrorCode::TransactionalIdAuthorizationFailed, RDKafkaErrorCode::ClusterAuthorizationFailed];
     if error.rdkafka_error_code().is_some_and(|code| denied.contains(&code)) {
-        return Fault::halt(
-            format!("kafka does not let this user write transactions as `{id}`"),
-            "exactly_once needs it: grant WRITE and DESCRIBE on TransactionalId with the pipeline's name as \
-             prefix, or set delivery = \"at_least_once\"",
-        );
+        let hint = match purpose {
+            Purpose::Decisions => {
+                "exactly_once needs it: grant WRITE and DESCRIBE on TransactionalId with the pipeline's name as \
+                 prefix, or set delivery = \"at_least_once\""
+            }
+            Purpose::Claims => {
+                "the fence of Primary Key tables needs it: grant WRITE and DESCRIBE on TransactionalId with the \
+                 pipeline's name as prefix; a start without that right goes on with plain commits"
+            }
+        };
+        return Fault::halt(format!("kafka does not let this user write transactions as `{id}`"), hint);
     }
     Fault::retry("cannot begin transactions in Kafka").caused_by(error)
 }
 
 /// The group's answer to offsets in a transaction.
-pub(super) fn not_taken(refused: &NotSent) -> Fault {
-    let what = format!("the group did not take the decision: {}", refused.text);
+pub(super) fn not_taken(refused: &NotSent, purpose: Purpose) -> Fault {
+    let what = format!("the group did not take the offsets: {}", refused.text);
     match refused.code {
         RDKafkaErrorCode::GroupAuthorizationFailed | RDKafkaErrorCode::TopicAuthorizationFailed => {
             Fault::halt(what, "grant the user READ on the group and on the topics")
         }
-        RDKafkaErrorCode::OffsetMetadataTooLarge => Fault::halt(
-            what,
-            format!(
-                "exactly_once keeps up to {METADATA_BYTES} bytes beside an offset: raise the brokers' offset.metadata.max.bytes"
-            ),
-        ),
+        RDKafkaErrorCode::OffsetMetadataTooLarge => {
+            let (whose, bytes) = match purpose {
+                Purpose::Decisions => ("exactly_once", METADATA_BYTES),
+                Purpose::Claims => ("the fence of Primary Key tables", claim::TEXT_BYTES_MAX),
+            };
+            let hint = format!(
+                "{whose} keeps up to {bytes} bytes beside an offset: raise the brokers' offset.metadata.max.bytes"
+            );
+            Fault::halt(what, hint)
+        }
         RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidMessageSize => Fault::halt(
             what,
             "one process has too many partitions for one commit: run more processes, or raise the brokers' message.max.bytes",

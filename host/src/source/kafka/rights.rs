@@ -9,7 +9,7 @@ use rdkafka::producer::Producer as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::consumer::{self, Reader};
-use super::decider::{denied, not_made, not_taken, padded, settings};
+use super::decider::{Purpose, denied, not_made, not_taken, padded, settings};
 use super::membership::NotSent;
 use super::start;
 use crate::config::model::Kafka;
@@ -32,8 +32,8 @@ pub(crate) fn check_transactions(kafka: &Kafka, pipeline: &str) -> Result<(), Fa
     let id = format!("{pipeline}-check-{:08x}", rand::random::<u32>());
     let producer: Producer =
         settings(kafka, &id).create_with_context(Tally::default()).map_err(|error| not_made(&error))?;
-    producer.init_transactions(PATIENCE).map_err(|error| denied(&id, error))?;
-    producer.begin_transaction().map_err(|error| denied(&id, error))?;
+    producer.init_transactions(PATIENCE).map_err(|error| denied(&id, Purpose::Decisions, error))?;
+    producer.begin_transaction().map_err(|error| denied(&id, Purpose::Decisions, error))?;
     let sent = send(&producer, &reader, &offsets, &id);
     let aborted = producer.abort_transaction(PATIENCE);
     sent?;
@@ -44,9 +44,9 @@ fn send(producer: &Producer, reader: &Reader, offsets: &TopicPartitionList, id: 
     let group = reader.group_metadata().ok_or_else(|| Fault::retry("the consumer has no group"))?;
     producer.send_offsets_to_transaction(offsets, &group, PATIENCE).map_err(|error| match &error {
         KafkaError::Transaction(refused) => {
-            not_taken(&NotSent { text: refused.to_string(), code: refused.code() })
+            not_taken(&NotSent { text: refused.to_string(), code: refused.code() }, Purpose::Decisions)
         }
-        _other => denied(id, error),
+        _other => denied(id, Purpose::Decisions, error),
     })
 }
 

@@ -27,6 +27,7 @@ use crate::delivery::take_over::{Found, end_if_open};
 use crate::fault::{Fault, FaultKind};
 use crate::retry::{Backoff, Pace};
 use crate::sink::starrocks::client::Client;
+use crate::sink::starrocks::create_table::made_by_hand;
 use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces, Witness, deliver};
 use crate::sink::starrocks::query::Query;
 use crate::sink::starrocks::state::LabelState;
@@ -310,10 +311,9 @@ impl Positions {
         match query.columns(TABLE).await? {
             None => {
                 let statement = create_statement(&own.database);
-                query.execute(&statement).await.map_err(|fault| {
-                    fault.with_hint(format!(
-                        "grant the user CREATE TABLE on the database, or run: {statement}"
-                    ))
+                query.execute(&statement).await.map_err(|refused| {
+                    let hint = made_by_hand(&statement, &refused);
+                    refused.with_hint(hint)
                 })?;
             }
             Some(there) if there.iter().any(|column| column.name == DETAILS) => {}

@@ -10,7 +10,9 @@ use tidemill_model::exactly_once::recovery::{
     self as model, Committed, Epoch, Fate, Label, LabelState as Modelled, Note, Plan, Read,
 };
 
-use crate::delivery::decision::{Decision, Recovery, SEQUENCES_UNDECIDED_MAX, Terms, label, recover};
+use crate::delivery::decision::{
+    Decision, Recovery, SEQUENCES_UNDECIDED_MAX, Step, Terms, label, plan, recover,
+};
 use crate::sink::starrocks::state::LabelState;
 
 const TABLES: u8 = 2;
@@ -104,8 +106,12 @@ proptest! {
     }
 }
 
-/// What is left of the labels, or the label that is lost.
-type Left = Result<BTreeMap<Label, Modelled>, ()>;
+/// What is left of the labels, and which of them came to it only after the claim; nothing is said of a label that is lost.
+type Left = Result<BTreeMap<Label, (Modelled, bool)>, ()>;
+
+fn untouched(states: BTreeMap<Label, Modelled>) -> BTreeMap<Label, (Modelled, bool)> {
+    states.into_iter().map(|(label, state)| (label, (state, false))).collect()
+}
 
 fn model_takes_over(stands: &[(u8, u8, bool)], states: BTreeMap<Label, Modelled>, age: u8) -> Left {
     let note = |(stem, seq, decided): &(u8, u8, bool)| {
@@ -118,13 +124,13 @@ fn model_takes_over(stands: &[(u8, u8, bool)], states: BTreeMap<Label, Modelled>
         Read::Stable(Committed { note, ..Committed::default() })
     };
     let reads: Vec<Read> = stands.iter().map(note).collect();
-    let states = RefCell::new(states);
-    let state_of = |label| states.borrow().get(&label).copied().unwrap_or(Modelled::Unknown);
+    let states = RefCell::new(untouched(states));
+    let state_of = |label| states.borrow().get(&label).map_or(Modelled::Unknown, |(state, _)| *state);
     let mut claimed = false;
     loop {
         match model::plan(&reads, claimed, state_of, age, &modelled_terms()) {
-            Plan::Commit(label) => drop(states.borrow_mut().insert(label, Modelled::Committed)),
-            Plan::RollBack(label) => drop(states.borrow_mut().insert(label, Modelled::Aborted)),
+            Plan::Commit(label) => drop(states.borrow_mut().insert(label, (Modelled::Committed, claimed))),
+            Plan::RollBack(label) => drop(states.borrow_mut().insert(label, (Modelled::Aborted, claimed))),
             Plan::Claim => claimed = true,
             Plan::Gather => return Ok(states.into_inner()),
             Plan::Halt(_) => return Err(()),
@@ -133,8 +139,8 @@ fn model_takes_over(stands: &[(u8, u8, bool)], states: BTreeMap<Label, Modelled>
     }
 }
 
-/// As `source/kafka/control/exactly.rs` does it, by the texts.
-fn host_takes_over(stands: &[(u8, u8, bool)], mut states: BTreeMap<Label, Modelled>, age: u8) -> Left {
+/// By the host's own plan, and by the texts.
+fn host_takes_over(stands: &[(u8, u8, bool)], states: BTreeMap<Label, Modelled>, age: u8) -> Left {
     let stem = |stem: u8| format!("orders-{stem}");
     let names: BTreeMap<String, Label> = states
         .keys()
@@ -146,24 +152,38 @@ fn host_takes_over(stands: &[(u8, u8, bool)], mut states: BTreeMap<Label, Modell
     };
     let read = |text: String| Decision::read(&text).expect("our own form").expect("a decision");
     let before: Vec<Decision> = stands.iter().map(|stands| read(text(stands))).collect();
-    let mut lost = false;
-    for one in before.iter().flat_map(Decision::labels) {
-        let state = states[&names[&one]];
-        match recover(of_model(state), HOUR * u32::from(age), terms().prepared_timeout) {
-            Recovery::Done => {}
-            Recovery::Commit => drop(states.insert(names[&one], Modelled::Committed)),
-            Recovery::Lost => lost = true,
+    let mut states = untouched(states);
+    let (mut claimed, mut lost) = (false, false);
+    for step in plan(before.iter(), "another-life-") {
+        match step {
+            Step::Finish(places) => {
+                for one in places.into_iter().flat_map(|place| before[place].labels()) {
+                    let state = states.get_mut(&names[&one]).expect("it is within reach");
+                    match recover(of_model(state.0), HOUR * u32::from(age), terms().prepared_timeout) {
+                        Recovery::Done => {}
+                        Recovery::Commit => *state = (Modelled::Committed, claimed),
+                        Recovery::Lost => lost = true,
+                    }
+                }
+                if lost {
+                    return Err(());
+                }
+            }
+            Step::Claim => claimed = true,
+            Step::GiveUp(labels) => {
+                for one in labels {
+                    let state = states.get_mut(&names[&one]).expect("it is within reach");
+                    match of_model(state.0) {
+                        LabelState::Prepare | LabelState::Prepared => *state = (Modelled::Aborted, claimed),
+                        LabelState::Unknown
+                        | LabelState::Committed
+                        | LabelState::Visible
+                        | LabelState::Aborted => {}
+                    }
+                }
+            }
         }
     }
-    if lost {
-        return Err(());
-    }
-    for one in before.iter().flat_map(Decision::undecided_labels) {
-        let state = states.get_mut(&names[&one]).expect("it is within reach");
-        match of_model(*state) {
-            LabelState::Prepare | LabelState::Prepared => *state = Modelled::Aborted,
-            LabelState::Unknown | LabelState::Committed | LabelState::Visible | LabelState::Aborted => {}
-        }
-    }
+    assert!(claimed, "whoever reads on has claimed");
     Ok(states)
 }

@@ -60,5 +60,5 @@ pub(in crate::config) static CALM: Key<Time> = Key {
     name: "calm",
     kind: Time { min: Duration::from_millis(100), max: Duration::from_secs(3600) },
     presence: Presence::Default("\"60s\""),
-    doc: "After so long without a sign batches get smaller by a half, again and again until they are as configured.",
+    doc: "After so long without a sign batches get smaller by a step, by a half or more, and after at most five steps they are as configured.",
 };

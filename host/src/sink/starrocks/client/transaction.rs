@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
 
-use super::super::outcome::{Fields, Seen, classify};
+use super::super::outcome::{Fields, Seen, classify, clipped};
 use super::super::request::{add_load_headers, name_transaction, transaction_path};
 use super::super::transport::Answer;
 use super::{Client, FE_PATIENCE, Flight, LOAD_GRACE};
@@ -132,5 +132,5 @@ fn told(answer: &Answer) -> String {
     let fields = Fields::parse(&answer.body);
     let status = fields.as_ref().and_then(|fields| fields.text("status")).unwrap_or("no status");
     let message = fields.as_ref().map(Fields::message).unwrap_or_default();
-    format!("{status}: {message}")
+    clipped(&format!("{status}: {message}"))
 }

@@ -99,9 +99,10 @@ impl Deciding {
         }
     }
 
-    /// Whether an epoch waits for its decision, or may soon.
+    /// Whether an epoch waits for its decision, or may soon, or it is to be found out whether something was written.
+    /// Partitions neither come nor go by an answer of ours meanwhile: a claim would stand over what is not known.
     pub(super) fn is_busy(&self) -> bool {
-        self.parts.epochs.is_running()
+        self.parts.epochs.is_running() || self.is_unknown()
     }
 
     /// No further epoch begins.

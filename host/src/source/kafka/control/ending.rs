@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer as _;
-use rdkafka::topic_partition_list::TopicPartitionList;
 
-use super::{ASK_AGAIN_AFTER, Control, Note, POLL_WAIT, RESTART};
+use super::{ASK_AGAIN_AFTER, Control, POLL_WAIT};
 use crate::fault::Fault;
 use crate::position::Stay;
-use crate::source::kafka::consumer::leave;
+use crate::source::kafka::consumer::{Rebalance, leave};
 
 /// How long a halted pipeline waits for loads that are on their way: what they load would be loaded again
 /// at the next start.
@@ -78,24 +77,10 @@ impl Control {
             return Ok(());
         }
         match self.rebalances.front() {
-            Some(Note::Revoked(_)) if self.reader.assignment_lost() || !self.is_member() => {
-                self.next_rebalance()
-            }
-            // Put out while an assignment waits for its answer: librdkafka tells of the loss only behind that.
-            Some(Note::Assigned(_)) if !self.is_member() => {
-                self.rebalances.pop_front();
-                self.join_again()
-            }
-            Some(Note::Revoked(_) | Note::Assigned(_) | Note::RebalanceFailed(_) | Note::Trouble { .. })
-            | None => Ok(()),
+            Some(Rebalance::Revoked(_)) if self.has_lost_membership() => self.next_rebalance(),
+            Some(Rebalance::Assigned(_)) => self.joins_again().map(drop),
+            Some(Rebalance::Revoked(_) | Rebalance::Failed(_)) | None => Ok(()),
         }
-    }
-
-    /// Answers an assignment of a membership that is over: nothing of it is taken.
-    pub(super) fn join_again(&self) -> Result<(), Fault> {
-        self.reader
-            .incremental_assign(&TopicPartitionList::new())
-            .map_err(|error| Fault::halt("cannot assign partitions", RESTART).caused_by(error))
     }
 
     /// After a halt nothing more is sent; what is on its way may still land, and what has landed is

@@ -12,7 +12,7 @@ pub(super) use super::deciding::Deciding;
 use super::deciding::{Asked, Stands};
 use crate::clock;
 use crate::dead_letter::Outbox;
-use crate::delivery::decision::{Decision, Extent, UnknownForm, may_decide};
+use crate::delivery::decision::{Decision, Extent, Step, UnknownForm, may_decide, plan};
 use crate::delivery::epoch::Offer;
 use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
@@ -28,13 +28,12 @@ use crate::source::kafka::start::{Starts, committed_offsets};
 type Before = Vec<(Decision, Extent)>;
 
 impl Control {
-    /// Commits what the members before had decided about these partitions: safe whoever does it, and however late.
-    /// Blocks until StarRocks has answered.
-    fn recover(&self, before: &Before) -> Result<(), Fault> {
+    /// Commits what the members before had decided about these partitions. Blocks until StarRocks has answered.
+    fn recover<'a>(&self, before: impl Iterator<Item = &'a (Decision, Extent)>) -> Result<(), Fault> {
         let Some(deciding) = &self.deciding else { return Ok(()) };
         let (carrier, destination) = (&deciding.parts.carrier, &deciding.parts.destination);
         let mut worst = Ok(());
-        for (decision, extent) in before.iter().filter(|(decision, _)| decision.tables > 0) {
+        for (decision, extent) in before {
             let name = &self.parts.meter.name;
             tracing::info!(pipeline = %name, %decision, "finishing what was decided before");
             failpoint::at("epoch.recovering");
@@ -49,21 +48,17 @@ impl Control {
         worst
     }
 
-    /// Gives up what the members before had begun and not decided. Only after our own claim stands: a member that was
-    /// taken for dead may read the claim of its living successor, and what it would roll back then may be decided
-    /// by now (decision 0025). Nothing hangs on it, so it is not waited for.
-    fn give_up_undecided(&self, before: Before) {
+    /// Gives up what the members before had begun and not decided. Nothing hangs on it, so it is not waited for.
+    fn give_up_undecided(&self, labels: Vec<String>) {
         let Some(deciding) = &self.deciding else { return };
         let (client, destination) =
             (deciding.parts.carrier.client().clone(), Arc::clone(&deciding.parts.destination));
         self.parts.runtime.spawn(async move {
-            for (decision, _) in before {
-                for label in decision.undecided_labels() {
-                    if let Err(fault) = two_phase::give_up(&client, &destination, &label).await {
-                        // StarRocks gives it up by itself.
-                        tracing::debug!(label, "{}", fault.story());
-                        return;
-                    }
+            for label in labels {
+                if let Err(fault) = two_phase::give_up(&client, &destination, &label).await {
+                    // StarRocks gives it up by itself.
+                    tracing::debug!(label, "{}", fault.story());
+                    return;
                 }
             }
         });
@@ -93,12 +88,16 @@ impl Control {
                 extent.add(&place.0, u32::try_from(place.1).unwrap_or_default(), from, start.offset);
             }
         }
-        self.recover(&before)?;
-        self.claim_all(starts)?;
-        // What is our own was rolled back, or is the claim itself, of a try whose answer was lost.
         let own = format!("{}-", self.parts.label_stem);
-        before.retain(|(decision, _)| !decision.stem.starts_with(&own));
-        self.give_up_undecided(before);
+        for step in plan(before.iter().map(|(decision, _)| decision), &own) {
+            match step {
+                Step::Finish(places) => {
+                    self.recover(places.into_iter().filter_map(|place| before.get(place)))?
+                }
+                Step::Claim => self.claim_all(starts)?,
+                Step::GiveUp(labels) => self.give_up_undecided(labels),
+            }
+        }
         Ok(())
     }
 
@@ -122,6 +121,9 @@ impl Control {
     /// by whoever comes next. Blocks until the group has answered.
     fn claim_all(&mut self, starts: &Starts) -> Result<(), Fault> {
         let Some(deciding) = &mut self.deciding else { return Ok(()) };
+        if deciding.is_unknown() {
+            return Err(Fault::retry("it is not known yet what the last transaction wrote"));
+        }
         // A stem is claimed once: the answer to a try may be lost.
         deciding.stems += 1;
         let stem = format!("{}-{}", self.parts.label_stem, deciding.stems);

@@ -26,7 +26,7 @@ use crate::sink::starrocks::client::Client;
 use crate::sink::{Destination, Fence};
 use crate::source::kafka::claim::Claim;
 use crate::source::kafka::consumer::Reader;
-use crate::source::kafka::decider::{Decider, Written};
+use crate::source::kafka::decider::{Decider, Purpose, Written};
 use crate::source::kafka::fence::{GroupFence, Question, Questions};
 use crate::source::kafka::membership::Membership;
 use crate::source::kafka::start::Starts;
@@ -98,7 +98,7 @@ impl Guarding {
     pub(super) fn new(parts: Fencing, kafka: &Kafka, label_stem: &str, meter: &PipelineMeter) -> Guarding {
         let Fencing { fence, questions, carrier, destination } = parts;
         let writer = match kafka.isolation {
-            Isolation::ReadCommitted => Writer::Untried(Decider::new(kafka, label_stem), 0),
+            Isolation::ReadCommitted => Writer::Untried(Decider::new(kafka, label_stem, Purpose::Claims), 0),
             // Offsets of a transaction that has not ended would be read past.
             Isolation::ReadUncommitted => {
                 warn_of_plain_commits(meter, "isolation = \"read_uncommitted\" reads past transactions");

@@ -135,8 +135,9 @@ impl Control {
             "another process has taken slot {} over while this one could not reach the source: standing by",
             source.slot
         );
+        meter.health.starting();
         let lands = "; first, loads and dead letters of what was read before have to end";
-        let _waiting = Waiting::begin(&meter, standing_by(source).story() + lands);
+        let _waiting = Waiting::begin(&meter, standing_by(source) + lands);
         if let Some(Streaming { pump, writing, .. }) = self.streaming.take() {
             if let Some(pump) = pump {
                 pump.abort();

@@ -32,33 +32,54 @@ pub(super) enum Begun {
     Stopped,
 }
 
+/// What came of asking for the slot.
+enum Asked {
+    Ours(Begun),
+    /// Another process reads.
+    Taken,
+}
+
 impl Control {
-    /// What is known, and what it comes to. Waits for a server or a StarRocks that does not answer.
+    /// What is known, and what it comes to. Waits for the process that has the slot, and for a server or a StarRocks
+    /// that does not answer.
     pub(super) fn begin(&mut self) -> Result<Begun, Fault> {
         // A standby takes over within a second.
         let mut backoff = Backoff::new(Pace { cap: STANDBY_ASKS_EVERY, ..Pace::PASSING });
+        let meter = Arc::clone(&self.parts.meter);
         let mut waiting = None;
         while !self.parts.stop.is_requested() {
             match self.parts.runtime.clone().block_on(self.ask_where_to_begin()) {
-                Err(fault) if fault.kind == FaultKind::Retry => {
-                    if waiting.is_none() {
-                        tracing::warn!(pipeline = %self.parts.meter.name, "{}; waiting and trying again", fault.story());
-                        waiting = Some(Waiting::begin(&self.parts.meter, fault.story()));
+                Ok(Asked::Ours(begun)) => return Ok(begun),
+                Ok(Asked::Taken) => {
+                    waiting = None;
+                    if meter.health.standing_by().is_none() {
+                        let why = standing_by(&self.prepared.source);
+                        meter.health.stands_by(why.clone());
+                        tracing::info!(pipeline = %meter.name, "{why}");
                     }
-                    self.parts.runtime.block_on(backoff.wait());
                 }
-                asked => return asked,
+                Err(fault) if fault.kind == FaultKind::Retry => {
+                    meter.health.starting();
+                    if waiting.is_none() {
+                        tracing::warn!(pipeline = %meter.name, "{}; waiting and trying again", fault.story());
+                        waiting = Some(Waiting::begin(&meter, fault.story()));
+                    }
+                }
+                Err(fault) => return Err(fault),
             }
+            self.parts.runtime.block_on(backoff.wait());
         }
         Ok(Begun::Stopped)
     }
 
-    async fn ask_where_to_begin(&mut self) -> Result<Begun, Fault> {
+    async fn ask_where_to_begin(&mut self) -> Result<Asked, Fault> {
         let leadership = Arc::clone(&self.prepared.leadership);
         if !leadership.acquire().await? {
             self.prepared.may_be_outdated = true;
-            return Err(standing_by(&self.prepared.source));
+            return Ok(Asked::Taken);
         }
+        // From here on it answers for the work, though it does not do it yet.
+        self.parts.meter.health.starting();
         let source = &self.prepared.source;
         let identified = identify(&self.prepared.connector).await?;
         let Identified { system_identifier, timeline, .. } = identified;
@@ -81,7 +102,8 @@ impl Control {
         // Whoever led until now may have begun to follow tables after they were looked at here.
         if self.prepared.may_be_outdated || !has_led && self.prepared.has_missed(&known) {
             let own = self.followed().filter(|table| !known.has_left(table));
-            return Ok(Begun::Outdated(own.chain(known.followed().into_iter().cloned()).collect()));
+            let tables = own.chain(known.followed().into_iter().cloned()).collect();
+            return Ok(Asked::Ours(Begun::Outdated(tables)));
         }
         let connection = self.prepared.connector.control().await?;
         self.free_slot(&connection).await;
@@ -109,7 +131,7 @@ impl Control {
                 followed.copied_upto = *copied;
             }
         }
-        Ok(Begun::Leading(beginning, positions))
+        Ok(Asked::Ours(Begun::Leading(beginning, positions)))
     }
 
     /// Ends the reader that a process of ours has left at the slot. One that is frozen or whose line went dead would
@@ -175,6 +197,6 @@ impl Control {
     }
 }
 
-pub(super) fn standing_by(source: &Postgres) -> Fault {
-    Fault::retry(format!("another process reads slot {}: standing by", source.slot))
+pub(super) fn standing_by(source: &Postgres) -> String {
+    format!("another process reads slot {}: standing by", source.slot)
 }
