@@ -330,10 +330,16 @@ fn limit_open_files(command: &mut Command, open_files_max: u64) {
     }
 }
 
-/// A command that dies with the thread that started it, so that a test run that is killed leaves nothing behind.
+/// The binary under test, that a test run which is killed leaves nothing behind.
 fn tidemill() -> Command {
     let mut command = Command::new(machine::tidemill());
     command.current_dir(machine::root());
+    dies_with_us(&mut command);
+    command
+}
+
+/// Has what the command starts die with the thread that starts it.
+pub fn dies_with_us(command: &mut Command) {
     #[cfg(target_os = "linux")]
     {
         use std::os::unix::process::CommandExt;
@@ -346,5 +352,6 @@ fn tidemill() -> Command {
             });
         }
     }
-    command
+    #[cfg(not(target_os = "linux"))]
+    let _ = command;
 }
