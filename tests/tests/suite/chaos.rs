@@ -66,7 +66,8 @@ fn run(profile: &str, seed: &str) -> Output {
 
 #[test]
 fn only_a_run_that_has_not_shown_enough_is_made_again() {
-    let unreached = "NOT REACHED kill: this run has not shown what it should\nverdict: FAILED\n\nseed 3: FAILED\n";
+    let unreached =
+        "NOT REACHED kill: this run has not shown what it should\nverdict: FAILED\n\nseed 3: FAILED\n";
     assert_eq!(verdict(Some(0), "verdict: passed\n\nseed 3: all promises kept\n"), Verdict::Passed);
     assert_eq!(verdict(Some(1), unreached), Verdict::Unreached);
     assert_eq!(verdict(Some(1), &format!("VIOLATION I1\n{unreached}")), Verdict::Broken);

@@ -425,3 +425,29 @@ fn a_slot_that_holds_too_much_turns_ready_red() {
         mended.unwrap_or_else(|late| panic!("{:?}: {late}", tidemill.get("/ready")));
     });
 }
+
+/// It halted: the server then names the index, and not the publication.
+#[test]
+fn a_publication_that_another_session_makes_at_the_same_moment_is_taken() {
+    within(120, || {
+        let replica = Replica::new("published_twice");
+        replica.postgres.run(ORDERS);
+        let session = replica.postgres.client();
+        // Made, and committed only when somebody waits for it.
+        let script = format!(
+            "BEGIN; CREATE PUBLICATION {} FOR TABLE public.orders WITH (publish_via_partition_root = true); \
+             DO $$ BEGIN WHILE NOT EXISTS (SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND \
+             datname = current_database()) LOOP PERFORM pg_sleep(0.02); PERFORM pg_stat_clear_snapshot(); END LOOP; END $$; \
+             COMMIT",
+            replica.slot()
+        );
+        let other = std::thread::spawn(move || session.run(&script));
+        replica.postgres.until(
+            20,
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()",
+        );
+        let mut tidemill = follow(&replica, &replica.pipeline());
+        other.join().expect("the other session's thread").expect("committed");
+        tidemill.drain(30);
+    });
+}

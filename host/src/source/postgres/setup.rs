@@ -20,6 +20,9 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The first version that takes options in parentheses.
 const WITH_OPTIONS_IN_PARENTHESES: u32 = 150_000;
 
+/// What the server says of something that is there: looked up, or found by its index when another session made it meanwhile.
+const IS_THERE: [SqlState; 2] = [SqlState::DUPLICATE_OBJECT, SqlState::UNIQUE_VIOLATION];
+
 /// Makes or completes the publication, as far as `steps` say so; slots are made by [`create_slot`]. What is there
 /// already is left as it is, so that two processes may do it at once.
 ///
@@ -48,7 +51,7 @@ pub async fn publish(control: &Control, steps: &[Step]) -> Result<(), Fault> {
 async fn run_once(control: &Control, statement: &str, attempted: &str) -> Result<(), Fault> {
     match control.client().batch_execute(statement).await {
         Ok(()) => Ok(()),
-        Err(error) if error.code() == Some(&SqlState::DUPLICATE_OBJECT) => Ok(()),
+        Err(error) if error.code().is_some_and(|code| IS_THERE.contains(code)) => Ok(()),
         Err(error) => Err(control.fault(attempted, error)),
     }
 }
