@@ -475,7 +475,7 @@ impl Positions {
         let (label, number) = self.carrier.next_label(&self.pipeline);
         // A successor ends it if it is still open: it would take the position past what that one has loaded.
         fence.announce(number, &[]).await?;
-        let guarded = Guarded { fence: Arc::clone(&fence) as Arc<dyn Fence>, number };
+        let guarded = Guarded::new(Arc::clone(&fence) as Arc<dyn Fence>, number);
         let written = self.write(rows, label, vec![guarded]).await;
         fence.settled(number);
         written
