@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::budget::{Permit, Share};
-use crate::config::model::{DeadLetters, Kafka};
+use crate::config::model::{DeadLetters, Kafka, Pipeline, Source};
 use crate::delivery::Alarm;
 use crate::failpoint;
 use crate::fault::Fault;
@@ -283,6 +283,20 @@ impl Store {
             Store::Topic(topic) => topic.keep(letters),
         }
     }
+}
+
+/// What is wrong with the topic that letters of a pipeline go to, before one is written; none = nothing, or they go
+/// elsewhere. Makes no topic, and does not try whether it may be written to.
+///
+/// # Errors
+/// Halt, if `[dead_letters.kafka]` makes no client; retry, if its brokers do not answer within ten seconds.
+pub(crate) fn lacking_topic(pipeline: &Pipeline) -> Result<Option<String>, Fault> {
+    let Some(DeadLetters::Kafka { topic, brokers }) = &pipeline.dead_letters else { return Ok(None) };
+    let source = match &pipeline.source {
+        Source::Kafka(source) => Some(source),
+        Source::Postgres(_) | Source::Http(_) => None,
+    };
+    topic::lacking(topic, brokers, source)
 }
 
 impl DeadLetterBox {

@@ -8,6 +8,7 @@ use clap::Args;
 use super::{EXIT_FAILED, EXIT_OK};
 use crate::config::Overrides;
 use crate::config::model::{Delivery, Isolation, Kafka, Pipeline, Source, StarRocks, TableModel};
+use crate::dead_letter;
 use crate::fault::Fault;
 use crate::pipeline::{Destinations, Shared, load_plugins};
 use crate::sink::starrocks::client::Client;
@@ -27,8 +28,9 @@ pub(super) struct Check {
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Also look at what the pipeline talks to: Kafka's topics (for exactly_once and Primary Key tables also the right to
-    /// transactions, by one that is taken back) or the Postgres server, the address of an HTTP source, and StarRocks with
-    /// its tables; changes nothing. StarRocks' right to INSERT and the dead letters' topic are not tried
+    /// transactions, by one that is taken back) or the Postgres server, the address of an HTTP source, StarRocks with its
+    /// tables, and whether the dead letters' topic is there; changes nothing. Rights to INSERT at StarRocks and to WRITE to
+    /// that topic are not tried
     #[arg(long)]
     online: bool,
     #[command(flatten)]
@@ -96,6 +98,13 @@ async fn online(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>)
     }
     if reached && primary {
         warn_of_plain_commits(pipeline);
+    }
+    match dead_letter::lacking_topic(pipeline) {
+        Ok(None) => {}
+        Ok(Some(lacking)) => eprintln!("{}: warning: {lacking}", pipeline.file.display()),
+        // A source that is out of reach was told of; its letters are on the same brokers.
+        Err(fault) if reached => faults.push(fault),
+        Err(_) => {}
     }
     if let Some(survey) = survey {
         tell(&pipeline.file, &survey, faults);

@@ -199,9 +199,7 @@ impl EpochCarrier {
             }
         }
         match hitch {
-            None => {
-                Ok(Prepared { loads: prepared.into_values().collect(), began, took: began.elapsed() })
-            }
+            None => Ok(Prepared { loads: prepared.into_values().collect(), began, took: began.elapsed() }),
             Some(hitch) => Err(hitch),
         }
     }
@@ -218,13 +216,7 @@ impl EpochCarrier {
     }
 
     /// The epoch was decided: commits its loads, however long that takes, and settles its rows.
-    async fn commit(
-        &self,
-        decision: &Decision,
-        tables: Vec<TableRows>,
-        prepared: Prepared,
-        signs: &Signs,
-    ) {
+    async fn commit(&self, decision: &Decision, tables: Vec<TableRows>, prepared: Prepared, signs: &Signs) {
         failpoint::at("epoch.before_commit");
         let Some(committed_in) = self.commit_loads(decision, &tables, &prepared.loads).await else {
             // What stands in Kafka must not be written over: the epoch never ends.
