@@ -146,7 +146,7 @@ impl<F: Feed> Lane<F> {
         loop {
             let fault = match self.chain.process(chunk, verify) {
                 Ok(transformed) => {
-                    self.parts.owner.meter.chunks_verified.inc_by(u64::from(sampled));
+                    self.parts.owner.meter.chunks_verified.inc_by(u64::from(transformed.verified));
                     return Ok(Some(transformed));
                 }
                 Err(fault) => fault,
