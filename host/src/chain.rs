@@ -93,7 +93,8 @@ impl Chain {
             let input = if place == 0 { chunk } else { &self.between };
             let answer = process_isolated(&mut link.guest, input, &mut self.scratch)?;
             if let Some(partition) = verify {
-                compared &= verify::ask_again(link.guest.plugin(), (input, partition), &answer, &mut self.scratch)?;
+                compared &=
+                    verify::ask_again(link.guest.plugin(), (input, partition), &answer, &mut self.scratch)?;
             }
             if several {
                 carry_over(input, &answer, &mut self.spare);

@@ -164,6 +164,14 @@ impl Rejected {
         self.letters.iter().map(DeadLetter::bytes).sum()
     }
 
+    /// Of each record how many the pipeline had read before it. The letters of a record stand side by side.
+    fn read_before(&self) -> impl Iterator<Item = u64> {
+        let letters = self.letters.iter().enumerate();
+        let first_of_record =
+            |(at, letter): &(usize, &DeadLetter)| *at == 0 || self.letters[at - 1].offset != letter.offset;
+        letters.filter(first_of_record).map(|(_, letter)| self.ticket.read_before(letter.offset))
+    }
+
     /// Gives them up: their records will be read again.
     pub fn forget(self) {
         self.ticket.forget();
@@ -217,10 +225,9 @@ impl Rejects {
             Rejects::Halt => rejected.iter().flat_map(|one| &one.letters).next().map(nowhere_to_put),
             Rejects::Keep(_, None) => None,
             Rejects::Keep(_, Some(tolerance)) => {
-                let records = rejected.iter().map(|one| one.records).sum();
                 let last = rejected.iter().flat_map(|one| &one.letters).next_back();
-                let read = meter.records_read.get();
-                last.and_then(|last| tolerance.refuse(read, records, last).err())
+                let places = rejected.iter().flat_map(Rejected::read_before);
+                last.and_then(|last| tolerance.refuse(places, last).err())
             }
             Rejects::Answer => {
                 for Rejected { letters, ticket, records } in rejected {

@@ -182,8 +182,9 @@ pub struct Receipt {
 pub struct Rejection {
     /// StarRocks' own message.
     pub message: String,
-    /// Rows it counted as filtered; 0 for a syntax error, which fails the whole body.
-    pub filtered_rows: u64,
+    /// Rows it counted as filtered: none for a syntax error, which fails the whole body; unknown of a transaction, whose
+    /// answer does not say.
+    pub filtered_rows: Option<u64>,
     /// True when the body could not be parsed as JSON (a row's syntax), false for filtered rows.
     pub syntax: bool,
     /// What the error log said, at most 64 KiB.

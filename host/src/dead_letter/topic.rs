@@ -13,7 +13,7 @@ use rdkafka::producer::BaseRecord;
 use super::DeadLetter;
 use super::envelope::{Envelope, FIRST_HEADER, Sending};
 use super::kept::Place;
-use super::tally::{Producer, RECORD_BYTES_MAX, Tally, is_final, send};
+use super::tally::{Producer, RECORD_BYTES_MAX, TOPIC_PATIENCE_MS, Tally, is_final, send};
 use crate::config::model::Kafka;
 use crate::fault::Fault;
 use crate::meter::{PipelineMeter, Waiting};
@@ -47,6 +47,7 @@ impl Topic {
         config.set("enable.idempotence", "true");
         config.set("linger.ms", "5");
         config.set("message.timeout.ms", "30000");
+        config.set("topic.metadata.propagation.max.ms", TOPIC_PATIENCE_MS.to_string());
         config.set("message.max.bytes", RECORD_BYTES_MAX);
         let producer = config.create_with_context(Tally::default()).map_err(|error| {
             Fault::halt(

@@ -226,9 +226,11 @@ impl EpochCarrier {
         failpoint::at("epoch.committed");
         self.owner.meter.epochs_decided.inc();
         let took = prepared.took + committed_in;
+        // They share that time: a small one beside a large one would seem slow.
+        let bytes = prepared.loads.iter().map(|one| one.load.bytes).sum();
         for (table, PreparedLoad { load, receipt }) in tables.into_iter().zip(prepared.loads) {
             // A commit waits until its rows are visible: one that takes long shows in the time.
-            signs.show(&load.destination, Sign::Loaded { took, bytes: load.bytes });
+            signs.show(&load.destination, Sign::Loaded { took, bytes });
             count(&table.pieces, &load, &receipt, prepared.began.elapsed());
             table.pieces.into_iter().for_each(close);
         }

@@ -28,8 +28,9 @@ mod rights;
 mod start;
 
 pub(crate) use control::{Exactly, Fencing};
+pub(crate) use decider::{Purpose, RIGHTS};
 pub(crate) use feed::KafkaFeed;
-pub(crate) use rights::check_transactions;
+pub(crate) use rights::{Denied, check_transactions};
 
 /// Events of the client that are looked at for why no broker answers.
 const EVENTS_LOOKED_AT: usize = 32;
