@@ -189,7 +189,9 @@ fn each_record(evidence: &Evidence<'_>, kept: &HashSet<u64>) -> (Counted, Vec<Vi
     let unexplained = unexplained(evidence, &counts, &repeated);
     let why = match evidence.promise {
         Promise::Once => "records are there more than once",
-        Promise::AtLeastOnce => WITHOUT_CAUSE,
+        Promise::AtLeastOnce => {
+            "records are there more often than they were on their way when something failed"
+        }
     };
     let violations = [
         Violation::of_ids(Invariant::Conservation, "acknowledged records are nowhere", &missing),
@@ -198,10 +200,6 @@ fn each_record(evidence: &Evidence<'_>, kept: &HashSet<u64>) -> (Counted, Vec<Vi
     ];
     (counted, violations.into_iter().flatten().collect())
 }
-
-/// What I3 says of an at-least-once pipeline.
-pub const WITHOUT_CAUSE: &str =
-    "records are there more often than they were on their way when something failed";
 
 /// Of the records that are there more than once those that should not be: all of them, or at least once those that are there
 /// more often than they were on their way when something failed.
