@@ -26,6 +26,8 @@ use crate::fault::Fault;
 const TRANSACTION_TIMEOUT_MS: u32 = 10_000;
 /// How long one step may take. The control thread waits for it, and the group meanwhile for us.
 const STEP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the brokers may take to end a transaction that was left open, when the pipeline ends.
+const END_PATIENCE: Duration = Duration::from_secs(3);
 /// Settings of `properties` that are of any client.
 const CONNECTION_PROPERTIES: [&str; 7] =
     ["ssl.", "sasl.", "socket.", "broker.", "reconnect.", "metadata.", "enable.ssl."];
@@ -76,12 +78,20 @@ pub(super) struct Decider {
     id: String,
     purpose: Purpose,
     producer: Option<Producer>,
+    /// A transaction was begun of which the brokers have not said that it has ended.
+    open: bool,
 }
 
 impl Decider {
     /// A decider whose transactions are those of this life of the process.
     pub(super) fn new(kafka: &Kafka, label_stem: &str, purpose: Purpose) -> Decider {
-        Decider { config: settings(kafka, label_stem), id: label_stem.to_owned(), purpose, producer: None }
+        Decider {
+            config: settings(kafka, label_stem),
+            id: label_stem.to_owned(),
+            purpose,
+            producer: None,
+            open: false,
+        }
     }
 
     /// Makes the producer, if there is none, which settles what the last one left open.
@@ -92,11 +102,27 @@ impl Decider {
         if self.producer.is_some() {
             return Ok(());
         }
+        self.settle_within(STEP_PATIENCE)
+    }
+
+    fn settle_within(&mut self, patience: Duration) -> Result<(), Fault> {
         let producer: Producer =
             self.config.create_with_context(Tally::default()).map_err(|error| not_made(&error))?;
-        producer.init_transactions(STEP_PATIENCE).map_err(|error| denied(&self.id, self.purpose, error))?;
-        self.producer = Some(producer);
+        producer.init_transactions(patience).map_err(|error| denied(&self.id, self.purpose, error))?;
+        (self.producer, self.open) = (Some(producer), false);
         Ok(())
+    }
+
+    /// Nothing is written any more. A transaction that was left open would keep the next start waiting until the brokers
+    /// end it.
+    pub(super) fn end(&mut self) {
+        if !self.open {
+            return;
+        }
+        self.producer = None;
+        if let Err(fault) = self.settle_within(END_PATIENCE) {
+            tracing::debug!("{}", fault.story());
+        }
     }
 
     /// Writes all `standings` in one transaction, and letters with them, unless the member is not the one that was given
@@ -137,6 +163,7 @@ impl Decider {
             self.producer = None;
             return Written::No(Fault::retry("cannot begin a transaction").caused_by(error));
         }
+        self.open = true;
         // After whatever does not go well the next producer begins, and has the brokers end this transaction: a try
         // that is still on its way must not join the next one.
         if let Some((outbox, letters)) = letters
@@ -156,7 +183,10 @@ impl Decider {
         }
         crate::failpoint::at("epoch.offsets_sent");
         match producer.commit_transaction(STEP_PATIENCE) {
-            Ok(()) => Written::Yes,
+            Ok(()) => {
+                self.open = false;
+                Written::Yes
+            }
             Err(error) => {
                 self.producer = None;
                 Written::Unknown(Fault::retry("the answer to a decision did not come").caused_by(error))

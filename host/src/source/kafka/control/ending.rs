@@ -149,9 +149,11 @@ impl Control {
     fn close(mut self) {
         if let Some(deciding) = &mut self.deciding {
             deciding.end();
+            deciding.decider.end();
         }
         if let Some(guarding) = &mut self.guarding {
             guarding.end();
+            guarding.end_transactions();
         }
         self.parts.stage.remove(self.parts.pipeline);
         self.lanes.iter().for_each(|lane| lane.orders.end());

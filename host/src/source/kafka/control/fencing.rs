@@ -127,6 +127,14 @@ impl Guarding {
         self.asked.clear();
     }
 
+    /// Has the brokers end what was left open, for whoever comes next.
+    pub(super) fn end_transactions(&mut self) {
+        match &mut self.writer {
+            Writer::Untried(decider, _) | Writer::Transactions(decider) => decider.end(),
+            Writer::Plain => {}
+        }
+    }
+
     /// Has the brokers end what a transaction of ours left open, or its offsets could not be read. Finds out whether
     /// there are transactions for us.
     pub(super) fn settle(&mut self, meter: &PipelineMeter) -> Result<(), Fault> {

@@ -53,7 +53,16 @@ impl Control {
     fn check_database(&self, (topic, partition): &(String, i32), decision: &Decision) -> Result<(), Fault> {
         let Some(deciding) = &self.deciding else { return Ok(()) };
         let ours = &deciding.parts.epochs.terms.database;
-        if decision.tables == 0 || decision.database == *ours {
+        if decision.database == *ours {
+            return Ok(());
+        }
+        if decision.tables == 0 {
+            tracing::warn!(
+                pipeline = %self.parts.meter.name,
+                "{topic}[{partition}] was read for database `{}` before, and the file names `{ours}`: processes of one group \
+                 that differ in it share the rows out between both",
+                decision.database
+            );
             return Ok(());
         }
         Err(Fault::halt(
