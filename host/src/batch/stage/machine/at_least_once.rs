@@ -45,7 +45,11 @@ enum Step {
     },
     KeepLetters,
     Release,
-    /// A partition goes, and comes again; lost = without a last commit.
+    /// A partition is to go: rows that were not sent are dropped, but for those of spans of which some were.
+    GiveUp {
+        partition: usize,
+    },
+    /// It goes, whatever of it is on its way, and comes again; lost = without a last commit.
     Revoke {
         partition: usize,
         lost: bool,
@@ -85,6 +89,10 @@ struct Reference {
     /// Slots of loads that were lost: nobody gives them back.
     stuck: [usize; TABLES],
     drains: bool,
+    /// The last span of each partition of which rows were sent.
+    sent: [Option<usize>; PARTITIONS],
+    /// Partitions that are being given up: they are read no more.
+    leaves: [bool; PARTITIONS],
 }
 
 #[derive(Debug, Clone)]
@@ -114,6 +122,8 @@ impl Reference {
             letters: Vec::new(),
             stuck: [0; TABLES],
             drains: false,
+            sent: [None; PARTITIONS],
+            leaves: [false; PARTITIONS],
         }
     }
 
@@ -185,6 +195,10 @@ impl Reference {
     fn start(&mut self, table: usize) {
         while self.in_flight(table) < IN_FLIGHT_MAX {
             let Some(rows) = self.ready[table].pop_front() else { break };
+            for row in &rows {
+                let last = &mut self.sent[row.record.partition];
+                *last = Some(self.reckoning.span_of(row.record)).max(*last);
+            }
             self.flying.push(Flying { table, rows, landed: false });
         }
     }
@@ -234,20 +248,50 @@ impl Reference {
         self.released = std::array::from_fn(|partition| self.watermark(partition));
     }
 
+    /// Drops rows of a partition that are not sent; returns them.
+    fn drop_unsent(&mut self, partition: usize, is_dropped: impl Fn(&Hold) -> bool) -> Vec<Hold> {
+        let is_gone = |row: &Hold| row.record.partition == partition && is_dropped(row);
+        let dropped: Vec<Hold> = self.unsent().copied().filter(is_gone).collect();
+        dropped.iter().for_each(|row| self.reckoning.give_up(row));
+        for rows in self.open.iter_mut().chain(self.ready.iter_mut().flatten()) {
+            rows.retain(|row| !is_gone(row));
+        }
+        self.ready.iter_mut().for_each(|ready| ready.retain(|rows| !rows.is_empty()));
+        dropped
+    }
+
+    /// Whether rows of the span were sent, or of a later one.
+    fn is_begun(&self, row: &Hold) -> bool {
+        let last = self.sent[row.record.partition];
+        last.is_some_and(|last| self.reckoning.span_of(row.record) <= last)
+    }
+
+    fn give_up(&mut self, partition: usize) {
+        self.leaves[partition] = true;
+        let begun: Vec<Hold> = self.unsent().filter(|row| self.is_begun(row)).copied().collect();
+        let dropped = self.drop_unsent(partition, |row| !begun.contains(row));
+        dropped.iter().for_each(|row| self.reckoning.forget(row));
+        for table in 0..TABLES {
+            if self.open[table].iter().any(|row| row.record.partition == partition) {
+                self.seal(table);
+            }
+        }
+        (0..TABLES).for_each(|table| self.start(table));
+        if self.drains {
+            (0..TABLES).for_each(|table| self.cut(table));
+        }
+    }
+
     fn revoke(&mut self, partition: usize, lost: bool) {
         if !lost {
             self.released[partition] = self.watermark(partition);
         }
-        let is_of = |hold: &Hold| hold.record.partition == partition;
-        let unsent: Vec<Hold> = self.unsent().copied().filter(is_of).collect();
-        unsent.iter().for_each(|row| self.reckoning.give_up(row));
-        for rows in self.open.iter_mut().chain(self.ready.iter_mut().flatten()) {
-            rows.retain(|row| !is_of(row));
-        }
-        self.ready.iter_mut().for_each(|ready| ready.retain(|rows| !rows.is_empty()));
+        self.drop_unsent(partition, |_| true);
         let sent = self.flying.iter_mut().flat_map(|flying| &mut flying.rows).chain(&mut self.letters);
-        sent.filter(|hold| is_of(hold)).for_each(|hold| hold.has_ended = true);
+        let of_it = sent.filter(|hold| hold.record.partition == partition);
+        of_it.for_each(|hold| hold.has_ended = true);
         self.reckoning.stay_anew(partition, self.released[partition]);
+        (self.sent[partition], self.leaves[partition]) = (None, false);
     }
 
     fn lose(&mut self, loss: Loss) {
@@ -312,6 +356,7 @@ impl ReferenceStateMachine for Reference {
             4 => Just(Step::Release),
         ];
         let ends = prop_oneof![
+            2 => partition.clone().prop_map(|partition| Step::GiveUp { partition }),
             2 => (partition, any::<bool>()).prop_map(|(partition, lost)| Step::Revoke { partition, lost }),
             1 => Just(Step::Drain),
             2 => loss.prop_map(Step::Lose),
@@ -324,7 +369,10 @@ impl ReferenceStateMachine for Reference {
     fn preconditions(state: &Reference, step: &Step) -> bool {
         let flying = |flight: &usize| state.flying.get(*flight);
         match step {
-            Step::Read { .. } | Step::Lose(Loss::Rows { .. }) => !state.drains,
+            Step::Read { partition, .. } | Step::Lose(Loss::Rows { partition, .. }) => {
+                !state.drains && !state.leaves[*partition]
+            }
+            Step::GiveUp { partition } => !state.leaves[*partition],
             // A lane waits only if something is in its way.
             Step::Press => state.holds().iter().any(Hold::is_row),
             Step::Drain => !state.drains,
@@ -355,6 +403,7 @@ impl ReferenceStateMachine for Reference {
             Step::Refuse { flight, row } => state.refuse(flight, row),
             Step::KeepLetters => state.keep_letters(),
             Step::Release => state.release(),
+            Step::GiveUp { partition } => state.give_up(partition),
             Step::Revoke { partition, lost } => state.revoke(partition, lost),
             Step::Lose(loss) => state.lose(loss),
             Step::Halt { lands } => {

@@ -179,16 +179,17 @@ impl Reference {
         std::array::from_fn(|partition| self.reckoning.reach(partition, open.iter().copied()))
     }
 
-    /// Letters that are taken along so far are kept.
-    fn take_letters(&mut self, reach: [i64; PARTITIONS]) {
-        if self.decides_letters {
-            let (taken, left) = std::mem::take(&mut self.letters)
-                .into_iter()
-                .partition(|letter| letter.record.offset <= reach[letter.record.partition]);
-            self.letters = left;
-            let taken: Vec<Hold> = taken;
-            taken.iter().for_each(|letter| self.reckoning.settle(letter));
-        }
+    /// Takes out the letters that go with what reaches so far.
+    fn take_letters(&mut self, reach: [i64; PARTITIONS]) -> Vec<Hold> {
+        let is_taken =
+            |letter: &Hold| self.decides_letters && letter.record.offset <= reach[letter.record.partition];
+        let (taken, left) = std::mem::take(&mut self.letters).into_iter().partition(is_taken);
+        self.letters = left;
+        taken
+    }
+
+    fn keep(&mut self, letters: &[Hold]) {
+        letters.iter().for_each(|letter| self.reckoning.settle(letter));
     }
 
     fn read(&mut self, partition: usize, places: i64, arrives: bool) {
@@ -275,12 +276,14 @@ impl Reference {
 
     fn decide(&mut self, written: bool) {
         let Some(safe) = self.decides() else { return };
+        let letters = self.take_letters(safe);
         if !written {
-            // Without an answer one looks, and gives up what does not stand.
+            // Without an answer one looks, and gives up what does not stand. Its letters are first in the next one.
+            self.letters.splice(0..0, letters);
             return self.give_up();
         }
         (self.committed, self.decided) = (safe, self.begun);
-        self.take_letters(safe);
+        self.keep(&letters);
         self.epoch = self.epoch.take().map(|(epoch, _)| (epoch, Phase::Decided(0)));
     }
 
@@ -293,7 +296,8 @@ impl Reference {
     fn write_done(&mut self) {
         let done = self.done();
         self.committed = std::array::from_fn(|partition| done[partition].max(self.committed[partition]));
-        self.take_letters(done);
+        let letters = self.take_letters(done);
+        self.keep(&letters);
         self.decided = self.begun;
     }
 
@@ -409,7 +413,8 @@ impl ReferenceStateMachine for Reference {
             Step::Leave => state.leave(),
             Step::WriteDone => state.write_done(),
             Step::KeepLetters => {
-                std::mem::take(&mut state.letters).iter().for_each(|letter| state.reckoning.settle(letter));
+                let letters = std::mem::take(&mut state.letters);
+                state.keep(&letters);
             }
             Step::Forget => {}
             Step::Lose(loss) => state.lose(loss),

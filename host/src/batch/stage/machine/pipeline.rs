@@ -256,13 +256,18 @@ impl Pipeline {
         }
     }
 
-    /// Drops the unsent rows of a partition's stay and ends it; returns how far it was safe.
-    pub(super) fn end_stay(&mut self, partition: usize) -> i64 {
-        let stay = self.stays[partition].clone();
-        let dropped = self.stage.forget(PIPELINE, std::slice::from_ref(&stay), false);
+    /// Drops the unsent rows of a partition's stay; with `finish` not those without which rows that were sent would be read
+    /// again.
+    pub(super) fn forget(&mut self, partition: usize, finish: bool) {
+        let dropped = self.stage.forget(PIPELINE, &self.stays[partition..=partition], finish);
         self.stage.cut_due(Instant::now());
         self.owner.meter.leave(&self.owner.meter.records_given_up, dropped);
-        self.ledger.end(&stay).expect("the stay stands").watermark.upto
+    }
+
+    /// Drops the unsent rows of a partition's stay and ends it; returns how far it was safe.
+    pub(super) fn end_stay(&mut self, partition: usize) -> i64 {
+        self.forget(partition, false);
+        self.ledger.end(&self.stays[partition]).expect("the stay stands").watermark.upto
     }
 
     /// A further stay of a partition, behind `released`.

@@ -82,8 +82,14 @@ impl Reckoning {
         read
     }
 
-    fn span_of(&self, record: Record) -> usize {
+    /// The place of its span in its stay.
+    pub(super) fn span_of(&self, record: Record) -> usize {
         self.ends[record.partition].partition_point(|end| *end < record.offset)
+    }
+
+    /// Where a span of the present stay ends.
+    pub(super) fn end_of(&self, partition: usize, span: usize) -> i64 {
+        self.ends[partition][span]
     }
 
     /// How far a partition would be safe if only `holds` were open: the end of the last span before the first of them.

@@ -36,6 +36,19 @@ fn loads_are_on_their_way_when_the_process_dies_and_partitions_go() {
             "gives a partition up with rows on their way",
             |state, step| matches!(step, Step::Revoke { partition, lost: false } if state.is_on_its_way(*partition)),
         ),
+        ("rows are sent for the sake of rows that were", |state, step| {
+            let is_finished = |partition: usize| {
+                state.unsent().any(|row| row.record.partition == partition && state.is_begun(row))
+            };
+            matches!(step, Step::GiveUp { partition } if is_finished(*partition))
+        }),
+        ("a partition goes when all that was begun of it has landed", |state, step| {
+            let is_quiet = |partition: usize| {
+                let is_open = |hold: &Hold| hold.record.partition == partition && !hold.has_ended;
+                state.leaves[partition] && !state.holds().iter().any(is_open)
+            };
+            matches!(step, Step::Revoke { partition, lost: false } if is_quiet(*partition))
+        }),
         ("a row is refused", |_, step| matches!(step, Step::Refuse { .. })),
         ("a later load lands first", |_, step| matches!(step, Step::Land { flight } if *flight > 0)),
         ("part of what was read is released", |state, step| {
@@ -78,7 +91,7 @@ fn tickets_are_lost_wherever_they_are_held() {
             let holds = state.holds();
             let is_kept_back = |at: usize| {
                 let is_idle = holds.iter().all(|hold| hold.record.partition != at);
-                is_idle && state.watermark(at) < state.reckoning.read(at)
+                is_idle && !state.leaves[at] && state.watermark(at) < state.reckoning.read(at)
             };
             matches!(step, Step::Release) && (0..PARTITIONS).any(is_kept_back)
         }),

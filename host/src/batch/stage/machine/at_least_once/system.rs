@@ -114,6 +114,20 @@ impl Process {
         }
     }
 
+    /// Expects of partitions that go in order, and of which nothing is on its way any more, that whoever has them next reads
+    /// nothing again that was sent.
+    fn must_release_what_was_begun(&self, reference: &Reference, holds: &[Hold]) {
+        for (partition, sent) in reference.sent.into_iter().enumerate() {
+            let is_open = |hold: &Hold| hold.record.partition == partition && !hold.has_ended;
+            let is_quiet = reference.leaves[partition] && !holds.iter().any(is_open);
+            if let Some(sent) = sent.filter(|_| is_quiet && !reference.is_poisoned()) {
+                let end = reference.reckoning.end_of(partition, sent);
+                let upto = self.pipeline.watermark(partition);
+                assert!(upto >= end, "{upto} is before {end}: rows that were sent are read again");
+            }
+        }
+    }
+
     /// What a halted pipeline does before it ends.
     fn wind_up(&mut self, world: &mut World, lands: u8) {
         self.pipeline.remove();
@@ -179,6 +193,7 @@ impl StateMachineTest for System {
             Step::Refuse { flight, row } => process.refuse(flight, row),
             Step::KeepLetters => process.pipeline.keep_letters(&mut world.lasting),
             Step::Release => process.release(world),
+            Step::GiveUp { partition } => process.pipeline.forget(partition, true),
             Step::Revoke { partition, lost } => process.revoke(world, partition, lost),
             Step::Lose(loss) => process.lose(loss),
             Step::Halt { lands } => {
@@ -205,6 +220,7 @@ impl StateMachineTest for System {
         let charged: u64 = holds.iter().filter(|hold| hold.is_row()).map(Hold::charge).sum();
         assert_eq!(process.pipeline.share.used(), charged, "bytes in flight");
         assert_eq!(process.pipeline.has_deadline(), reference.has_deadline(), "a batch grows old");
+        process.must_release_what_was_begun(reference, &holds);
         assert_eq!(world.released, reference.released, "released");
         for (partition, released) in world.released.into_iter().enumerate() {
             for record in records(partition, -1, released) {
