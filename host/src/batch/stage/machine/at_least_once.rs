@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use proptest_state_machine::{ReferenceStateMachine, prop_state_machine};
 
 use self::system::System;
-use super::reckoning::Reckoning;
-use super::records::{Hold, Record};
+use super::reckoning::{Opened, Reckoning};
+use super::records::Hold;
 use super::{LINGER, PARTITIONS, TABLES};
 use crate::config::model::BatchLimits;
 
@@ -159,12 +159,9 @@ impl Reference {
     }
 
     fn read(&mut self, partition: usize, places: i64, arrives: bool) {
-        let read: Vec<Record> = self.reckoning.open(partition, places);
-        self.letters
-            .extend(read.iter().filter(|record| record.has_letter()).map(|record| Hold::letter(*record)));
-        for table in 0..TABLES {
-            let rows = read.iter().filter(|record| record.is_row_of(table));
-            let rows: Vec<Hold> = rows.map(|record| Hold::row(*record, table)).collect();
+        let Opened { letters, rows } = self.reckoning.open(partition, places);
+        self.letters.extend(letters);
+        for (table, rows) in rows.into_iter().enumerate() {
             if arrives {
                 rows.into_iter().for_each(|row| self.add(table, row));
                 self.start(table);

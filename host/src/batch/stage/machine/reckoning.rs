@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::PARTITIONS;
 use super::pipeline::stay;
 use super::records::{Fate, Hold, Part, Record, records};
+use super::{PARTITIONS, TABLES};
 use crate::ledger::Tally;
 use crate::meter::PipelineMeter;
-use crate::position::Span;
+use crate::position::{Span, Stay};
 
 /// Each row and letter that is on its way keeps its span open, and each that was lost for good.
 #[derive(Debug, Clone)]
@@ -50,6 +50,18 @@ impl Counts {
     }
 }
 
+/// What becomes of a chunk.
+pub(super) struct Opened {
+    pub(super) letters: Vec<Hold>,
+    /// By table.
+    pub(super) rows: [Vec<Hold>; TABLES],
+}
+
+/// What rows are charged to the budget.
+pub(super) fn charged(holds: &[Hold]) -> u64 {
+    holds.iter().filter(|hold| hold.is_row()).map(Hold::charge).sum()
+}
+
 impl Reckoning {
     /// Of a process that reads on behind `start`.
     pub(super) fn behind(start: [i64; PARTITIONS]) -> Reckoning {
@@ -70,8 +82,8 @@ impl Reckoning {
         self.ends[partition].last().copied().unwrap_or(self.start[partition])
     }
 
-    /// The next `places` places are read: the records in them.
-    pub(super) fn open(&mut self, partition: usize, places: i64) -> Vec<Record> {
+    /// The next `places` places are read: what of them is on its way from now on.
+    pub(super) fn open(&mut self, partition: usize, places: i64) -> Opened {
         let after = self.read(partition);
         self.ends[partition].push(after + places);
         let read: Vec<Record> = records(partition, after, after + places).collect();
@@ -79,7 +91,12 @@ impl Reckoning {
         self.counts.read += read.len() as u64 - fates(Fate::Gap);
         self.counts.dropped += fates(Fate::Dropped);
         self.tallies[partition].dropped += fates(Fate::Dropped);
-        read
+        let letters = read.iter().copied().filter(|record| record.has_letter());
+        let rows = |table: usize| {
+            let rows = read.iter().copied().filter(|record| record.is_row_of(table));
+            rows.map(|record| Hold::row(record, table)).collect()
+        };
+        Opened { letters: letters.map(Hold::letter).collect(), rows: std::array::from_fn(rows) }
     }
 
     /// The place of its span in its stay.
@@ -155,7 +172,7 @@ impl Reckoning {
         self.counts.given_up += hold.records();
     }
 
-    fn stay(&self, partition: usize) -> crate::position::Stay {
+    fn stay(&self, partition: usize) -> Stay {
         stay(partition, self.stays[partition])
     }
 

@@ -7,6 +7,7 @@ use proptest_state_machine::StateMachineTest;
 use super::super::PARTITIONS;
 use super::super::lasting::Lasting;
 use super::super::pipeline::{Pipeline, Ways, partition_of};
+use super::super::reckoning::charged;
 use super::super::records::{Hold, Record, records, rows_of};
 use super::{IN_FLIGHT_MAX, LIMITS, Loss, Reference, Step, lands_in_the_end};
 use crate::batch::stage::fakes::Shown;
@@ -217,8 +218,7 @@ impl StateMachineTest for System {
         assert_eq!(flying, expected.collect::<Vec<_>>(), "tables and rows in flight");
         let holds = reference.holds();
         process.pipeline.must_be(&reference.reckoning, &holds);
-        let charged: u64 = holds.iter().filter(|hold| hold.is_row()).map(Hold::charge).sum();
-        assert_eq!(process.pipeline.share.used(), charged, "bytes in flight");
+        assert_eq!(process.pipeline.share.used(), charged(&holds), "bytes in flight");
         assert_eq!(process.pipeline.has_deadline(), reference.has_deadline(), "a batch grows old");
         process.must_release_what_was_begun(reference, &holds);
         assert_eq!(world.released, reference.released, "released");

@@ -1,5 +1,6 @@
 //! The host's code with a world around it that outlives it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use proptest_state_machine::StateMachineTest;
 use super::super::PARTITIONS;
 use super::super::lasting::Lasting;
 use super::super::pipeline::{Pipeline, Ways, letter_of};
-use super::super::records::{Hold, Letter, Record, rows_of};
+use super::super::reckoning::charged;
+use super::super::records::{Letter, Record, rows_of};
 use super::world::{World, terms};
 use super::{LIMITS, Loss, Reference, Step, TAKE_OVER_STEPS};
 use crate::batch::stage::fakes::Shown;
@@ -68,7 +70,7 @@ fn cluster() -> Kafka {
         commit_interval: Duration::from_secs(1),
         fetch_queue_bytes: 1 << 20,
         security: KafkaSecurity::default(),
-        properties: std::collections::BTreeMap::new(),
+        properties: BTreeMap::new(),
     }
 }
 
@@ -77,7 +79,7 @@ fn table_of(batch: &Batch) -> usize {
 }
 
 /// How far each stay is safe.
-type Reaches = std::collections::BTreeMap<Stay, Reach>;
+type Reaches = BTreeMap<Stay, Reach>;
 
 impl Process {
     /// Takes over and reads on.
@@ -363,7 +365,7 @@ impl StateMachineTest for System {
         assert_eq!(running, expected.collect::<Vec<_>>(), "tables and rows of the epoch on its way");
         let holds = reference.holds();
         process.pipeline.must_be(&reference.reckoning, &holds);
-        let charged: u64 = holds.iter().filter(|hold| hold.is_row()).map(Hold::charge).sum();
+        let charged = charged(&holds);
         let of_letters = process.pipeline.share.used().checked_sub(charged).expect("rows are charged");
         let waits = process.outbox().is_some_and(|outbox| !outbox.is_empty());
         assert_eq!(of_letters > 0, waits, "letters that wait are charged beside {charged} bytes of rows");
