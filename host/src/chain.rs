@@ -25,6 +25,8 @@ pub struct Transformed {
     pub marks: Option<Vec<u8>>,
     /// Refused records, with the plugin that refused them.
     pub rejects: Vec<(RecordReject, Arc<str>)>,
+    /// Each plugin has answered the same once more.
+    pub verified: bool,
 }
 
 impl Transformed {
@@ -86,11 +88,13 @@ impl Chain {
     pub fn process(&mut self, chunk: &Columns, verify: Option<&Partition>) -> Result<Transformed, Fault> {
         let mut whole = Transformed::default();
         let several = self.links.len() > 1;
+        let mut compared = verify.is_some();
         for (place, link) in self.links.iter_mut().enumerate() {
             let input = if place == 0 { chunk } else { &self.between };
             let answer = process_isolated(&mut link.guest, input, &mut self.scratch)?;
             if let Some(partition) = verify {
-                verify::ask_again(link.guest.plugin(), (input, partition), &answer, &mut self.scratch)?;
+                compared &=
+                    verify::ask_again(link.guest.plugin(), (input, partition), &answer, &mut self.scratch)?;
             }
             if several {
                 carry_over(input, &answer, &mut self.spare);
@@ -102,6 +106,7 @@ impl Chain {
             whole.values = Some(std::mem::take(&mut self.between.values));
             whole.marks = Some(std::mem::take(&mut self.between.marks));
         }
+        whole.verified = compared;
         Ok(whole)
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::budget::{Permit, Share};
-use crate::config::model::{DeadLetters, Kafka};
+use crate::config::model::{DeadLetters, Kafka, Pipeline, Source};
 use crate::delivery::Alarm;
 use crate::failpoint;
 use crate::fault::Fault;
@@ -164,6 +164,14 @@ impl Rejected {
         self.letters.iter().map(DeadLetter::bytes).sum()
     }
 
+    /// Of each record how many the pipeline had read before it. The letters of a record stand side by side.
+    fn read_before(&self) -> impl Iterator<Item = u64> {
+        let letters = self.letters.iter().enumerate();
+        let first_of_record =
+            |(at, letter): &(usize, &DeadLetter)| *at == 0 || self.letters[at - 1].offset != letter.offset;
+        letters.filter(first_of_record).map(|(_, letter)| self.ticket.read_before(letter.offset))
+    }
+
     /// Gives them up: their records will be read again.
     pub fn forget(self) {
         self.ticket.forget();
@@ -217,10 +225,9 @@ impl Rejects {
             Rejects::Halt => rejected.iter().flat_map(|one| &one.letters).next().map(nowhere_to_put),
             Rejects::Keep(_, None) => None,
             Rejects::Keep(_, Some(tolerance)) => {
-                let records = rejected.iter().map(|one| one.records).sum();
                 let last = rejected.iter().flat_map(|one| &one.letters).next_back();
-                let read = meter.records_read.get();
-                last.and_then(|last| tolerance.refuse(read, records, last).err())
+                let places = rejected.iter().flat_map(Rejected::read_before);
+                last.and_then(|last| tolerance.refuse(places, last).err())
             }
             Rejects::Answer => {
                 for Rejected { letters, ticket, records } in rejected {
@@ -283,6 +290,20 @@ impl Store {
             Store::Topic(topic) => topic.keep(letters),
         }
     }
+}
+
+/// What is wrong with the topic that letters of a pipeline go to, before one is written; none = nothing, or they go
+/// elsewhere. Makes no topic, and does not try whether it may be written to.
+///
+/// # Errors
+/// Halt, if `[dead_letters.kafka]` makes no client; retry, if its brokers do not answer within ten seconds.
+pub(crate) fn lacking_topic(pipeline: &Pipeline) -> Result<Option<String>, Fault> {
+    let Some(DeadLetters::Kafka { topic, brokers }) = &pipeline.dead_letters else { return Ok(None) };
+    let source = match &pipeline.source {
+        Source::Kafka(source) => Some(source),
+        Source::Postgres(_) | Source::Http(_) => None,
+    };
+    topic::lacking(topic, brokers, source)
 }
 
 impl DeadLetterBox {

@@ -120,7 +120,7 @@ pub mod sink {
     #[derive(Debug)]
     pub struct Rejection {
         pub message: String,
-        pub filtered_rows: u64,
+        pub filtered_rows: Option<u64>,
         pub syntax: bool,
         pub error_log: Option<String>,
     }

@@ -90,11 +90,12 @@ impl<F: Feed> Lane<F> {
     /// One chunk, from the feed to the stage.
     fn carry(&mut self, chunk: &mut Columns, span: &Span, permit: Permit) -> Result<(), Fault> {
         failpoint::at("lane.read");
-        let Some(ticket) = self.parts.ledger.open(span) else { return Ok(()) };
+        let Some(mut ticket) = self.parts.ledger.open(span) else { return Ok(()) };
         failpoint::at("lane.before_plugins");
         let records = chunk.len() as u64;
         let line_feeds = if self.parts.line_feeds { records } else { 0 };
-        self.parts.owner.meter.read(records, (chunk.data_bytes() as u64).saturating_sub(line_feeds));
+        let bytes = (chunk.data_bytes() as u64).saturating_sub(line_feeds);
+        ticket.count(self.parts.owner.meter.read(records, bytes), records);
         let Some(mut transformed) = self.transform(chunk, span)? else {
             self.give_up(records, ticket);
             return Ok(());
@@ -146,7 +147,7 @@ impl<F: Feed> Lane<F> {
         loop {
             let fault = match self.chain.process(chunk, verify) {
                 Ok(transformed) => {
-                    self.parts.owner.meter.chunks_verified.inc_by(u64::from(sampled));
+                    self.parts.owner.meter.chunks_verified.inc_by(u64::from(transformed.verified));
                     return Ok(Some(transformed));
                 }
                 Err(fault) => fault,

@@ -109,7 +109,18 @@ pub struct Ticket {
     state: Arc<Mutex<State>>,
     stay: Stay,
     index: u64,
+    reading: Reading,
     settled: bool,
+}
+
+/// Where the records of a span stand among all that the pipeline has read.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reading {
+    /// Read before them.
+    before: u64,
+    records: u64,
+    after: i64,
+    upto: i64,
 }
 
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
@@ -174,7 +185,14 @@ impl Ledger {
         track.opened_upto = span.upto;
         let index = track.first + track.spans.len() as u64;
         track.spans.push_back(OpenSpan { after: span.after, upto: span.upto, holds: 1, lost: false });
-        Some(Ticket { state: Arc::clone(&self.state), stay: span.stay.clone(), index, settled: false })
+        let reading = Reading { after: span.after, upto: span.upto, ..Reading::default() };
+        Some(Ticket {
+            state: Arc::clone(&self.state),
+            stay: span.stay.clone(),
+            index,
+            reading,
+            settled: false,
+        })
     }
 
     /// Where the next span of a stay has to begin; none if the stay has ended.
@@ -280,7 +298,22 @@ impl Ticket {
         if let Some(span) = state.span(&self.stay, self.index) {
             span.holds += 1;
         }
-        Ticket { state: Arc::clone(&self.state), stay: self.stay.clone(), index: self.index, settled: false }
+        let (state, stay) = (Arc::clone(&self.state), self.stay.clone());
+        Ticket { state, stay, index: self.index, reading: self.reading, settled: false }
+    }
+
+    /// Notes how many `records` the span has, and how many the pipeline had read `before` it.
+    pub fn count(&mut self, before: u64, records: u64) {
+        self.reading = Reading { before, records, ..self.reading };
+    }
+
+    /// How many records the pipeline had read before the one at `position`. Of a span with gaps that is about right.
+    pub fn read_before(&self, position: i64) -> u64 {
+        let Reading { before, records, after, upto } = self.reading;
+        let width = u128::from(upto.abs_diff(after)).max(1);
+        let passed = u128::from(position.saturating_sub(after).saturating_sub(1).max(0).unsigned_abs());
+        let own = passed.saturating_mul(u128::from(records)) / width;
+        before + u64::try_from(own).unwrap_or(u64::MAX).min(records.saturating_sub(1))
     }
 
     /// Says that this piece of the span is safe. Returns the stay's watermark if that moved it.
@@ -359,7 +392,7 @@ impl Drop for Ticket {
         }
         if planted(Bug::DroppedTicketSettles) {
             let (state, stay, index) = (Arc::clone(&self.state), self.stay.clone(), self.index);
-            let _ = Ticket { state, stay, index, settled: false }.settle();
+            let _ = Ticket { state, stay, index, reading: self.reading, settled: false }.settle();
             return;
         }
         let mut state = lock(&self.state);

@@ -38,7 +38,7 @@ mod versions;
 pub(crate) use destinations::Destinations;
 use origin::Origin;
 pub(crate) use replay::replay;
-use versions::VersionWatch;
+use versions::{VersionWatch, Watching};
 
 /// Beyond its batches a pipeline's share has room for chunks on their way there, in bytes.
 const SHARE_CHUNK_BYTES: u64 = 6 << 20;
@@ -219,14 +219,7 @@ impl Wiring<'_> {
         shared.stage.register(*id, registration)?;
 
         // How many versions the tables have: seldom read, and nothing waits for it.
-        let watch = VersionWatch {
-            sink: Arc::clone(sink),
-            pipeline: *id,
-            destinations: Arc::clone(&destinations),
-            meters,
-            stage: shared.stage.clone(),
-        };
-        let _watching = watch.start(&shared.runtime);
+        let _watching = self.watch_versions(&destinations, meters);
 
         // Lanes: read → plugins → rows → stage.
         let parts = LaneParts {
@@ -241,6 +234,17 @@ impl Wiring<'_> {
         // The source: this thread is its control.
         let parts = lanes.source_parts(gathering, shared, self.stop, carrier.stem(&pipeline.name));
         origin.run(parts, Arc::clone(sink), carrier.clone(), exactly, fencing, &lanes)
+    }
+
+    fn watch_versions(&self, destinations: &Arc<Destinations>, meters: Vec<TableMeter>) -> Watching {
+        let watch = VersionWatch {
+            sink: Arc::clone(&self.sink),
+            pipeline: self.id,
+            destinations: Arc::clone(destinations),
+            meters,
+            stage: self.shared.stage.clone(),
+        };
+        watch.start(&self.shared.runtime)
     }
 }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -64,19 +66,29 @@ pub trait Fence: fmt::Debug + Send + Sync {
 /// A load under a fence.
 #[derive(Debug, Clone)]
 pub struct Guarded {
-    /// The fence.
-    pub fence: Arc<dyn Fence>,
-    /// The load's number there.
-    pub number: u64,
+    fence: Arc<dyn Fence>,
+    number: u64,
+    /// Microseconds that all attempts have waited for the fence's answers.
+    waited_us: Arc<AtomicU64>,
 }
 
 impl Guarded {
+    /// The load with this number at `fence`.
+    pub fn new(fence: Arc<dyn Fence>, number: u64) -> Guarded {
+        Guarded { fence, number, waited_us: Arc::default() }
+    }
+
     /// Asks whether the body may leave.
     ///
     /// # Errors
     /// As [`Fence::holds`].
     pub async fn holds(&self) -> Result<(), Fault> {
-        self.fence.holds(self.number).await
+        let began = Instant::now();
+        let held = self.fence.holds(self.number).await;
+        let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        // Of one load's attempts, which follow each other.
+        self.waited_us.fetch_add(took_us, Ordering::Relaxed);
+        held
     }
 }
 
@@ -118,6 +130,12 @@ impl Load {
     /// What is sent.
     pub fn body(&self) -> &[Bytes] {
         self.packed.as_ref().map_or(&self.segments, |packed| &packed.segments)
+    }
+
+    /// How long all attempts so far have waited for fences: no work of StarRocks'.
+    pub fn fenced_for(&self) -> Duration {
+        let waits = self.fences.iter().map(|fence| fence.waited_us.load(Ordering::Relaxed));
+        Duration::from_micros(waits.sum())
     }
 }
 
@@ -164,8 +182,9 @@ pub struct Receipt {
 pub struct Rejection {
     /// StarRocks' own message.
     pub message: String,
-    /// Rows it counted as filtered; 0 for a syntax error, which fails the whole body.
-    pub filtered_rows: u64,
+    /// Rows it counted as filtered: none for a syntax error, which fails the whole body; unknown of a transaction, whose
+    /// answer does not say.
+    pub filtered_rows: Option<u64>,
     /// True when the body could not be parsed as JSON (a row's syntax), false for filtered rows.
     pub syntax: bool,
     /// What the error log said, at most 64 KiB.

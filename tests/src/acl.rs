@@ -49,6 +49,8 @@ pub fn mill_login() -> String {
 pub enum Resource<'a> {
     /// A consumer group.
     Group(&'a str),
+    /// A topic.
+    Topic(&'a str),
     /// All transactional ids that begin so.
     TransactionalIds(&'a str),
 }
@@ -65,6 +67,11 @@ pub fn grant(kafka: &Kafka, user: &str, resource: Resource<'_>, operation: Opera
     let (kind, name, pattern) = match resource {
         Resource::Group(name) => (
             rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_GROUP,
+            name,
+            rd_kafka_ResourcePatternType_t::RD_KAFKA_RESOURCE_PATTERN_LITERAL,
+        ),
+        Resource::Topic(name) => (
+            rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC,
             name,
             rd_kafka_ResourcePatternType_t::RD_KAFKA_RESOURCE_PATTERN_LITERAL,
         ),

@@ -196,8 +196,20 @@ impl Proxy {
     /// # Panics
     /// When this is no proxy [to Kafka](Self::to_kafka).
     pub fn lose(&self, what: Loss) {
+        self.losing(Losing { what, produced: false });
+    }
+
+    /// The same of the next transaction, whatever is in it.
+    ///
+    /// # Panics
+    /// As above.
+    pub fn lose_next(&self, what: Loss) {
+        self.losing(Losing { what, produced: true });
+    }
+
+    fn losing(&self, losing: Losing) {
         assert!(self.line.kafka, "only requests to Kafka can be told apart");
-        self.line.state().losing = Some(Losing { what, produced: false });
+        self.line.state().losing = Some(losing);
     }
 
     /// How often something was [lost](Self::lose).

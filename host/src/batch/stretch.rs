@@ -188,11 +188,15 @@ impl Stretch {
             Sign::PublishTimeout => Some(Cause::PublishTimeout),
             Sign::Loaded { took, bytes } => self.slow(took, bytes).then_some(Cause::SlowLoads),
             Sign::Versions(versions) if versions >= bounds.versions => Some(Cause::Versions),
-            Sign::Versions(versions) => {
-                // Between the two thresholds nothing grows, and nothing returns.
-                if self.factor > 1 && versions >= bounds.versions / VERSIONS_LOW_DIVISOR {
+            // Between the two thresholds nothing grows, and nothing returns.
+            Sign::Versions(versions) if versions >= bounds.versions / VERSIONS_LOW_DIVISOR => {
+                if self.factor > 1 {
                     self.hold(now);
                 }
+                None
+            }
+            Sign::Versions(_few) => {
+                self.held_until = None;
                 None
             }
         };

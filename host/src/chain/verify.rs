@@ -42,7 +42,8 @@ struct Difference {
     what: &'static str,
 }
 
-/// Asks a fresh instance of the plugin for the same records, and compares. `partition` is where the chunk came from.
+/// Asks a fresh instance of the plugin for the same records, and compares. `partition` is where the chunk came from. False
+/// if the answers could not be compared, since one of them hangs on the machine.
 ///
 /// # Errors
 /// Halt, if it makes other rows, naming the record and never its content; or whatever a call may come to.
@@ -51,15 +52,15 @@ pub(super) fn ask_again(
     (chunk, partition): (&Columns, &Partition),
     answer: &Answer,
     scratch: &mut Columns,
-) -> Result<(), Fault> {
+) -> Result<bool, Fault> {
     let mut fresh = Guest::new(Arc::clone(plugin))?;
     let again = process_isolated(&mut fresh, chunk, scratch)?;
     let by_chance =
         |answer: &Answer| answer.rejects.iter().any(|reject| CODES_OF_CHANCE.contains(&reject.code.as_str()));
     if by_chance(answer) || by_chance(&again) {
-        return Ok(());
+        return Ok(false);
     }
-    let Some(Difference { input, row, what }) = difference(chunk, answer, &again) else { return Ok(()) };
+    let Some(Difference { input, row, what }) = difference(chunk, answer, &again) else { return Ok(true) };
     let source = chunk.source.as_ref().unwrap_or(&partition.source);
     let offset = chunk.offsets.get(input as usize).copied().unwrap_or_default();
     let row = row.map_or_else(String::new, |row| format!(", its row {row}"));

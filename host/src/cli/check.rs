@@ -8,11 +8,13 @@ use clap::Args;
 use super::{EXIT_FAILED, EXIT_OK};
 use crate::config::Overrides;
 use crate::config::model::{Delivery, Isolation, Kafka, Pipeline, Source, StarRocks, TableModel};
+use crate::dead_letter;
 use crate::fault::Fault;
 use crate::pipeline::{Destinations, Shared, load_plugins};
 use crate::sink::starrocks::client::Client;
 use crate::sink::starrocks::query::{Column, Query};
-use crate::source::{http, kafka, postgres};
+use crate::source::kafka::{self, Denied, Purpose, RIGHTS};
+use crate::source::{http, postgres};
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -27,8 +29,9 @@ pub(super) struct Check {
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Also look at what the pipeline talks to: Kafka's topics (for exactly_once and Primary Key tables also the right to
-    /// transactions, by one that is taken back) or the Postgres server, the address of an HTTP source, and StarRocks with
-    /// its tables; changes nothing. StarRocks' right to INSERT and the dead letters' topic are not tried
+    /// transactions, by one that is taken back) or the Postgres server, the address of an HTTP source, StarRocks with its
+    /// tables, and whether the dead letters' topic is there; changes nothing. Rights to INSERT at StarRocks and to WRITE to
+    /// that topic are not tried
     #[arg(long)]
     online: bool,
     #[command(flatten)]
@@ -95,7 +98,14 @@ async fn online(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>)
         Err(fault) => faults.push(fault),
     }
     if reached && primary {
-        warn_of_plain_commits(pipeline);
+        faults.extend(check_guard(pipeline).err());
+    }
+    match dead_letter::lacking_topic(pipeline) {
+        Ok(None) => {}
+        Ok(Some(lacking)) => eprintln!("{}: warning: {lacking}", pipeline.file.display()),
+        // A source that is out of reach was told of; its letters are on the same brokers.
+        Err(fault) if reached => faults.push(fault),
+        Err(_) => {}
     }
     if let Some(survey) = survey {
         tell(&pipeline.file, &survey, faults);
@@ -107,30 +117,35 @@ fn check_kafka(source: &Kafka, pipeline: &Pipeline) -> Result<(), Fault> {
     kafka::check(source)?;
     match pipeline.delivery {
         Delivery::AtLeastOnce => Ok(()),
-        Delivery::ExactlyOnce => kafka::check_transactions(source, &pipeline.name),
+        Delivery::ExactlyOnce => {
+            let tried = kafka::check_transactions(source, &pipeline.name, Purpose::Decisions);
+            tried.map_err(Denied::into_fault)
+        }
     }
 }
 
 /// Primary Key tables that are loaded at least once are guarded by transactions where there are any for the user, and
-/// else by plain commits: the pipeline runs, and promises a little less.
-fn warn_of_plain_commits(pipeline: &Pipeline) {
+/// else by plain commits: the pipeline runs, promises a little less, and a warning says so. Offsets it has to commit.
+fn check_guard(pipeline: &Pipeline) -> Result<(), Fault> {
     let (Source::Kafka(source), Delivery::AtLeastOnce) = (&pipeline.source, pipeline.delivery) else {
-        return;
+        return Ok(());
     };
     let why = match source.isolation {
-        Isolation::ReadCommitted => match kafka::check_transactions(source, &pipeline.name) {
-            Ok(()) => return,
-            // Its hint is for exactly_once.
-            Err(fault) => fault.retold().what,
-        },
+        Isolation::ReadCommitted => {
+            match kafka::check_transactions(source, &pipeline.name, Purpose::Claims) {
+                Ok(()) => return Ok(()),
+                Err(Denied::Offsets(fault)) => return Err(fault),
+                Err(Denied::Transactions(fault)) => fault.retold().what,
+            }
+        }
         Isolation::ReadUncommitted => "isolation = \"read_uncommitted\" reads past transactions".to_owned(),
     };
     eprintln!(
         "{}: warning: Primary Key tables would be guarded by plain commits: {why}; one case is open then in which old rows \
-         come back (docs/guarantees.md). Transactions need WRITE and DESCRIBE on TransactionalId with the pipeline's name \
-         as prefix, and READ on the group and the topics",
+         come back (docs/guarantees.md). Transactions need {RIGHTS}, and READ on the group and the topics",
         pipeline.file.display()
     );
+    Ok(())
 }
 
 /// The FE, and the tables; whether one of them is a Primary Key table.

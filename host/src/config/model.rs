@@ -519,7 +519,7 @@ pub enum DeadLetters {
     },
 }
 
-/// `[dead_letters] max_rejects`: the pipeline halts when more than `limit` of the last `window` records were
+/// `[dead_letters] max_rejects`: the pipeline halts when more than `limit` of `window` records in a row were
 /// rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MaxRejects {

@@ -8,12 +8,14 @@ pub(super) fn kafka(name: &str, _value: &str) -> Option<&'static str> {
 const OFFSETS: &str = "offsets are committed only after their rows are durable, or records would be lost";
 const OWN_TLS: &str = "use [source.kafka.tls]";
 const OWN_SASL: &str = "use [source.kafka.sasl]";
+const STATIC: &str = "a static member may be put out of its group and let in again without being told, and would go on with \
+                      partitions that another process has had meanwhile";
 const QUEUE: &str = "memory for fetched records is set by `fetch_queue`";
 const PROTOCOL: &str = "only classic groups with cooperative rebalancing are supported, or partitions would change \
                         hands before their rows are durable";
 
 /// Refused settings of librdkafka and why.
-pub(super) const KAFKA: [(&str, &str); 39] = [
+pub(super) const KAFKA: [(&str, &str); 40] = [
     ("bootstrap.servers", "use `brokers`"),
     ("metadata.broker.list", "use `brokers`"),
     ("group.id", "use `group`"),
@@ -30,6 +32,7 @@ pub(super) const KAFKA: [(&str, &str); 39] = [
     ("group.protocol.type", PROTOCOL),
     ("group.remote.assignor", PROTOCOL),
     ("partition.assignment.strategy", PROTOCOL),
+    ("group.instance.id", STATIC),
     (
         "enable.partition.eof",
         "the end of a partition is found by positions; these events would only be errors in the queue",

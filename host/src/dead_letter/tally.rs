@@ -13,6 +13,8 @@ use super::envelope::Sending;
 
 /// How long one round waits for acknowledgements before it looks again.
 const ROUND: Duration = Duration::from_secs(10);
+/// How long a topic may be unknown: one that the brokers create by themselves is there within a second or two.
+pub(crate) const TOPIC_PATIENCE_MS: u32 = 8_000;
 /// The largest record that a letter may become before the brokers are asked, in bytes: they have a limit of their own.
 pub(crate) const RECORD_BYTES_MAX: &str = "100000000";
 

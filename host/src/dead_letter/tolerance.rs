@@ -1,19 +1,24 @@
 //! How many rejects are an accident, and how many a broken schema: past the limit the pipeline halts, so
 //! that a topic is not emptied into the dead letters.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::DeadLetter;
 use crate::config::model::MaxRejects;
 use crate::fault::Fault;
 
-/// Counts rejects among the last records read.
+/// Rejects of more records than this are not remembered: far more than there are between one that is late and the others
+/// of its window.
+const REMEMBERED_MAX: usize = 100_000;
+
+/// Counts rejects among records that were read in a row. What counts is when a record was read: the rejects of a whole batch
+/// come at once, when reading has gone on.
 #[derive(Debug)]
 pub struct Tolerance {
     max: MaxRejects,
-    /// Records read when they were rejected, and how many; oldest first.
-    recent: Mutex<VecDeque<(u64, u64)>>,
+    /// How many records were rejected of those before which so many were read.
+    recent: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl Tolerance {
@@ -22,31 +27,51 @@ impl Tolerance {
         Tolerance { max, recent: Mutex::default() }
     }
 
-    /// Counts `records` more rejects after `read` records were read in all; `last` is told in the fault.
+    /// Counts rejects of records of which is told how many were read before each; `last` is told in the fault.
     ///
     /// # Errors
     /// Halt, if they are more than is tolerated.
-    pub fn refuse(&self, read: u64, records: u64, last: &DeadLetter) -> Result<(), Fault> {
+    pub fn refuse(&self, read_before: impl Iterator<Item = u64>, last: &DeadLetter) -> Result<(), Fault> {
         // Plain counters: a panic elsewhere leaves them usable.
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.push_back((read, records));
-        while recent.front().is_some_and(|(at, _)| at.saturating_add(self.max.window) <= read) {
-            recent.pop_front();
-        }
-        let rejected: u64 = recent.iter().map(|(_, records)| records).sum();
-        if rejected <= self.max.limit {
-            return Ok(());
+        let (mut first, mut behind) = (u64::MAX, 0);
+        for place in read_before {
+            *recent.entry(place).or_default() += 1;
+            (first, behind) = (first.min(place), behind.max(place.saturating_add(1)));
         }
         let MaxRejects { window, limit } = self.max;
+        // Only windows with one of the new ones can have become too full.
+        let range = first.saturating_sub(window)..behind.saturating_add(window);
+        let rejected = if first < behind { fullest(&recent, range, window) } else { 0 };
+        while recent.len() > REMEMBERED_MAX {
+            recent.pop_first();
+        }
+        if rejected <= limit {
+            return Ok(());
+        }
         Err(Fault::halt(
             format!(
-                "{rejected} of the last {window} records were rejected, {limit} are tolerated; the last one: {}",
+                "{rejected} of {window} records in a row were rejected, {limit} are tolerated; the last one: {}",
                 last.story()
             ),
             "mend the source, the plugin or the table: what was not kept as a dead letter yet is read again at the next \
              start; [dead_letters] max_rejects sets how many are tolerated",
         ))
     }
+}
+
+/// The most rejects in any window of the range.
+fn fullest(recent: &BTreeMap<u64, u64>, range: std::ops::Range<u64>, window: u64) -> u64 {
+    let mut begin = recent.range(range.clone()).peekable();
+    let (mut sum, mut most) = (0, 0);
+    for (place, records) in recent.range(range) {
+        sum += records;
+        while let Some((_, gone)) = begin.next_if(|(first, _)| **first + window <= *place) {
+            sum -= gone;
+        }
+        most = most.max(sum);
+    }
+    most
 }
 
 #[cfg(test)]
@@ -71,16 +96,43 @@ mod tests {
         }
     }
 
+    fn refuse(tolerance: &Tolerance, places: impl IntoIterator<Item = u64>) -> Result<(), String> {
+        tolerance.refuse(places.into_iter(), &letter()).map_err(|fault| fault.what)
+    }
+
     #[test]
-    fn rejects_are_counted_among_the_last_records_only() {
+    fn rejects_are_counted_among_records_in_a_row() {
         let tolerance = Tolerance::new(MaxRejects { window: 100, limit: 2 });
-        assert!(tolerance.refuse(10, 1, &letter()).is_ok());
-        assert!(tolerance.refuse(90, 1, &letter()).is_ok());
-        // The first one is a hundred records ago.
-        assert!(tolerance.refuse(110, 1, &letter()).is_ok());
-        let fault = tolerance.refuse(111, 1, &letter()).expect_err("three within a hundred");
-        assert!(fault.what.starts_with("3 of the last 100 records"), "{}", fault.what);
-        assert!(fault.what.contains("t[0] offset 7: syntax: not JSON"), "{}", fault.what);
+        assert_eq!(
+            refuse(&tolerance, [10, 90, 110]),
+            Ok(()),
+            "the first one is a hundred records before the last"
+        );
+        let what = refuse(&tolerance, [111]).expect_err("three within a hundred");
+        assert!(what.starts_with("3 of 100 records in a row"), "{what}");
+        assert!(what.contains("t[0] offset 7: syntax: not JSON"), "{what}");
+    }
+
+    /// A batch of a hundred thousand records tells of all its rejects at once.
+    #[test]
+    fn rejects_that_are_told_at_once_are_as_far_apart_as_their_records() {
+        let tolerance = Tolerance::new(MaxRejects { window: 1_000, limit: 50 });
+        assert_eq!(refuse(&tolerance, (0..100_000).step_by(21)), Ok(()), "48 of each thousand");
+        // Of another lane's batch, which was read meanwhile.
+        assert_eq!(refuse(&tolerance, (100_007..200_000).step_by(40)), Ok(()));
+        assert_eq!(refuse(&tolerance, (100_000..200_000).step_by(50)), Ok(()), "45 of each thousand");
+        assert!(refuse(&tolerance, (150_000..150_006).map(|place| place + 1)).is_err(), "51 of one");
+    }
+
+    #[test]
+    fn a_topic_that_is_all_bad_halts_at_once() {
+        let tolerance = Tolerance::new(MaxRejects { window: 1_000, limit: 50 });
+        assert_eq!(refuse(&tolerance, 0..50), Ok(()));
+        assert!(refuse(&tolerance, [50]).is_err());
+        let fresh = Tolerance::new(MaxRejects { window: 1_000, limit: 50 });
+        assert!(refuse(&fresh, 0..100_000).is_err_and(|what| what.starts_with("1000 of 1000")));
+        assert_eq!(fresh.recent.lock().expect("no panic").len(), REMEMBERED_MAX);
+        assert_eq!(refuse(&fresh, []), Ok(()), "letters of no record");
     }
 
     #[test]
@@ -89,12 +141,14 @@ mod tests {
             "; its error log says: Error: NULL value in non-nullable column 'id'. Row: [NULL, 'canary', 0]";
         let letter =
             DeadLetter { message: format!("too many filtered rows{log}\nError: x. Row: y"), ..letter() };
-        let fault =
-            Tolerance::new(MaxRejects { window: 100, limit: 0 }).refuse(1, 1, &letter).expect_err("none");
+        let fault = Tolerance::new(MaxRejects { window: 100, limit: 0 })
+            .refuse([1].into_iter(), &letter)
+            .expect_err("none");
         assert!(fault.what.ends_with("NULL value in non-nullable column 'id'."), "{}", fault.what);
         let letter = DeadLetter { message: "ü".repeat(5_000), ..letter };
-        let fault =
-            Tolerance::new(MaxRejects { window: 100, limit: 0 }).refuse(1, 1, &letter).expect_err("none");
+        let fault = Tolerance::new(MaxRejects { window: 100, limit: 0 })
+            .refuse([1].into_iter(), &letter)
+            .expect_err("none");
         assert!(fault.what.ends_with("ü…") && fault.what.len() < 1_000, "{}", fault.what.len());
     }
 }

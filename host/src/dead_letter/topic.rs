@@ -1,15 +1,19 @@
 //! Dead letters in a Kafka topic, written by a producer of their own: at least once, keyed by position.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::producer::BaseRecord;
 
 use super::DeadLetter;
 use super::envelope::{Envelope, FIRST_HEADER, Sending};
 use super::kept::Place;
-use super::tally::{Producer, RECORD_BYTES_MAX, Tally, is_final, send};
+use super::tally::{Producer, RECORD_BYTES_MAX, TOPIC_PATIENCE_MS, Tally, is_final, send};
 use crate::config::model::Kafka;
 use crate::fault::Fault;
 use crate::meter::{PipelineMeter, Waiting};
@@ -20,6 +24,9 @@ use crate::source::kafka::consumer::secure;
 pub(super) const MARK_HEADER: &str = "tidemill.replayed";
 /// What the key of such a record begins with.
 const MARK_KEY_STEM: &str = "tidemill.replayed/";
+
+/// How long the letters' brokers may take to say what they know of the topic.
+const ASK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// An idempotent producer with `acks=all`.
 pub(super) struct Topic {
@@ -40,6 +47,7 @@ impl Topic {
         config.set("enable.idempotence", "true");
         config.set("linger.ms", "5");
         config.set("message.timeout.ms", "30000");
+        config.set("topic.metadata.propagation.max.ms", TOPIC_PATIENCE_MS.to_string());
         config.set("message.max.bytes", RECORD_BYTES_MAX);
         let producer = config.create_with_context(Tally::default()).map_err(|error| {
             Fault::halt(
@@ -117,6 +125,36 @@ pub(super) fn refused(what: &str, topic: &str, error: &dyn std::fmt::Display) ->
 /// Whether letters that go to `brokers` are on the cluster of `source`.
 pub(super) fn is_on_cluster_of(source: &Kafka, brokers: &[String]) -> bool {
     brokers.is_empty() || brokers.iter().any(|broker| source.brokers.contains(broker))
+}
+
+/// Looks for the topic, and makes none. Says what is wrong with it; none = it is there.
+///
+/// # Errors
+/// Halt, if the settings make no client; retry, if no broker answers within ten seconds.
+pub(super) fn lacking(
+    topic: &str,
+    brokers: &[String],
+    source: Option<&Kafka>,
+) -> Result<Option<String>, Fault> {
+    let cannot =
+        |error| Fault::retry(format!("cannot ask for the dead letters' topic `{topic}`")).caused_by(error);
+    let mut config = cluster(brokers, source)?;
+    config.set("allow.auto.create.topics", "false");
+    let client: BaseConsumer = config.create().map_err(cannot)?;
+    let metadata = client.fetch_metadata(Some(topic), ASK_PATIENCE).map_err(cannot)?;
+    let found = metadata.topics().iter().find(|found| found.name() == topic);
+    let why = found.and_then(MetadataTopic::error).map(RDKafkaErrorCode::from);
+    Ok(match why {
+        None if found.is_some_and(|found| !found.partitions().is_empty()) => None,
+        None | Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+            Some(format!(
+                "the dead letters' topic `{topic}` is not there: create it, unless the brokers make topics by themselves"
+            ))
+        }
+        Some(code) => Some(format!(
+            "the dead letters' topic `{topic}` cannot be used ({code}): grant WRITE and DESCRIBE on it"
+        )),
+    })
 }
 
 /// The settings of a client of the letters' cluster.

@@ -330,7 +330,7 @@ impl Shared {
         let delivered = match fence_of(named) {
             None => self.deliver(&mut load, pieces, &owners, signs).await,
             Some(fence) => {
-                load.fences.push(Guarded { fence: Arc::clone(&fence), number });
+                load.fences.push(Guarded::new(Arc::clone(&fence), number));
                 let own = stays_of(pieces, named);
                 let delivered = match self.announced(fence.as_ref(), number, &own, pieces).await {
                     Some(()) => self.deliver(&mut load, pieces, &owners, signs).await,

@@ -180,19 +180,18 @@ pub enum Step {
     GiveUp(Vec<String>),
 }
 
-/// The steps of a take-over of partitions beside which the decisions `before` stand. `own` begins the stems of this life.
+/// The steps of a take-over of partitions beside which the decisions `before` stand.
 ///
 /// What is decided is committed before the claim writes over it. What is undecided is given up only after the claim
 /// stands: a member that was taken for dead may read the claim of its living successor, and what it would roll back then
-/// may be decided by now (decision 0025). What is under a stem of this life was rolled back already, or is a claim
-/// whose answer was lost.
-pub fn plan<'a>(before: impl Iterator<Item = &'a Decision> + Clone, own: &str) -> [Step; 3] {
+/// may be decided by now (decision 0025). So are those under an earlier stem of this very life: an epoch that was left because
+/// nobody learned whether it was decided has rolled nothing back.
+pub fn plan<'a>(before: impl Iterator<Item = &'a Decision> + Clone) -> [Step; 3] {
     let decided = before.clone().enumerate().filter(|(_, decision)| decision.tables > 0);
-    let anothers = before.filter(|decision| !decision.stem.starts_with(own));
     [
         Step::Finish(decided.map(|(place, _)| place).collect()),
         Step::Claim,
-        Step::GiveUp(anothers.flat_map(Decision::undecided_labels).collect()),
+        Step::GiveUp(before.flat_map(Decision::undecided_labels).collect()),
     ]
 }
 
@@ -284,9 +283,8 @@ mod tests {
     fn what_is_decided_is_finished_before_the_claim_and_what_is_not_is_given_up_after() {
         let claimed = Decision::empty("orders-0a-1", 4, &terms());
         let decided = Decision::of_epoch("orders-0b-1", 7, 2, 0, &terms());
-        let own = Decision::of_epoch("orders-0c-1", 3, 1, 0, &terms());
-        let [finish, claim, give_up] = plan([&claimed, &decided, &own].into_iter(), "orders-0c-");
-        assert_eq!((finish, claim), (Step::Finish(vec![1, 2]), Step::Claim));
+        let [finish, claim, give_up] = plan([&claimed, &decided].into_iter());
+        assert_eq!((finish, claim), (Step::Finish(vec![1]), Step::Claim));
         let undecided = claimed.undecided_labels().chain(decided.undecided_labels());
         assert_eq!(give_up, Step::GiveUp(undecided.collect()));
     }

@@ -51,6 +51,14 @@ struct PreparedLoad {
     receipt: Receipt,
 }
 
+/// The loads of an epoch, all prepared.
+struct Prepared {
+    loads: Vec<PreparedLoad>,
+    began: Instant,
+    /// How long StarRocks took: what the decision waits for is none of its doing.
+    took: Duration,
+}
+
 /// Why not all loads of an epoch are prepared.
 enum Hitch {
     BadRows { table: usize, rejection: Rejection },
@@ -85,7 +93,6 @@ impl EpochCarrier {
         let mut troubles = Troubles::new(&self.owner);
         while let Some(turn) = self.enter(&mut tables, &troubles).await {
             let prepared_at_s = now_s();
-            let began = Instant::now();
             let hitch = match self.first_phases(&turn, &tables, signs).await {
                 Ok(prepared) => {
                     troubles.over();
@@ -93,7 +100,7 @@ impl EpochCarrier {
                     let decision = offer.decision.clone();
                     match self.epochs.offer(offer).await {
                         Verdict::Decided => {
-                            return self.commit(&decision, tables, prepared, began, signs).await;
+                            return self.commit(&decision, tables, prepared, signs).await;
                         }
                         Verdict::Abandoned => Hitch::Abandoned,
                         Verdict::Left => {
@@ -153,7 +160,8 @@ impl EpochCarrier {
         turn: &Turn,
         tables: &[TableRows],
         signs: &Signs,
-    ) -> Result<Vec<PreparedLoad>, Hitch> {
+    ) -> Result<Prepared, Hitch> {
+        let began = Instant::now();
         let mut loads = JoinSet::new();
         for (place, table) in (0..).zip(tables) {
             let label = label(&turn.stem, turn.seq, place);
@@ -191,7 +199,7 @@ impl EpochCarrier {
             }
         }
         match hitch {
-            None => Ok(prepared.into_values().collect()),
+            None => Ok(Prepared { loads: prepared.into_values().collect(), began, took: began.elapsed() }),
             Some(hitch) => Err(hitch),
         }
     }
@@ -208,47 +216,57 @@ impl EpochCarrier {
     }
 
     /// The epoch was decided: commits its loads, however long that takes, and settles its rows.
-    async fn commit(
+    async fn commit(&self, decision: &Decision, tables: Vec<TableRows>, prepared: Prepared, signs: &Signs) {
+        failpoint::at("epoch.before_commit");
+        let Some(committed_in) = self.commit_loads(decision, &tables, &prepared.loads).await else {
+            // What stands in Kafka must not be written over: the epoch never ends.
+            tables.into_iter().flat_map(|table| table.pieces).for_each(Piece::forget);
+            return;
+        };
+        failpoint::at("epoch.committed");
+        self.owner.meter.epochs_decided.inc();
+        let took = prepared.took + committed_in;
+        // They share that time: a small one beside a large one would seem slow.
+        let bytes = prepared.loads.iter().map(|one| one.load.bytes).sum();
+        for (table, PreparedLoad { load, receipt }) in tables.into_iter().zip(prepared.loads) {
+            // A commit waits until its rows are visible: one that takes long shows in the time.
+            signs.show(&load.destination, Sign::Loaded { took, bytes });
+            count(&table.pieces, &load, &receipt, prepared.began.elapsed());
+            table.pieces.into_iter().for_each(close);
+        }
+        failpoint::at("epoch.settled");
+        self.epochs.leave();
+    }
+
+    /// Commits the loads of a decided epoch, however long that takes. Returns how long StarRocks took, without the rests
+    /// between the attempts; none if they cannot be committed, which halts the pipeline.
+    async fn commit_loads(
         &self,
         decision: &Decision,
-        tables: Vec<TableRows>,
-        prepared: Vec<PreparedLoad>,
-        began: Instant,
-        signs: &Signs,
-    ) {
+        tables: &[TableRows],
+        prepared: &[PreparedLoad],
+    ) -> Option<Duration> {
         let mut troubles = Troubles::new(&self.owner);
         let loads: Vec<_> =
             prepared.iter().map(|one| (Arc::clone(&one.load.destination), one.load.label.clone())).collect();
-        let extent = extent_of(&tables);
-        failpoint::at("epoch.before_commit");
-        let lost = loop {
-            match two_phase::commit_all(self.carrier.client(), &loads, decision, &extent).await {
-                Ok(()) => break false,
+        let extent = extent_of(tables);
+        let mut took = Duration::ZERO;
+        loop {
+            let began = Instant::now();
+            let committed = two_phase::commit_all(self.carrier.client(), &loads, decision, &extent).await;
+            took += began.elapsed();
+            match committed {
+                Ok(()) => return Some(took),
                 Err(fault) if fault.kind == FaultKind::Retry => {
                     troubles.begin(Pace::PASSING, &fault);
                     troubles.rest.to_its_end().await;
                 }
                 Err(fault) => {
                     self.owner.alarm.raise(fault);
-                    break true;
+                    return None;
                 }
             }
-        };
-        if lost {
-            // What stands in Kafka must not be written over: the epoch never ends.
-            tables.into_iter().flat_map(|table| table.pieces).for_each(Piece::forget);
-            return;
         }
-        failpoint::at("epoch.committed");
-        self.owner.meter.epochs_decided.inc();
-        for (table, PreparedLoad { load, receipt }) in tables.into_iter().zip(prepared) {
-            // A commit waits until its rows are visible: one that takes long shows in the time.
-            signs.show(&load.destination, Sign::Loaded { took: began.elapsed(), bytes: load.bytes });
-            count(&table.pieces, &load, &receipt, began.elapsed());
-            table.pieces.into_iter().for_each(close);
-        }
-        failpoint::at("epoch.settled");
-        self.epochs.leave();
     }
 
     /// Does what has to be done before the epoch is tried again. False if it never will be.

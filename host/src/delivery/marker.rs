@@ -12,7 +12,6 @@ use tokio::runtime::Handle;
 
 use crate::config::model::StarRocks;
 use crate::fault::Fault;
-use crate::sink::starrocks::create_table::made_by_hand;
 use crate::sink::starrocks::query::Query;
 
 /// The table, in the pipeline's own database.
@@ -89,11 +88,7 @@ impl Marker {
         let database = &self.sink.database;
         let mut query = Query::connect(&self.sink).await?;
         if !query.table_exists(TABLE).await? {
-            let statement = create_statement(database);
-            query.execute(&statement).await.map_err(|refused| {
-                let hint = made_by_hand(&statement, &refused);
-                refused.with_hint(hint)
-            })?;
+            query.create_table(&create_statement(database)).await?;
         }
         for topic in topics {
             let key = self.key(topic);

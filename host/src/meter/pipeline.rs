@@ -209,11 +209,11 @@ pub struct PipelineMeter {
 }
 
 impl PipelineMeter {
-    /// Counts a chunk that was read.
-    pub fn read(&self, records: u64, bytes: u64) {
-        self.records_read.inc_by(records);
+    /// Counts a chunk that was read. Returns how many records were read before it.
+    pub fn read(&self, records: u64, bytes: u64) -> u64 {
         self.bytes_read.inc_by(bytes);
         self.records_in_flight.inc_by(records.cast_signed());
+        self.records_read.inc_by(records)
     }
 
     /// Counts records that left the pipeline one way or the other.

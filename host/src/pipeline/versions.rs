@@ -60,8 +60,7 @@ async fn read<'a>(
     let mut failed = Ok(());
     for (place, (table, meter)) in tables.enumerate() {
         let read = match &mut query {
-            // Once one of them was late, the others fail at once.
-            Ok(query) => query.versions(table).await,
+            Ok(open) => open.versions(table).await,
             Err(_) => {
                 meter.versions.set(UNKNOWN);
                 continue;
@@ -78,6 +77,10 @@ async fn read<'a>(
             Err(fault) => {
                 meter.versions.set(UNKNOWN);
                 failed = failed.and(Err(fault));
+                // One that answered late is closed: the tables behind it are asked for over another one.
+                if query.as_ref().is_ok_and(|open| !open.is_open()) {
+                    query = Query::connect(sink).await;
+                }
             }
         }
     }

@@ -28,8 +28,9 @@ mod rights;
 mod start;
 
 pub(crate) use control::{Exactly, Fencing};
+pub(crate) use decider::{Purpose, RIGHTS};
 pub(crate) use feed::KafkaFeed;
-pub(crate) use rights::check_transactions;
+pub(crate) use rights::{Denied, check_transactions};
 
 /// Events of the client that are looked at for why no broker answers.
 const EVENTS_LOOKED_AT: usize = 32;
@@ -105,18 +106,25 @@ fn ask_topics(reader: &consumer::Reader, kafka: &Kafka) -> Result<BTreeMap<Strin
         let count = found.map_or(0, |found| found.partitions().len());
         let missing = found.and_then(rdkafka::metadata::MetadataTopic::error);
         if count == 0 {
-            let why = missing.map_or_else(String::new, |error| {
-                format!(" ({})", rdkafka::error::RDKafkaErrorCode::from(error))
-            });
-            return Err(Fault::halt(
-                format!("topic `{topic}` is not on {}{why}", kafka.brokers.join(", ")),
-                "create it, or mend the name in [source.kafka] topics",
-            ));
+            return Err(absent_topic(topic, kafka, missing.map(RDKafkaErrorCode::from)));
         }
         topics.insert(topic.clone(), count);
     }
     ask_patterns(reader, kafka, &mut topics)?;
     Ok(topics)
+}
+
+/// A broker that does not let the user see a topic says so, whether the topic is there or not.
+fn absent_topic(topic: &str, kafka: &Kafka, why: Option<RDKafkaErrorCode>) -> Fault {
+    let brokers = kafka.brokers.join(", ");
+    if let Some((code, hint)) = why.and_then(|code| Some((code, consumer::refusal_hint(code)?))) {
+        return Fault::halt(format!("topic `{topic}` cannot be read from {brokers} ({code})"), hint);
+    }
+    let why = why.map_or_else(String::new, |code| format!(" ({code})"));
+    Fault::halt(
+        format!("topic `{topic}` is not on {brokers}{why}"),
+        "create it, or mend the name in [source.kafka] topics",
+    )
 }
 
 /// Adds the topics that match a pattern. That there are none yet is told, and is no fault.

@@ -51,7 +51,7 @@ impl Flow {
         }
         let topic = format!("{}-{:08x}", table.replace('_', "-"), rand::random::<u32>());
         kafka.create_topic(&topic, payload.partitions);
-        Self { book: Book::new(payload, &topic), table: table.to_owned(), promise }
+        Self { book: Book::new(kafka, payload, &topic), table: table.to_owned(), promise }
     }
 
     /// Its pipeline file, with small batches and dead letters in a folder.

@@ -1,9 +1,8 @@
 //! I8: a pipeline whose table StarRocks refuses does not slow down another one in the same process.
 
-use super::{book, flow::Flow, stage::Stage};
+use super::{flow::Flow, stage::Stage};
 use crate::{
     judge::{Invariant, Violation, liveness::sibling_is_at_ease},
-    kafka::Kafka,
     warehouse::Warehouse,
 };
 use std::{
@@ -26,14 +25,14 @@ const CALM_MAX: Duration = Duration::from_millis(2_000);
 const FLOOR: Duration = Duration::from_millis(1_500);
 
 /// Measures how long fresh records of `flow` take to its table, with all well and with the table of `other` refused.
-pub(super) fn disturb(stage: &mut Stage, kafka: &Kafka, flow: &Flow, other: &Flow) -> Option<Violation> {
+pub(super) fn disturb(stage: &mut Stage, flow: &Flow, other: &Flow) -> Option<Violation> {
     if !stage.are_ready(READY_WITHIN) {
         return Some(Violation::new(
             Invariant::Sibling,
             "processes are not ready, and nothing has failed yet",
         ));
     }
-    let measured = both(stage, kafka, flow, other);
+    let measured = both(stage, flow, other);
     // Whatever came of it.
     stage.warehouse.clear_faults();
     match measured {
@@ -50,17 +49,12 @@ pub(super) fn disturb(stage: &mut Stage, kafka: &Kafka, flow: &Flow, other: &Flo
 }
 
 /// The waits when all is well, and when the neighbour is refused.
-fn both(
-    stage: &mut Stage,
-    kafka: &Kafka,
-    flow: &Flow,
-    other: &Flow,
-) -> Result<(Vec<Duration>, Vec<Duration>), Violation> {
+fn both(stage: &mut Stage, flow: &Flow, other: &Flow) -> Result<(Vec<Duration>, Vec<Duration>), Violation> {
     // Each is at work, and not only one of them.
     for one in [other, flow] {
-        wait(stage, kafka, one, READY_WITHIN)?;
+        wait(stage, one, READY_WITHIN)?;
     }
-    let calm = waits(stage, kafka, flow)?;
+    let calm = waits(stage, flow)?;
     let warehouse = Arc::clone(&stage.warehouse);
     let fault = warehouse.fault_on(&other.table, FaultKind::TooManyVersions);
     let fired = stage.until(REFUSED_WITHIN, || {
@@ -69,22 +63,22 @@ fn both(
     if !fired {
         return Err(Violation::new(Invariant::Sibling, "the neighbour was not disturbed"));
     }
-    Ok((calm, waits(stage, kafka, flow)?))
+    Ok((calm, waits(stage, flow)?))
 }
 
 fn longest(waits: &[Duration]) -> u128 {
     waits.iter().max().map_or(0, Duration::as_millis)
 }
 
-fn waits(stage: &mut Stage, kafka: &Kafka, flow: &Flow) -> Result<Vec<Duration>, Violation> {
-    (0..WAITS).map(|_| wait(stage, kafka, flow, THERE_WITHIN)).collect()
+fn waits(stage: &mut Stage, flow: &Flow) -> Result<Vec<Duration>, Violation> {
+    (0..WAITS).map(|_| wait(stage, flow, THERE_WITHIN)).collect()
 }
 
 /// How long a fresh record takes to its table: one that does not come is no measure.
-fn wait(stage: &mut Stage, kafka: &Kafka, flow: &Flow, limit: Duration) -> Result<Duration, Violation> {
+fn wait(stage: &mut Stage, flow: &Flow, limit: Duration) -> Result<Duration, Violation> {
     let warehouse = Arc::clone(&stage.warehouse);
     let begun = Instant::now();
-    let id = book::write_good(kafka, &flow.book);
+    let id = flow.book.write_good();
     if stage.until(limit, || is_there(flow, &warehouse, id)) {
         return Ok(begun.elapsed());
     }

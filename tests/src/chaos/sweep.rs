@@ -3,7 +3,6 @@
 //! Random kills are a supplement: they hit what takes long. Here each step is hit, also those that take no time.
 
 use super::{
-    book,
     flow::{Flow, Standings},
     profile::Profile,
     replica,
@@ -162,12 +161,12 @@ fn stream(case: &Case, promise: Promise, kafka: &Kafka, seed: u64, stage: &mut S
     }
     hold_answers_back(case, stage);
     let watch = Watch::start(kafka, &stage.warehouse, &[Arc::clone(&flow)], &stage.letters);
-    book::write(kafka, &flow.book, RECORDS);
+    flow.book.write(RECORDS);
     stage.begin(&[pipeline], case.processes());
     stage.members.arm(&case.arms());
     until_fired(case, stage);
     stage.calm();
-    book::write(kafka, &flow.book, RECORDS);
+    flow.book.write(RECORDS);
     let standings = Standings::of(kafka, &flow);
     let released = stage.until(RELEASED_WITHIN, || {
         let found = standings.look().unwrap_or_default();

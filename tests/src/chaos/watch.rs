@@ -26,6 +26,8 @@ use tidemill_sandbox::TransactionState;
 const LOOK_EVERY: Duration = Duration::from_millis(400);
 /// Looks at rows that are committed and not visible yet.
 const LOOKS_MAX: u32 = 50;
+/// Records and loads that are printed of a violation.
+const TOLD_MAX: usize = 20;
 
 /// A thread that watches; it ends when it is stopped or dropped.
 #[derive(Debug)]
@@ -146,6 +148,9 @@ impl Watched {
             violations.push(Violation::new(Invariant::Release, what));
         }
         let early = self.early(&safe);
+        if !early.is_empty() {
+            self.tell(&early, &safe);
+        }
         let what = format!("records of {} were released and are not durable", self.flow.table);
         violations.extend(Violation::of_ids(Invariant::Release, &what, &early));
         self.note_released(&safe);
@@ -169,6 +174,28 @@ impl Watched {
         }
         // What became visible between the two questions is there now.
         if early.is_empty() { early } else { self.absent(safe) }
+    }
+
+    /// Prints what can be seen at the moment of a violation: afterwards the table says nothing of it any more.
+    fn tell(&self, early: &[u64], safe: &BTreeMap<i32, i64>) {
+        let payload = &self.flow.book.payload;
+        let versions =
+            if payload.keys.is_some() { self.warehouse.amounts(&self.flow.table) } else { BTreeMap::new() };
+        let places = self.flow.book.between(&self.verified, safe);
+        for (place, id) in places.iter().filter(|(_, id)| early.contains(id)).take(TOLD_MAX) {
+            let key = payload.key(*id);
+            let version = versions.get(&key);
+            println!(
+                "        not durable: {id} at {place:?}, key {key}, which is at {version:?}; released: {safe:?}"
+            );
+        }
+        let loads = self.warehouse.loads();
+        let own: Vec<_> = loads.iter().filter(|load| load.table == self.flow.table).collect();
+        let now = SystemTime::now();
+        for load in &own[own.len().saturating_sub(TOLD_MAX)..] {
+            let ago = now.duration_since(load.at).unwrap_or_default();
+            println!("        {ago:>12.3?} ago {:?} {} rows, {}", load.state, load.rows, load.label);
+        }
     }
 
     fn has_invisible(&self) -> bool {

@@ -2,7 +2,6 @@
 
 use tidemill_sandbox::{AnswerFault, FaultKind, Hop, Options};
 use tidemill_tests::{
-    acl::{self, Operation, Resource},
     kafka::{self, Kafka, Record},
     limit::within,
     oracle::Promise,
@@ -220,53 +219,6 @@ fn the_tables_of_an_epoch_are_loaded_once_each_whenever_the_process_is_killed() 
         assert!(metrics.count("tidemill_chunks_verified_total", &[]) > 0, "{metrics:?}");
         last.drain(30);
         stand.judge_routed(RECORDS).must_keep(Promise::Once);
-    });
-}
-
-#[test]
-fn check_online_names_the_rights_that_are_missing() {
-    within(150, || {
-        let jaas = "org.apache.kafka.common.security.plain.PlainLoginModule required username=\"broker\" \
-                    password=\"broker-secret\" user_broker=\"broker-secret\" user_mill=\"mill-secret\";";
-        let broker = kafka::own_broker(&[
-            ("listener.security.protocol.map", "PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT"),
-            ("sasl.enabled.mechanisms", "PLAIN"),
-            ("inter.broker.listener.name", "PLAINTEXT"),
-            ("sasl.mechanism.inter.broker.protocol", "PLAIN"),
-            ("listener.name.plaintext.plain.sasl.jaas.config", jaas),
-            ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
-            ("super.users", "User:broker;User:ANONYMOUS"),
-            ("allow.everyone.if.no.acl.found", "true"),
-        ]);
-        let admin = Kafka::with_plain_login(&broker, "broker", "broker-secret");
-        let mill = Kafka::with_plain_login(&broker, "mill", "mill-secret");
-        let stand = Stand::on(mill, "once_rights", 3, Model::Duplicate, Options::default());
-        let mut pipeline = pipeline(&stand, "");
-        pipeline.source_more =
-            "[source.kafka.sasl]\nmechanism = \"PLAIN\"\nusername = \"mill\"\npassword = \"mill-secret\""
-                .to_owned();
-        let file = stand.write(&pipeline);
-        let check = |code: i32, said: &str| {
-            let output = tidemill_output(&["check", "--online", file.to_str().expect("a path of text")]);
-            let told = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert_eq!(output.status.code(), Some(code), "{told}");
-            assert!(told.contains(said), "{told}");
-        };
-        // Nobody is granted anything yet, so everybody may.
-        check(0, "");
-        let own = Resource::TransactionalIds(&stand.name);
-        acl::grant(&admin, "broker", own, Operation::RD_KAFKA_ACL_OPERATION_ALL);
-        check(1, "kafka does not let this user write transactions");
-        acl::grant(&admin, "mill", own, Operation::RD_KAFKA_ACL_OPERATION_DESCRIBE);
-        check(1, "grant WRITE and DESCRIBE on TransactionalId");
-        acl::grant(&admin, "mill", own, Operation::RD_KAFKA_ACL_OPERATION_WRITE);
-        check(0, "");
-        let group = Resource::Group(&stand.name);
-        acl::grant(&admin, "broker", group, Operation::RD_KAFKA_ACL_OPERATION_ALL);
-        check(1, "grant the user READ on the group");
-        acl::grant(&admin, "mill", group, Operation::RD_KAFKA_ACL_OPERATION_READ);
-        check(0, "");
-        assert_eq!(stand.committed(), 0, "nothing was changed");
     });
 }
 

@@ -1,4 +1,4 @@
-//! Rebalances that come while nobody knows what a transaction of an exactly_once pipeline wrote.
+//! Answers to transactions of an exactly_once pipeline that are lost: what comes next must not guess at what was written.
 
 use std::{collections::BTreeSet, ops::Range, time::Duration};
 
@@ -18,7 +18,7 @@ const UNKNOWN: &str = "the answer to a decision did not come";
 /// Each makes a letter, and no row.
 const EACH: u64 = 100;
 
-/// A pipeline of one partition whose records are all rejected, so that its transactions have letters only. The first
+/// A pipeline whose records are rejected or dropped, so that its transactions have letters only, or nothing. The first
 /// process reaches Kafka by way of the proxy, the second one does not.
 struct Case {
     _broker: Broker,
@@ -31,9 +31,9 @@ struct Case {
 }
 
 impl Case {
-    fn new(name: &str) -> Case {
+    fn new(name: &str, partitions: i32) -> Case {
         let (broker, proxy) = kafka::own_broker_behind_a_proxy();
-        let stand = Stand::compacting(Kafka::of(&broker), name, 1, Model::Duplicate);
+        let stand = Stand::compacting(Kafka::of(&broker), name, partitions, Model::Duplicate);
         let letters = format!("{}-dead", stand.name);
         stand.kafka.create_topic(&letters, 1);
         let near = Pipeline {
@@ -55,6 +55,17 @@ impl Case {
         self.stand.kafka.produce(&self.stand.name, rejected);
     }
 
+    fn produce_to(&self, partition: i32, ids: Range<u64>, deed: &str) {
+        let records =
+            ids.map(|id| Record::of(format!(r#"{{"id":{id},"amount":1,"do":{deed:?}}}"#)).on(partition));
+        self.stand.kafka.produce(&self.stand.name, records);
+    }
+
+    fn until_lost(&self, losses: u64) {
+        let lost = wait_until(Duration::from_secs(60), || (self.proxy.losses() >= losses).then_some(()));
+        lost.unwrap_or_else(|late| panic!("answer {losses} is to be lost: {late}: {}", self.first.log()));
+    }
+
     /// The answer to the first process's transaction is lost, and a second process joins before the first one gives
     /// the answer up. Returns the second one, and whether that was in time.
     fn joined_while_unknown(&mut self) -> (Tidemill, bool) {
@@ -62,8 +73,7 @@ impl Case {
         let told = self.first.log().matches(UNKNOWN).count();
         self.proxy.lose(Loss::Answer);
         self.produce();
-        let lost = wait_until(Duration::from_secs(60), || (self.proxy.losses() > before).then_some(()));
-        lost.unwrap_or_else(|late| panic!("an answer is to be lost: {late}"));
+        self.until_lost(before + 1);
         let mut second = self.stand.run(&self.near);
         second.until_logged(60, "assigned");
         let in_time = self.first.log().matches(UNKNOWN).count() == told;
@@ -87,7 +97,7 @@ impl Case {
 fn an_assignment_waits_until_it_is_known_what_was_written() {
     const ROUNDS: u32 = 3;
     within(300, || {
-        let mut case = Case::new("once_rebalanced");
+        let mut case = Case::new("once_rebalanced", 1);
         let mut in_time = 0;
         for _ in 0..ROUNDS {
             let (mut second, was_in_time) = case.joined_while_unknown();
@@ -110,7 +120,7 @@ fn an_assignment_waits_until_it_is_known_what_was_written() {
 #[test]
 fn a_process_put_out_while_an_assignment_waits_joins_again() {
     within(300, || {
-        let mut case = Case::new("once_put_out");
+        let mut case = Case::new("once_put_out", 1);
         let (mut second, in_time) = case.joined_while_unknown();
         assert!(in_time, "the second process joined too late: this shows nothing");
         case.first.freeze();
@@ -124,5 +134,30 @@ fn a_process_put_out_while_an_assignment_waits_joins_again() {
         case.stand.until_released(90, case.sent);
         case.must_have_each_letter_once();
         case.first.drain(60);
+    });
+}
+
+/// Whether the second one was written was told by an offset that the first one had moved: its letters counted as kept, and
+/// were nowhere.
+#[test]
+fn two_answers_that_are_lost_in_a_row_are_told_apart() {
+    within(200, || {
+        let mut case = Case::new("once_unheard", 2);
+        for partition in [0, 1] {
+            case.produce_to(partition, case.sent..case.sent + EACH, "reject");
+            case.sent += EACH;
+        }
+        case.stand.until_released(60, case.sent);
+        case.proxy.lose_next(Loss::Answer);
+        case.produce_to(0, 0..EACH, "drop");
+        case.until_lost(1);
+        case.proxy.lose(Loss::Request);
+        case.produce_to(1, case.sent..case.sent + EACH, "reject");
+        case.sent += EACH;
+        case.until_lost(2);
+        case.stand.until_released(90, case.sent + EACH);
+        case.must_have_each_letter_once();
+        case.first.drain(60);
+        case.must_have_each_letter_once();
     });
 }

@@ -6,7 +6,7 @@ use tidemill_tests::{
     kafka::Record,
     limit::within,
     machine,
-    pipeline::transform,
+    pipeline::{Pipeline, transform},
     replica::Replica,
     stand::{Model, Stand},
     warehouse::row,
@@ -153,6 +153,43 @@ fn a_row_that_starrocks_refuses_for_its_data_halts_with_the_reason() {
         assert!(ended.log.contains("too many filtered rows"), "StarRocks' own words: {}", ended.log);
         assert!(ended.log.contains("NULL"), "and its error log: {}", ended.log);
         assert_eq!(stand.committed(), 0);
+    });
+}
+
+/// The rejects of a batch come at once: they were taken for those of the last thousand records, and halted a pipeline that
+/// catches up for good. Of a transaction nobody counts the rows that were filtered: its bad rows were looked for by halves.
+#[test]
+fn a_backlog_with_few_bad_rows_is_loaded_and_each_of_them_is_a_letter_of_its_own() {
+    const RECORDS: u64 = 30_000;
+    const BAD_EVERY: u64 = 100;
+    within(200, || {
+        for delivery in ["at_least_once", "exactly_once"] {
+            let stand = Stand::new("bad_backlog", 3, Model::Duplicate);
+            let directory = stand.folder.path().join("letters");
+            let record = |id: u64| match id % BAD_EVERY {
+                7 => format!(r#"{{"id":"bad {id}","amount":{id}}}"#),
+                _ => row(id),
+            };
+            stand.kafka.produce(&stand.name, (0..RECORDS).map(|id| Record::of(record(id))));
+            let pipeline = Pipeline {
+                delivery: delivery.to_owned(),
+                dead_letters: format!("directory = {directory:?}"),
+                ..stand.pipeline()
+            };
+            let mut tidemill = stand.run(&pipeline);
+            tidemill.until_settled(120, RECORDS);
+            tidemill.drain(60);
+            let bad = RECORDS / BAD_EVERY;
+            assert_eq!(stand.warehouse.ids(&stand.table).len() as u64, RECORDS - bad, "{delivery}");
+            let letters = letters(&directory);
+            assert_eq!(letters.len() as u64, bad, "{delivery}");
+            for letter in &letters {
+                let (value, message) = (letter["value"].as_str(), letter["message"].as_str());
+                let (value, message) = value.zip(message).expect("texts");
+                let id = value.split('"').nth(3).expect("an id");
+                assert!(message.contains(id) && message.matches("bad ").count() == 1, "{delivery}: {letter}");
+            }
+        }
     });
 }
 

@@ -195,7 +195,8 @@ fn answers_are_signs_or_say_nothing_of_versions() {
     check(Outcome::Overloaded(why(), Scarce::Other), None);
     check(Outcome::Unsure(why()), None);
     check(Outcome::Refused(why()), None);
-    let rejection = Rejection { message: String::new(), filtered_rows: 1, syntax: false, error_log: None };
+    let rejection =
+        Rejection { message: String::new(), filtered_rows: Some(1), syntax: false, error_log: None };
     check(Outcome::BadRows(rejection), None);
 }
 

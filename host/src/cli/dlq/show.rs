@@ -75,7 +75,16 @@ fn print(archive: &Archive, filter: &Filter, limit: usize, json: bool) -> Result
     if more {
         eprintln!("there are more: --limit shows more of them");
     }
+    if shown == 0 && filter.place.is_some() {
+        return Ok(no_letter());
+    }
     Ok(EXIT_OK)
+}
+
+/// Nothing is where somebody has looked for one letter.
+fn no_letter() -> u8 {
+    eprintln!("error: no letter matches; --all also looks among those that were replayed");
+    EXIT_FAILED
 }
 
 /// The value of the one letter that the filter takes.
@@ -99,10 +108,7 @@ fn print_raw(archive: &Archive, filter: &Filter) -> Result<u8, Fault> {
             super::print(kept.letter.value.as_deref().unwrap_or_default())?;
             Ok(EXIT_OK)
         }
-        None => {
-            eprintln!("error: no letter matches; --all also looks among those that were replayed");
-            Ok(EXIT_FAILED)
-        }
+        None => Ok(no_letter()),
     }
 }
 

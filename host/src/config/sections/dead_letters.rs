@@ -26,7 +26,7 @@ pub(in crate::config) static MAX_REJECTS: Key<Rejects> = Key {
     name: "max_rejects",
     kind: Rejects { window_max: 1_000_000 },
     presence: Presence::Default("{ window = 1000, limit = 50 }"),
-    doc: "The pipeline halts when more than `limit` of the last `window` records were rejected, so that a \
+    doc: "The pipeline halts when more than `limit` of `window` records in a row were rejected, so that a \
           mistake in a schema or plugin does not empty a whole topic into the dead letters. `false`: it never \
           halts for that.",
 };

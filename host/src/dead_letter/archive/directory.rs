@@ -61,7 +61,10 @@ impl Files {
         let entries = match std::fs::read_dir(&self.directory) {
             Ok(entries) => entries,
             // It is made when the pipeline first runs.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                tracing::warn!(directory = %self.directory.display(), "there is no such directory: the pipeline has not run yet, or `directory` is misspelt");
+                return Ok(Vec::new());
+            }
             Err(error) => return Err(unreadable(&self.directory, error)),
         };
         let stem = format!("{}-", self.pipeline);

@@ -10,7 +10,7 @@ use super::deliver::{DeliverContext, Delivered, Observer, Paces, Witness, delive
 use super::scripted::cluster;
 use crate::fault::Fault;
 use crate::retry::Pace;
-use crate::sink::Load;
+use crate::sink::{Load, Outcome};
 
 /// Counts what it is told.
 #[derive(Debug, Default)]
@@ -18,12 +18,16 @@ pub(super) struct Counter {
     pub(super) attempts: Mutex<Vec<u32>>,
     pub(super) waits: Mutex<Vec<String>>,
     pub(super) resumed: Mutex<u32>,
+    pub(super) took: Mutex<Vec<Duration>>,
     pub(super) duplicates: Mutex<Vec<String>>,
 }
 
 impl Observer for Counter {
     fn attempting(&self, _label: &str, number: u32) {
         self.attempts.lock().expect("no panic").push(number);
+    }
+    fn answered(&self, _outcome: &Outcome, took: Duration) {
+        self.took.lock().expect("no panic").push(took);
     }
     fn waiting(&self, _label: &str, _since: Instant, why: &Fault) {
         self.waits.lock().expect("no panic").push(why.what.clone());

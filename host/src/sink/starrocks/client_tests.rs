@@ -258,7 +258,7 @@ async fn the_error_log_is_fetched_without_credentials_and_cut() {
     let fe = Scripted::start(vec![answering(redirect(&be_url(&be)))]).await;
     let outcome = client(&[&fe.url]).attempt(&mut test_load()).await;
     let Outcome::BadRows(rejection) = outcome else { panic!("{outcome:?}") };
-    assert_eq!((rejection.filtered_rows, rejection.syntax), (1, false));
+    assert_eq!((rejection.filtered_rows, rejection.syntax), (Some(1), false));
     let kept = rejection.error_log.expect("the log");
     assert_eq!(kept.len(), crate::sink::starrocks::transport::ANSWER_BYTES_MAX);
     let asked = logs.finish().await;

@@ -37,7 +37,7 @@ pub enum Delivered {
 pub trait Observer: Send + Sync {
     /// Attempt `number` (from 1) under `label` begins.
     fn attempting(&self, label: &str, number: u32);
-    /// An attempt ended so after this time.
+    /// An attempt ended so after this time, of which waits for fences are no part.
     fn answered(&self, _outcome: &Outcome, _took: Duration) {}
     /// Waits since `since`, because of `why`. Called at each further failure, with the same `since`.
     fn waiting(&self, label: &str, since: Instant, why: &Fault);
@@ -168,9 +168,11 @@ impl Delivery<'_> {
             attempts = attempts.saturating_add(1);
             self.context.observer.attempting(&load.label, attempts);
             failpoint::at("load.before_begin");
-            let began = Instant::now();
+            let (began, fenced) = (Instant::now(), load.fenced_for());
             let outcome = self.client.attempt(load).await;
-            self.context.observer.answered(&outcome, began.elapsed());
+            // What the group or the leadership took to answer is no pressure on StarRocks.
+            let took = began.elapsed().saturating_sub(load.fenced_for().saturating_sub(fenced));
+            self.context.observer.answered(&outcome, took);
             let (fault, backoff) = match outcome {
                 Outcome::Durable(Receipt { visible: false, .. }) if planted(Bug::PublishTimeoutIsFailure) => {
                     (load.label, load.body_sent) = (format!("{}_{attempts}", load.label), false);

@@ -23,6 +23,9 @@ use serde_json::value::RawValue;
 
 use crate::sink::Destination;
 
+/// A log with fewer entries has one for each row that was filtered.
+const ENTRIES_MAX: usize = 50;
+
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Complaint {
@@ -242,13 +245,13 @@ fn is_same_number(ours: &str, theirs: &str) -> bool {
 
 /// The rows that the complaints are about, by their place among `rows`, each with its reason.
 ///
-/// Never more than `filtered_rows`, which is what StarRocks counted: a log that seems to be about more is
-/// not understood, and names none. Neither does an entry whose shown row fits rows that differ.
+/// Never more than `filtered_rows`, or entries of a log that is not full where StarRocks has not counted: a log that seems to
+/// be about more is not understood, and names none. Neither does an entry whose shown row fits rows that differ.
 pub fn culprits<'a>(
     rows: impl IntoIterator<Item = &'a [u8]>,
     complaints: &[Complaint],
     keys: Keys,
-    filtered_rows: u64,
+    filtered_rows: Option<u64>,
 ) -> BTreeMap<usize, String> {
     // One pass over the batch: it may be large, the log has some fifty entries, most of them alike.
     let mut found: Vec<Found<'a>> = Vec::new();
@@ -280,7 +283,8 @@ pub fn culprits<'a>(
             named.entry(at).or_insert_with(|| found.complaint.reason.clone());
         }
     }
-    if named.len() as u64 > filtered_rows {
+    let logged = (complaints.len() < ENTRIES_MAX).then_some(complaints.len() as u64);
+    if filtered_rows.or(logged).is_some_and(|filtered| named.len() as u64 > filtered) {
         named.clear();
     }
     named

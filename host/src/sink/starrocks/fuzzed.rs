@@ -55,7 +55,7 @@ pub fn any(bytes: &[u8]) {
     let complaints = complaints(&text);
     for keys in [Keys::AreColumns, Keys::AreMapped] {
         let filtered_rows = u64::from(how >> 6);
-        let named = culprits(ROWS, &complaints, keys, filtered_rows);
+        let named = culprits(ROWS, &complaints, keys, Some(filtered_rows));
         assert!(named.len() as u64 <= filtered_rows && named.keys().all(|row| *row < ROWS.len()));
     }
 }

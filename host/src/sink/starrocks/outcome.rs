@@ -141,7 +141,7 @@ fn failed(seen: &Seen<'_>, fields: &Fields) -> Classified {
         let filtered_rows = fields.number("numberfilteredrows").and_then(|rows| u64::try_from(rows).ok());
         let rejection = Rejection {
             message: clipped(&message),
-            filtered_rows: filtered_rows.unwrap_or(0),
+            filtered_rows: filtered_rows.or(syntax.then_some(0)),
             syntax,
             error_log: None,
         };

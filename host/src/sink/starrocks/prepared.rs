@@ -48,7 +48,7 @@ pub(super) async fn prepare(load: &mut Load) -> Result<(), Unprepared> {
         Ok(Ok(segments)) => segments,
         Ok(Err(NotWritten::Row(row))) => {
             let message = format!("a row cannot be sent as CSV: {row}");
-            let (filtered_rows, syntax, error_log) = (0, false, None);
+            let (filtered_rows, syntax, error_log) = (Some(0), false, None);
             return Err(Unprepared::BadRow(Rejection { message, filtered_rows, syntax, error_log }));
         }
         Ok(Err(NotWritten::Io(error))) => return Err(Unprepared::Halt(failed().caused_by(error))),

@@ -7,6 +7,7 @@ use mysql_async::{Conn, Opts, OptsBuilder, Row, Value};
 use tokio::time::error::Elapsed;
 
 use super::address::Address;
+use super::create_table::made_by_hand;
 use crate::config::model::{StarRocks, TableModel};
 use crate::fault::Fault;
 
@@ -169,6 +170,26 @@ impl Query {
             }
             Err(failure) => Err(self.fault(failure, "run a statement")),
         }
+    }
+
+    /// Whether a further statement can be answered.
+    pub fn is_open(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    /// Runs a statement that makes a table.
+    ///
+    /// # Errors
+    /// `Retry`; with a hint if StarRocks has refused it. Without one there may be the table by now.
+    pub async fn create_table(&mut self, statement: &str) -> Result<(), Fault> {
+        let Err(failure) = self.rows(statement).await else { return Ok(()) };
+        let is_refused = matches!(&failure, Failure::Refused(mysql_async::Error::Server(_)));
+        let fault = self.fault(failure, "make a table");
+        if !is_refused {
+            return Err(fault);
+        }
+        let hint = made_by_hand(statement, &fault);
+        Err(fault.with_hint(hint))
     }
 
     fn name(&self, table: &str) -> String {

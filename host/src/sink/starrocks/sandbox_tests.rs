@@ -1,6 +1,7 @@
 //! Loads into the sandbox: what counts is what is in the table afterwards.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tidemill_sandbox::{AnswerFault, ClientFate, Fault, FaultKind, Hop, Options, Sandbox};
@@ -11,7 +12,8 @@ use super::deliver::Delivered;
 use super::query::{self, Query};
 use super::scripted::{Scripted, cluster, load};
 use crate::config::model::{Secret, StarRocks, TableModel};
-use crate::sink::{Destination, Load};
+use crate::position::Stay;
+use crate::sink::{Destination, Fence, FenceAnswer, Guarded, Load};
 
 const ORDERS: &str = "CREATE TABLE shop.orders (id BIGINT NOT NULL, name VARCHAR(20)) DUPLICATE KEY(id)";
 
@@ -201,7 +203,7 @@ async fn refused_rows_come_back_with_their_reason_and_nothing_is_loaded() {
         rejection
     };
     let filtered = check("e-1", b"{\"id\":1}\n{\"id\":null,\"name\":\"x\"}\n", false).await;
-    assert_eq!(filtered.filtered_rows, 1);
+    assert_eq!(filtered.filtered_rows, Some(1));
     assert!(filtered.error_log.is_some_and(|log| log.contains("id")), "the reason names the column");
     check("e-2", b"{\"id\":1}\n{\"id\":2,\n", true).await;
     assert_eq!(rows(&sandbox), 0);
@@ -310,4 +312,42 @@ async fn a_large_body_arrives_whole() {
     assert_eq!(rows(&sandbox), 250_000);
     let stats = sandbox.table_stats("shop", "orders").expect("the table");
     assert_eq!(stats.bytes_loaded, load.bytes);
+}
+
+/// Takes its time to answer.
+#[derive(Debug)]
+struct Slow(Duration);
+
+impl Fence for Slow {
+    fn guards(&self, _destination: &Destination) -> bool {
+        true
+    }
+
+    fn announce<'a>(&'a self, _number: u64, _stays: &'a [Stay]) -> FenceAnswer<'a> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn holds(&self, _number: u64) -> FenceAnswer<'_> {
+        let wait = tokio::time::sleep(self.0);
+        Box::pin(async move {
+            wait.await;
+            Ok(())
+        })
+    }
+
+    fn settled(&self, _number: u64) {}
+}
+
+/// A coordinator that answers late would stretch the batches of every Primary Key table.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fence_that_answers_late_does_not_count_as_a_slow_load() {
+    let sandbox = sandbox(Options::default()).await;
+    let late = Duration::from_millis(400);
+    let mut load = test_load(&sandbox, "k-1");
+    load.fences.push(Guarded::new(Arc::new(Slow(late)), 1));
+    let (bench, began) = (Bench::new(), Instant::now());
+    durable(&bench.deliver_with(&client(&sandbox), &mut load).await);
+    let whole = began.elapsed();
+    let took = bench.counter.took.lock().expect("no panic").clone();
+    assert!(took.len() == 1 && took[0] + late <= whole, "{took:?} of {whole:?}");
 }

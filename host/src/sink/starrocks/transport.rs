@@ -367,6 +367,14 @@ async fn read_capped(mut incoming: Incoming) -> Result<(Bytes, bool), hyper::Err
 fn without_credentials(body: Bytes, headers: &HeaderMap) -> Bytes {
     let sent = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     let token = sent.and_then(|value| value.splitn(2, |byte| *byte == b' ').nth(1)).unwrap_or_default();
+    // JSON may write a slash of base64 with a backslash before it.
+    let escaped: Vec<u8> =
+        token.iter().flat_map(|byte| (*byte == b'/').then_some(b'\\').into_iter().chain([*byte])).collect();
+    let body = without(body, token);
+    if escaped == token { body } else { without(body, &escaped) }
+}
+
+fn without(body: Bytes, token: &[u8]) -> Bytes {
     let told = |body: &[u8]| body.windows(token.len()).position(|window| window == token);
     let Some(mut at) = (!token.is_empty()).then(|| told(&body)).flatten() else { return body };
     let (mut kept, mut rest) = (Vec::with_capacity(body.len()), &body[..]);

@@ -36,6 +36,7 @@ mod ending;
 mod exactly;
 mod fencing;
 mod rebalancing;
+mod taking_over;
 
 pub(crate) use deciding::Exactly;
 pub(crate) use fencing::Fencing;

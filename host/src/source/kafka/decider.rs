@@ -17,15 +17,13 @@ use super::claim;
 use super::consumer::{Reader, secure};
 use super::membership::{Membership, NotSent};
 use crate::config::model::Kafka;
-use crate::dead_letter::tally::{Producer, RECORD_BYTES_MAX, Tally};
+use crate::dead_letter::tally::{Producer, RECORD_BYTES_MAX, TOPIC_PATIENCE_MS, Tally};
 use crate::dead_letter::{Outbox, Undecided};
 use crate::delivery::decision::Decision;
 use crate::fault::Fault;
 
 /// How long the brokers keep an open transaction whose producer has died: as long as the group waits for a member.
 const TRANSACTION_TIMEOUT_MS: u32 = 10_000;
-/// How long a topic may be unknown: one that the brokers create by themselves is there within a second or two.
-const TOPIC_PATIENCE_MS: u32 = 8_000;
 /// How long one step may take. The control thread waits for it, and the group meanwhile for us.
 const STEP_PATIENCE: Duration = Duration::from_secs(10);
 /// Settings of `properties` that are of any client.
@@ -34,6 +32,9 @@ const CONNECTION_PROPERTIES: [&str; 7] =
 /// A metadata text that is as long as any of ours: the claim is padded to it, and shows at once whether the brokers
 /// take such texts for all partitions together (`offset.metadata.max.bytes`, 4096 by default).
 pub(super) const METADATA_BYTES: usize = 320;
+
+/// What transactions take.
+pub(crate) const RIGHTS: &str = "WRITE and DESCRIBE on TransactionalId with the pipeline's name as prefix";
 
 /// Offsets (the next one to read) and what stands beside them, by topic and partition.
 pub(super) type Standings = BTreeMap<(String, i32), (i64, Decision)>;
@@ -52,11 +53,21 @@ pub(super) enum Written {
 
 /// What the transactions are for: errors say it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(crate) enum Purpose {
     /// `delivery = "exactly_once"`.
     Decisions,
     /// The fence of Primary Key tables, at least once.
     Claims,
+}
+
+impl Purpose {
+    /// The most bytes of text that it keeps beside an offset.
+    pub(super) fn text_bytes(self) -> usize {
+        match self {
+            Purpose::Decisions => METADATA_BYTES,
+            Purpose::Claims => claim::TEXT_BYTES_MAX,
+        }
+    }
 }
 
 /// The producer of one process for its decisions.
@@ -186,13 +197,11 @@ pub(super) fn denied(id: &str, purpose: Purpose, error: KafkaError) -> Fault {
     if error.rdkafka_error_code().is_some_and(|code| denied.contains(&code)) {
         let hint = match purpose {
             Purpose::Decisions => {
-                "exactly_once needs it: grant WRITE and DESCRIBE on TransactionalId with the pipeline's name as \
-                 prefix, or set delivery = \"at_least_once\""
+                format!("exactly_once needs it: grant {RIGHTS}, or set delivery = \"at_least_once\"")
             }
-            Purpose::Claims => {
-                "the fence of Primary Key tables needs it: grant WRITE and DESCRIBE on TransactionalId with the \
-                 pipeline's name as prefix; a start without that right goes on with plain commits"
-            }
+            Purpose::Claims => format!(
+                "the fence of Primary Key tables needs it: grant {RIGHTS}; a start without that right goes on with plain commits"
+            ),
         };
         return Fault::halt(format!("kafka does not let this user write transactions as `{id}`"), hint);
     }
@@ -207,10 +216,11 @@ pub(super) fn not_taken(refused: &NotSent, purpose: Purpose) -> Fault {
             Fault::halt(what, "grant the user READ on the group and on the topics")
         }
         RDKafkaErrorCode::OffsetMetadataTooLarge => {
-            let (whose, bytes) = match purpose {
-                Purpose::Decisions => ("exactly_once", METADATA_BYTES),
-                Purpose::Claims => ("the fence of Primary Key tables", claim::TEXT_BYTES_MAX),
+            let whose = match purpose {
+                Purpose::Decisions => "exactly_once",
+                Purpose::Claims => "the fence of Primary Key tables",
             };
+            let bytes = purpose.text_bytes();
             let hint = format!(
                 "{whose} keeps up to {bytes} bytes beside an offset: raise the brokers' offset.metadata.max.bytes"
             );

@@ -27,7 +27,6 @@ use crate::delivery::take_over::{Found, end_if_open};
 use crate::fault::{Fault, FaultKind};
 use crate::retry::{Backoff, Pace};
 use crate::sink::starrocks::client::Client;
-use crate::sink::starrocks::create_table::made_by_hand;
 use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces, Witness, deliver};
 use crate::sink::starrocks::query::Query;
 use crate::sink::starrocks::state::LabelState;
@@ -310,11 +309,7 @@ impl Positions {
         let mut query = Query::connect(&own).await?;
         match query.columns(TABLE).await? {
             None => {
-                let statement = create_statement(&own.database);
-                query.execute(&statement).await.map_err(|refused| {
-                    let hint = made_by_hand(&statement, &refused);
-                    refused.with_hint(hint)
-                })?;
+                query.create_table(&create_statement(&own.database)).await?;
             }
             Some(there) if there.iter().any(|column| column.name == DETAILS) => {}
             Some(_older) => {
@@ -475,7 +470,7 @@ impl Positions {
         let (label, number) = self.carrier.next_label(&self.pipeline);
         // A successor ends it if it is still open: it would take the position past what that one has loaded.
         fence.announce(number, &[]).await?;
-        let guarded = Guarded { fence: Arc::clone(&fence) as Arc<dyn Fence>, number };
+        let guarded = Guarded::new(Arc::clone(&fence) as Arc<dyn Fence>, number);
         let written = self.write(rows, label, vec![guarded]).await;
         fence.settled(number);
         written

@@ -25,7 +25,6 @@ use crate::fault::{Fault, FaultKind};
 use crate::meter::{PipelineMeter, Waiting};
 use crate::retry::{Backoff, Pace};
 use crate::sink::Fence;
-use crate::sink::starrocks::create_table::made_by_hand;
 use crate::sink::starrocks::query::{Column, Query};
 
 /// How long StarRocks may take to add a column before it is looked at anew.
@@ -376,10 +375,11 @@ pub(super) async fn placed(
         Standing::Refused(refusals) => Ok(Err(refusals)),
         Standing::Missing { create } if sink.create_tables => {
             tracing::info!(table = name, "starrocks: {create}");
-            query.execute(&create).await.map_err(|refused| {
-                let hint = made_by_hand(&create, &refused);
-                refused.with_hint(hint).halting()
-            })?;
+            // What was refused would be refused again. An FE that answers late has a table at the next try.
+            query
+                .create_table(&create)
+                .await
+                .map_err(|fault| if fault.hint.is_some() { fault.halting() } else { fault })?;
             Ok(Ok(query.columns(name).await?.unwrap_or_default()))
         }
         Standing::Missing { create } => Ok(Err(vec![Refusal {

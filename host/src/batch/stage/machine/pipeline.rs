@@ -162,10 +162,10 @@ impl Pipeline {
         let (after, upto) = (self.read[partition], self.read[partition] + places);
         self.read[partition] = upto;
         let span = Span { stay: self.stays[partition].clone(), after, upto };
-        let ticket = self.ledger.open(&span).expect("the stay stands");
+        let mut ticket = self.ledger.open(&span).expect("the stay stands");
         let read: Vec<Record> =
             records(partition, after, upto).filter(|record| record.fate() != Fate::Gap).collect();
-        self.owner.meter.read(read.len() as u64, 0);
+        ticket.count(self.owner.meter.read(read.len() as u64, 0), read.len() as u64);
         let letters = read.iter().filter(|record| record.has_letter());
         let letters: Vec<DeadLetter> = letters.map(|record| self.letter(*record, None)).collect();
         if !letters.is_empty() {

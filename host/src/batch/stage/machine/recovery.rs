@@ -154,7 +154,7 @@ fn host_takes_over(stands: &[(u8, u8, bool)], states: BTreeMap<Label, Modelled>,
     let before: Vec<Decision> = stands.iter().map(|stands| read(text(stands))).collect();
     let mut states = untouched(states);
     let (mut claimed, mut lost) = (false, false);
-    for step in plan(before.iter(), "another-life-") {
+    for step in plan(before.iter()) {
         match step {
             Step::Finish(places) => {
                 for one in places.into_iter().flat_map(|place| before[place].labels()) {

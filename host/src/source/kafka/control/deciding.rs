@@ -72,8 +72,8 @@ pub(super) struct Asked {
 type Standing<'a> = (&'a (String, i32), &'a (i64, Decision));
 
 impl Asked {
-    /// Whether it has to be known what became of it: what decides nothing is written again.
-    pub(super) fn matters(&self) -> bool {
+    /// Whether it moves something past records: what does not may be given up unheard.
+    fn matters(&self) -> bool {
         self.epoch || !self.letters.is_empty()
     }
 
@@ -112,17 +112,26 @@ impl Deciding {
 
     /// What is not decided is given up, unless nobody knows whether it was.
     pub(super) fn abandon(&self) {
-        if !self.is_unknown() {
+        if !self.unknown().is_some_and(|asked| asked.epoch) {
             self.parts.epochs.abandon();
         }
     }
 
-    /// Whether something may have been decided.
-    pub(super) fn is_unknown(&self) -> bool {
-        match self.stands {
-            Stands::Unknown(_) => true,
-            Stands::Done | Stands::Decided => false,
+    fn unknown(&self) -> Option<&Asked> {
+        match &self.stands {
+            Stands::Unknown(asked) => Some(asked),
+            Stands::Done | Stands::Decided => None,
         }
+    }
+
+    /// Whether nobody knows what the last transaction wrote.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.unknown().is_some()
+    }
+
+    /// Whether an epoch, or letters, may have been decided.
+    pub(super) fn may_have_decided(&self) -> bool {
+        self.unknown().is_some_and(Asked::matters)
     }
 
     /// Whether all of what stands is committed and says so.

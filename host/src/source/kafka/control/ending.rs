@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::Consumer as _;
-
 use super::{ASK_AGAIN_AFTER, Control, POLL_WAIT};
 use crate::fault::Fault;
 use crate::position::Stay;
@@ -124,7 +122,7 @@ impl Control {
         let deadline = Instant::now() + LAST_COMMIT_PATIENCE;
         self.send_commit();
         while !self.uncommitted.is_empty() || self.committing.is_some() {
-            if self.reader.assignment_lost() || Instant::now() >= deadline {
+            if self.has_lost_membership() || Instant::now() >= deadline {
                 return Err(not_committed());
             }
             self.poll(POLL_WAIT)?;
@@ -139,7 +137,7 @@ impl Control {
     fn commit_all_guarded(&mut self) -> Result<(), Fault> {
         let deadline = Instant::now() + LAST_COMMIT_PATIENCE;
         while !self.write_all_at_the_end()? {
-            if self.reader.assignment_lost() || Instant::now() >= deadline {
+            if self.has_lost_membership() || Instant::now() >= deadline {
                 return Err(not_committed());
             }
             self.poll(POLL_WAIT)?;

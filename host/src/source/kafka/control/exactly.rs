@@ -1,5 +1,5 @@
-//! What the control thread does for `delivery = "exactly_once"`: recovers what was decided before, claims, decides,
-//! and stands aside while an epoch runs (delivery.md §3).
+//! What the control thread does for `delivery = "exactly_once"` between rebalances: decides, writes that all is done, and
+//! stands aside while an epoch runs (delivery.md §3).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ pub(super) use super::deciding::Deciding;
 use super::deciding::{Asked, Stands};
 use crate::clock;
 use crate::dead_letter::Outbox;
-use crate::delivery::decision::{Decision, Extent, Step, UnknownForm, may_decide, plan};
+use crate::delivery::decision::{Decision, UnknownForm, may_decide};
 use crate::delivery::epoch::Offer;
 use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
@@ -20,132 +20,16 @@ use crate::ledger::{Reach, Tickets};
 use crate::meter::Waiting;
 use crate::planted::{Bug, planted};
 use crate::position::Stay;
-use crate::sink::starrocks::two_phase;
 use crate::source::kafka::decider::{Standings, Written};
 use crate::source::kafka::start::{Starts, committed_offsets};
 
-/// Decisions of members before, and the records of each.
-type Before = Vec<(Decision, Extent)>;
-
 impl Control {
-    /// Commits what the members before had decided about these partitions. Blocks until StarRocks has answered.
-    fn recover<'a>(&self, before: impl Iterator<Item = &'a (Decision, Extent)>) -> Result<(), Fault> {
-        let Some(deciding) = &self.deciding else { return Ok(()) };
-        let (carrier, destination) = (&deciding.parts.carrier, &deciding.parts.destination);
-        let mut worst = Ok(());
-        for (decision, extent) in before {
-            let name = &self.parts.meter.name;
-            tracing::info!(pipeline = %name, %decision, "finishing what was decided before");
-            failpoint::at("epoch.recovering");
-            let loads: Vec<_> = decision.labels().map(|label| (Arc::clone(destination), label)).collect();
-            let finish = two_phase::commit_all(carrier.client(), &loads, decision, extent);
-            // All of them, also when one is lost: the mend takes the decisions away.
-            match self.parts.runtime.block_on(finish) {
-                Err(fault) if worst.is_ok() || fault.kind == FaultKind::Halt => worst = Err(fault),
-                Ok(()) | Err(_) => failpoint::at("epoch.recovered"),
-            }
-        }
-        worst
-    }
-
-    /// Gives up what the members before had begun and not decided. Nothing hangs on it, so it is not waited for.
-    fn give_up_undecided(&self, labels: Vec<String>) {
-        let Some(deciding) = &self.deciding else { return };
-        let (client, destination) =
-            (deciding.parts.carrier.client().clone(), Arc::clone(&deciding.parts.destination));
-        self.parts.runtime.spawn(async move {
-            for label in labels {
-                if let Err(fault) = two_phase::give_up(&client, &destination, &label).await {
-                    // StarRocks gives it up by itself.
-                    tracing::debug!(label, "{}", fault.story());
-                    return;
-                }
-            }
-        });
-    }
-
     /// Has the brokers end what a transaction of ours left open, or its offsets could not be read.
     pub(super) fn settle_own(&mut self) -> Result<(), Fault> {
         if let Some(guarding) = &mut self.guarding {
             return guarding.settle(&self.parts.meter);
         }
         self.deciding.as_mut().map_or(Ok(()), |deciding| deciding.decider.settle())
-    }
-
-    /// Takes partitions over: finishes what was decided about them, and claims them with all others.
-    pub(super) fn take_over(&mut self, starts: &Starts) -> Result<(), Fault> {
-        let mut before = Before::new();
-        for (place, start) in starts {
-            let Some(decision) = decision_beside(place, start.committed.as_deref())? else { continue };
-            self.check_database(place, &decision)?;
-            let known = before.iter().position(|(known, _)| known.is_same_epoch(&decision));
-            let known = known.unwrap_or(before.len());
-            let from = decision.from;
-            if known == before.len() {
-                before.push((decision, Extent::default()));
-            }
-            if let Some((_, extent)) = before.get_mut(known) {
-                extent.add(&place.0, u32::try_from(place.1).unwrap_or_default(), from, start.offset);
-            }
-        }
-        let own = format!("{}-", self.parts.label_stem);
-        for step in plan(before.iter().map(|(decision, _)| decision), &own) {
-            match step {
-                Step::Finish(places) => {
-                    self.recover(places.into_iter().filter_map(|place| before.get(place)))?
-                }
-                Step::Claim => self.claim_all(starts)?,
-                Step::GiveUp(labels) => self.give_up_undecided(labels),
-            }
-        }
-        Ok(())
-    }
-
-    /// Labels are a database's: another one does not know them.
-    fn check_database(&self, (topic, partition): &(String, i32), decision: &Decision) -> Result<(), Fault> {
-        let Some(deciding) = &self.deciding else { return Ok(()) };
-        let ours = &deciding.parts.epochs.terms.database;
-        if decision.tables == 0 || decision.database == *ours {
-            return Ok(());
-        }
-        Err(Fault::halt(
-            format!(
-                "{decision}, decided at {topic}[{partition}], is of database `{}`, and the file names `{ours}`",
-                decision.database
-            ),
-            "let the pipeline drain with the file as it was, and change the database then",
-        ))
-    }
-
-    /// Claims all partitions, those of `starts` included, under a stem of their own: what begins under it is found
-    /// by whoever comes next. Blocks until the group has answered.
-    fn claim_all(&mut self, starts: &Starts) -> Result<(), Fault> {
-        let Some(deciding) = &mut self.deciding else { return Ok(()) };
-        if deciding.is_unknown() {
-            return Err(Fault::retry("it is not known yet what the last transaction wrote"));
-        }
-        // A stem is claimed once: the answer to a try may be lost.
-        deciding.stems += 1;
-        let stem = format!("{}-{}", self.parts.label_stem, deciding.stems);
-        let claim = Decision::empty(&stem, 0, &deciding.parts.epochs.terms);
-        let added = starts.iter().map(|(place, found)| (place.clone(), found.offset));
-        let all: BTreeMap<_, _> = deciding.committed.clone().into_iter().chain(added).collect();
-        let standing =
-            |(place, offset): (&(String, i32), &i64)| (place.clone(), (*offset, claim.beginning_at(*offset)));
-        let standings: Standings = all.iter().map(standing).collect();
-        let reader = Arc::clone(&self.reader);
-        match deciding.decider.write(&reader, &standings, None, || !reader.assignment_lost()) {
-            Written::Yes => {
-                deciding.committed = all;
-                (deciding.stands, deciding.trouble) = (Stands::Done, None);
-                deciding.written_at = Instant::now();
-                deciding.parts.epochs.open(stem);
-                self.parts.meter.commits.inc();
-                Ok(())
-            }
-            // A claim decides nothing: it may stand, and is written again.
-            Written::No(fault) | Written::Unknown(fault) => Err(fault),
-        }
     }
 
     /// One turn of deciding: claims what is left after a revocation, decides what is offered, and writes over what is
@@ -203,17 +87,13 @@ impl Control {
 
     /// Decides the epoch on offer, once everything before the end of its records is safe.
     fn decide(&mut self, offer: &Offer) -> Result<(), Fault> {
-        let is_member = self.is_member();
+        let is_out = self.has_lost_membership();
         let Some(deciding) = &self.deciding else { return Ok(()) };
         let age = clock::since_1970().saturating_sub(Duration::from_secs(offer.decision.prepared_at_s));
         let known: BTreeSet<Stay> = self.parts.ledger.stays().into_iter().collect();
         let gone = offer.tickets.keys().any(|(stay, _)| !known.contains(stay));
         // Put out of the group, it loses its partitions once what waits for this epoch is answered.
-        if gone
-            || !is_member
-            || !may_decide(age, deciding.parts.epochs.terms.prepared_timeout)
-            || self.reader.assignment_lost()
-        {
+        if gone || is_out || !may_decide(age, deciding.parts.epochs.terms.prepared_timeout) {
             deciding.parts.epochs.abandon();
             return Ok(());
         }
@@ -250,10 +130,9 @@ impl Control {
                 deciding.give_letters_back(asked.letters);
                 self.hear_of_no_decision(fault)
             }
+            // Also of what decides nothing: by how far the offsets are it is told later whether the next one was written.
             Written::Unknown(fault) => {
-                if asked.matters() {
-                    deciding.stands = Stands::Unknown(asked);
-                }
+                deciding.stands = Stands::Unknown(asked);
                 self.hear_of_no_decision(fault)
             }
         }
@@ -308,10 +187,11 @@ impl Control {
                     deciding.parts.epochs.abandon();
                 }
             }
-            Some(_) | None => {
+            Some(_) => {
                 let what = format!("another process has taken {topic}[{partition}] over");
                 return self.hear_of_no_decision(Fault::retry(what));
             }
+            None => return Err(erased(place)),
         }
         Ok(())
     }
@@ -363,8 +243,17 @@ impl Control {
     }
 }
 
+/// Somebody has set or deleted the group's offset while it was not known what was written beside it.
+fn erased((topic, partition): &(String, i32)) -> Fault {
+    Fault::halt(
+        format!("what this pipeline had written beside the group's offset of {topic}[{partition}] is gone"),
+        "something else has committed or deleted offsets of this group, and an epoch may have been decided there: stop \
+         that, compare the table with the topic from that offset on, set the offset, and start again",
+    )
+}
+
 /// What was decided about a partition, as it stands beside its offset.
-fn decision_beside(
+pub(super) fn decision_beside(
     (topic, partition): &(String, i32),
     text: Option<&str>,
 ) -> Result<Option<Decision>, Fault> {

@@ -26,7 +26,7 @@ use crate::sink::starrocks::client::Client;
 use crate::sink::{Destination, Fence};
 use crate::source::kafka::claim::Claim;
 use crate::source::kafka::consumer::Reader;
-use crate::source::kafka::decider::{Decider, Purpose, Written};
+use crate::source::kafka::decider::{Decider, Purpose, RIGHTS, Written};
 use crate::source::kafka::fence::{GroupFence, Question, Questions};
 use crate::source::kafka::membership::Membership;
 use crate::source::kafka::start::Starts;
@@ -173,7 +173,7 @@ fn warn_of_plain_commits(meter: &PipelineMeter, why: &str) {
     tracing::warn!(
         pipeline = %meter.name, why,
         "Primary Key tables are guarded by plain commits: one case is open in which old rows come back \
-         (docs/guarantees.md); grant WRITE and DESCRIBE on TransactionalId with the pipeline's name as prefix"
+         (docs/guarantees.md); grant {RIGHTS}"
     );
 }
 
@@ -342,7 +342,7 @@ impl Control {
 
     /// Loads wait for another try while the partitions may still be ours.
     fn hear_of_no_commit(&mut self, fault: Fault) -> Result<(), Fault> {
-        let is_ours = self.is_member() && !self.reader.assignment_lost();
+        let is_ours = !self.has_lost_membership();
         if let Some(guarding) = &mut self.guarding {
             guarding.failed_at = Some(Instant::now());
             if !is_ours || fault.kind != FaultKind::Retry {

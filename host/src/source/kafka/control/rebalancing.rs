@@ -40,6 +40,10 @@ impl Control {
             return Ok(());
         }
         self.assigned_at = None;
+        // Tried again by a member that was put out meanwhile, it would undo what its successor has begun.
+        if self.joins_again()? {
+            return Ok(());
+        }
         match self.rebalances.pop_front() {
             None => Ok(()),
             Some(Rebalance::Assigned(list)) => match self.assign(&list) {
@@ -205,7 +209,7 @@ impl Control {
         }
         let late = revoking.since.elapsed() >= REVOKE_DRAIN_MAX;
         if let Some(deciding) = self.deciding.as_mut().filter(|_| late || revoking.lost) {
-            if deciding.is_unknown() && !revoking.lost {
+            if deciding.may_have_decided() && !revoking.lost {
                 return Err(Fault::halt(
                     "partitions have to be given up, and the brokers do not say whether the last epoch was decided",
                     "nothing is lost or doubled: whoever gets them finds out; start again",

@@ -141,8 +141,12 @@ impl Process {
     }
 
     fn abandon(&mut self, world: &mut World, arrives: bool) {
-        if arrives {
-            self.labels().iter().for_each(|label| world.roll_back(label));
+        for label in self.labels() {
+            if arrives {
+                world.roll_back(&label);
+            } else {
+                world.stray(label);
+            }
         }
         self.running().seq = None;
     }

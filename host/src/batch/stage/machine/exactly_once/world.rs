@@ -1,11 +1,12 @@
 //! What outlives the process: Kafka, StarRocks and kept letters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::super::lasting::Lasting;
 use super::super::records::{Letter, Record, records};
 use super::super::{PARTITIONS, TABLES};
+use super::TAKE_OVER_STEPS;
 use crate::delivery::decision::{self, Decision, Recovery, Terms, recover};
 use crate::sink::starrocks::state::LabelState;
 
@@ -22,6 +23,8 @@ pub(super) struct World {
     /// Kafka: the last offset that is done, and the text beside it.
     standings: [(i64, String); PARTITIONS],
     transactions: BTreeMap<String, Transaction>,
+    /// Labels that nobody rolls back any more: StarRocks gives them up by itself.
+    strays: BTreeSet<String>,
     /// Rows that are visible, and letters: those that go with decisions in the same transaction of Kafka.
     pub(super) lasting: Lasting,
     lives: u64,
@@ -36,6 +39,7 @@ impl World {
         World {
             standings: committed.map(|offset| (offset, String::new())),
             transactions: BTreeMap::new(),
+            strays: BTreeSet::new(),
             lasting: Lasting::behind(committed),
             lives: 0,
         }
@@ -62,6 +66,16 @@ impl World {
         if let Some(transaction) = found.filter(|found| found.state == LabelState::Prepared) {
             transaction.state = LabelState::Aborted;
         }
+    }
+
+    /// The rollback of what is under a label does not arrive.
+    pub(super) fn stray(&mut self, label: String) {
+        self.strays.insert(label);
+    }
+
+    fn prepared(&self) -> impl Iterator<Item = &String> {
+        let found = self.transactions.iter().filter(|(_, found)| found.state == LabelState::Prepared);
+        found.map(|(label, _)| label)
     }
 
     /// StarRocks forgets what is finished.
@@ -105,9 +119,8 @@ impl World {
         let before: Vec<Decision> =
             (0..PARTITIONS).filter_map(|partition| self.decision_at(partition)).collect();
         self.lives += 1;
-        let own = format!("life-{}-", self.lives);
-        let stem = format!("{own}1");
-        for step in decision::plan(before.iter(), &own).into_iter().take(steps) {
+        let stem = format!("life-{}-1", self.lives);
+        for step in decision::plan(before.iter()).into_iter().take(steps) {
             match step {
                 decision::Step::Finish(places) => {
                     for decision in places.into_iter().map(|place| &before[place]) {
@@ -119,6 +132,10 @@ impl World {
                 }
                 decision::Step::GiveUp(labels) => labels.iter().for_each(|label| self.roll_back(label)),
             }
+        }
+        if steps + 1 == TAKE_OVER_STEPS {
+            // Whoever comes next finds this one's claim, and no longer what it was to roll back.
+            self.strays = self.prepared().cloned().collect();
         }
         stem
     }
@@ -152,9 +169,12 @@ impl World {
         }
     }
 
-    /// Expects that the tables hold the rows up to the offsets, once, and none behind them, as after a take-over.
+    /// Expects what a take-over leaves behind: the tables hold the rows up to the offsets, once, and none behind them, and
+    /// nothing is prepared that nobody commits or rolls back.
     pub(super) fn must_hold_what_is_committed(&self, decides_letters: bool) {
         self.must_hold(decides_letters);
+        let left: Vec<&String> = self.prepared().filter(|label| !self.strays.contains(*label)).collect();
+        assert!(left.is_empty(), "{left:?} are prepared, and nobody will roll them back");
         let committed = self.committed();
         let all = (0..PARTITIONS).flat_map(|partition| records(partition, -1, self.lasting.seen[partition]));
         for (record, table) in all.flat_map(|record| (0..TABLES).map(move |table| (record, table))) {
