@@ -279,6 +279,12 @@ impl Ledger {
         Some(Ended { watermark, tally: track.tally })
     }
 
+    /// What has become of a stay's rows so far; none if it has ended.
+    #[cfg(test)]
+    pub(crate) fn tally(&self, stay: &Stay) -> Option<Tally> {
+        lock(&self.state).stays.get(stay).map(|track| track.tally.clone())
+    }
+
     /// The first span of which a ticket was dropped: the pipeline has to halt.
     pub fn poisoned(&self) -> Option<Span> {
         lock(&self.state).poisoned.clone()

@@ -58,6 +58,12 @@ pub struct Undecided {
 }
 
 impl Undecided {
+    /// What would be written.
+    #[cfg(test)]
+    pub(crate) fn letters(&self) -> &[super::DeadLetter] {
+        &self.rejected.letters
+    }
+
     fn is_of(&self, stays: &[Stay]) -> bool {
         stays.contains(self.rejected.ticket.stay())
     }

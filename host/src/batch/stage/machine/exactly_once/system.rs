@@ -1,43 +1,31 @@
-//! The host's code with a world around it that outlives it: Kafka, StarRocks, kept letters.
+//! The host's code with a world around it that outlives it.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::collections::BTreeMap;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use proptest_state_machine::StateMachineTest;
 
-use super::super::{Chunk, Fate, PARTITIONS, Reader, Record, TABLES, records};
-use super::{LIMITS, LINGER, Reference, Step};
-use crate::batch::stage::epoch::Gathering;
-use crate::batch::stage::fakes::destination;
-use crate::batch::stage::{Done, EpochOutlet};
+use super::super::PARTITIONS;
+use super::super::lasting::Lasting;
+use super::super::pipeline::{Pipeline, Ways, letter_of};
+use super::super::reckoning::charged;
+use super::super::records::{Letter, Record, rows_of};
+use super::world::{World, terms};
+use super::{LIMITS, Loss, Reference, Step, TAKE_OVER_STEPS};
+use crate::batch::stage::fakes::Shown;
+use crate::batch::stage::{Done, EpochOutlet, Message, Slot};
 use crate::batch::{Batch, Piece};
-use crate::delivery::decision::{Decision, Recovery, Terms, label, recover};
-use crate::ledger::{Ticket, Tickets};
-use crate::sink::starrocks::state::LabelState;
+use crate::config::model::{self, DeadLetters, Isolation, Kafka, KafkaSecurity};
+use crate::dead_letter::{Bundle, DeadLetterBox, Outbox, Undecided};
+use crate::delivery::decision::{Decision, label};
+use crate::ledger::{Reach, Tickets};
+use crate::position::Stay;
 
-const DAY: Duration = Duration::from_secs(86_400);
-
-/// A transaction of StarRocks.
-struct Transaction {
-    state: LabelState,
-    table: usize,
-    rows: Vec<Record>,
-}
-
-/// What outlives the process.
-struct World {
-    /// Kafka: the last offset that is done, and the text beside it.
-    standings: [(i64, String); PARTITIONS],
-    transactions: BTreeMap<String, Transaction>,
-    visible: BTreeMap<(usize, Record), u32>,
-    kept: BTreeSet<Record>,
-    seen: [i64; PARTITIONS],
-    lives: u64,
-}
-
+/// An epoch that the stage has started.
 struct Running {
     batches: Vec<Batch>,
+    slot: Slot,
     /// None while it waits for its next begin.
     seq: Option<u64>,
     prepared: usize,
@@ -48,12 +36,12 @@ struct Running {
 /// What dies with the process.
 struct Process {
     stem: String,
-    reader: Reader,
-    gathering: Gathering,
-    letters: Vec<(Record, Ticket)>,
+    pipeline: Pipeline,
+    /// Where letters wait for decisions, if they do.
+    letters: Option<DeadLetterBox>,
+    started: mpsc::Receiver<(Vec<Batch>, Done)>,
     running: Option<Running>,
     begun: u64,
-    now: Instant,
 }
 
 pub(super) struct System {
@@ -61,130 +49,79 @@ pub(super) struct System {
     process: Process,
 }
 
-/// The steps take what is cut themselves.
-struct Nowhere;
+/// Shows each epoch to the test.
+struct EpochsShown(mpsc::Sender<(Vec<Batch>, Done)>);
 
-impl EpochOutlet for Nowhere {
-    fn start(&self, _: Vec<Batch>, _: Done) {}
+impl EpochOutlet for EpochsShown {
+    fn start(&self, batches: Vec<Batch>, done: Done) {
+        // A process that has died takes none.
+        let _ = self.0.send((batches, done));
+    }
 }
 
-fn terms() -> Terms {
-    Terms { tables_max: TABLES as u32, prepared_timeout: DAY, database: "shop".into() }
-}
-
-fn rows_of(batch: &Batch) -> Vec<Record> {
-    batch.pieces.iter().flat_map(Piece::iter).map(|(_, row)| Record::of_row(row)).collect()
+/// A cluster that nobody reaches: letters on it wait for decisions about its offsets.
+fn cluster() -> Kafka {
+    Kafka {
+        brokers: Vec::new(),
+        topics: vec!["orders".into()],
+        group: "orders".into(),
+        start: model::Start::Earliest,
+        isolation: Isolation::ReadCommitted,
+        commit_interval: Duration::from_secs(1),
+        fetch_queue_bytes: 1 << 20,
+        security: KafkaSecurity::default(),
+        properties: BTreeMap::new(),
+    }
 }
 
 fn table_of(batch: &Batch) -> usize {
     usize::from(batch.destination.table == "t1")
 }
 
-impl World {
-    fn state_of(&self, label: &str) -> LabelState {
-        self.transactions.get(label).map_or(LabelState::Unknown, |transaction| transaction.state)
-    }
-
-    fn prepare(&mut self, label: String, batch: &Batch) {
-        let (state, table, rows) = (LabelState::Prepared, table_of(batch), rows_of(batch));
-        let before = self.transactions.insert(label, Transaction { state, table, rows });
-        assert!(before.is_none(), "a label is never used again");
-    }
-
-    fn commit(&mut self, label: &str) {
-        let transaction = self.transactions.get_mut(label).expect("it was prepared");
-        transaction.state = LabelState::Visible;
-        for record in &transaction.rows {
-            *self.visible.entry((transaction.table, *record)).or_default() += 1;
-        }
-    }
-
-    fn roll_back(&mut self, label: &str) {
-        let found = self.transactions.get_mut(label);
-        if let Some(transaction) = found.filter(|found| found.state == LabelState::Prepared) {
-            transaction.state = LabelState::Aborted;
-        }
-    }
-
-    fn forget(&mut self) {
-        self.transactions.retain(|_, transaction| transaction.state == LabelState::Prepared);
-    }
-
-    /// Does what the host does about a label that was decided.
-    fn settle(&mut self, label: &str, decision: &Decision) {
-        let timeout = Duration::from_secs(decision.prepared_timeout_s);
-        match recover(self.state_of(label), Duration::ZERO, timeout) {
-            Recovery::Done => {}
-            Recovery::Commit => self.commit(label),
-            Recovery::Lost => panic!("decided load {label} is lost"),
-        }
-    }
-
-    fn decision_at(&self, partition: usize) -> Option<Decision> {
-        Decision::read(&self.standings[partition].1).expect("our own form")
-    }
-
-    fn write(&mut self, offsets: [i64; PARTITIONS], decision: &Decision) {
-        for (standing, offset) in self.standings.iter_mut().zip(offsets) {
-            *standing = (offset, decision.beginning_at(standing.0 + 1).to_metadata());
-        }
-    }
-
-    fn committed(&self) -> [i64; PARTITIONS] {
-        std::array::from_fn(|partition| self.standings[partition].0)
-    }
-
-    /// Whether a row is in its table, or will be by what stands in Kafka.
-    fn has(&self, table: usize, record: Record) -> bool {
-        let decided = self
-            .decision_at(record.partition)
-            .into_iter()
-            .flat_map(|decision| decision.labels().collect::<Vec<_>>());
-        let named = decided.filter_map(|label| self.transactions.get(&label));
-        let mut prepared = named.filter(|found| found.state == LabelState::Prepared);
-        self.visible.contains_key(&(table, record))
-            || prepared.any(|found| found.table == table && found.rows.contains(&record))
-    }
-}
+/// How far each stay is safe.
+type Reaches = BTreeMap<Stay, Reach>;
 
 impl Process {
-    /// Takes over: commits what was decided, claims, gives up what was not, and reads on.
-    fn start(world: &mut World) -> Process {
-        let before: Vec<Decision> =
-            (0..PARTITIONS).filter_map(|partition| world.decision_at(partition)).collect();
-        for decision in &before {
-            decision.labels().for_each(|label| world.settle(&label, decision));
-        }
-        world.lives += 1;
-        let stem = format!("life-{}", world.lives);
-        world.write(world.committed(), &Decision::empty(&stem, 0, &terms()));
-        for decision in &before {
-            decision.undecided_labels().for_each(|label| world.roll_back(&label));
-        }
-        let reader = Reader::starting(world.committed());
-        let destinations = (0..TABLES).map(|number| destination(&format!("t{number}"))).collect();
-        let gathering = Gathering::new(destinations, LIMITS, reader.share.clone(), Arc::new(Nowhere));
-        let (letters, running, now) = (Vec::new(), None, Instant::now());
-        Process { stem, reader, gathering, letters, running, begun: 0, now }
+    /// Takes over and reads on.
+    fn start(world: &mut World, decides_letters: bool) -> Process {
+        let stem = world.take_over(TAKE_OVER_STEPS);
+        let (shows, started) = mpsc::channel();
+        let (outlet, epochs) = (Arc::new(Shown(mpsc::channel().0)), Some(Arc::new(EpochsShown(shows)) as _));
+        let pipeline =
+            Pipeline::starting(world.committed(), Ways { limits: LIMITS, in_flight: 1, outlet, epochs });
+        let topic = DeadLetters::Kafka { topic: "dead".into(), brokers: Vec::new() };
+        let letters = DeadLetterBox::decided(&topic, Some(&cluster()), &pipeline.owner.meter);
+        let letters = letters.filter(|_| decides_letters);
+        Process { stem, pipeline, letters, started, running: None, begun: 0 }
     }
 
-    fn read(&mut self, partition: usize, places: i64) {
-        let Chunk { pieces, letters } = self.reader.next_chunk(partition, places);
-        self.letters.extend(letters);
-        let pieces = pieces.into_iter().map(|(table, piece)| (table as u16, piece)).collect();
-        self.gathering.append(pieces, self.now);
+    /// Takes up what the stage has started, and hands letters on.
+    fn take_up(&mut self) {
+        for (batches, Done { slot, .. }) in self.started.try_iter() {
+            let (seq, prepared, decision, committed) = (None, 0, None, 0);
+            let began = Running { batches, slot, seq, prepared, decision, committed };
+            assert!(self.running.replace(began).is_none(), "one epoch at a time");
+        }
+        if let Some(letters) = self.letters.as_ref().filter(|_| !self.pipeline.letters.is_empty()) {
+            let bundle = Bundle::new(std::mem::take(&mut self.pipeline.letters), &self.pipeline.share);
+            let back = letters.post(bundle, Duration::ZERO).expect("it never ends");
+            assert!(back.is_none(), "there is room");
+        }
+    }
+
+    fn outbox(&self) -> Option<&Outbox> {
+        self.letters.as_ref().and_then(DeadLetterBox::outbox)
+    }
+
+    fn running(&mut self) -> &mut Running {
+        self.running.as_mut().expect("an epoch runs")
     }
 
     fn begin(&mut self) {
         self.begun += 1;
-        let running = self.running.get_or_insert_with(|| Running {
-            batches: self.gathering.next().expect("an epoch was cut"),
-            seq: None,
-            prepared: 0,
-            decision: None,
-            committed: 0,
-        });
-        (running.seq, running.prepared) = (Some(self.begun), 0);
+        let begun = self.begun;
+        let running = self.running();
+        (running.seq, running.prepared) = (Some(begun), 0);
     }
 
     fn labels(&self) -> Vec<String> {
@@ -195,104 +132,191 @@ impl Process {
 
     fn prepare(&mut self, world: &mut World) {
         let labels = self.labels();
-        let running = self.running.as_mut().expect("an epoch runs");
+        let running = self.running();
         if let Some(batch) = running.batches.get(running.prepared) {
             assert!(!batch.pieces.is_empty(), "an epoch has no load without rows");
-            world.prepare(labels[running.prepared].clone(), batch);
+            world.prepare(labels[running.prepared].clone(), table_of(batch), rows_of(batch));
             running.prepared += 1;
         }
     }
 
     fn abandon(&mut self, world: &mut World, arrives: bool) {
-        if arrives {
-            self.labels().iter().for_each(|label| world.roll_back(label));
+        for label in self.labels() {
+            if arrives {
+                world.roll_back(&label);
+            } else {
+                world.stray(label);
+            }
         }
-        self.running.as_mut().expect("an epoch runs").seq = None;
+        self.running().seq = None;
+    }
+
+    /// A row of the load that is next is refused: what is prepared is rolled back, and the row's letter handed on.
+    fn refuse(&mut self, world: &mut World, row: usize) {
+        self.abandon(world, true);
+        let mut running = self.running.take().expect("an epoch runs");
+        let batch = &mut running.batches[running.prepared];
+        batch.pieces = self.pipeline.set_aside(table_of(batch), std::mem::take(&mut batch.pieces), row);
+        running.batches.retain(|batch| !batch.pieces.is_empty());
+        if running.batches.is_empty() {
+            self.pipeline.tell(Message::Finished(running.slot));
+        } else {
+            self.running = Some(running);
+        }
+    }
+
+    /// How far all is safe once an epoch with these tickets is decided, and with it the letters that it reaches.
+    fn reach_with(&self, tickets: &Tickets) -> Option<Reaches> {
+        let letters = self.outbox().map(Outbox::tickets).unwrap_or_default();
+        self.pipeline.ledger.safe_with(tickets, &letters)
+    }
+
+    fn offsets(&self, reach: &Reaches) -> [i64; PARTITIONS] {
+        std::array::from_fn(|partition| reach[&self.pipeline.stays[partition]].upto)
+    }
+
+    /// Takes out the letters that are reached.
+    fn take_letters(&self, reach: &Reaches) -> Vec<Undecided> {
+        let is_reached = |stay: &Stay, place| reach.get(stay).is_some_and(|reach| place < reach.places);
+        self.outbox().map(|outbox| outbox.take(is_reached)).unwrap_or_default()
+    }
+
+    fn letters_are_kept(&self, letters: Vec<Undecided>) {
+        if let Some(outbox) = self.outbox() {
+            outbox.kept(letters);
+        }
     }
 
     fn decide(&mut self, world: &mut World, written: bool, answered: bool) {
-        let running = self.running.as_mut().expect("an epoch runs");
+        let (stem, running) = (self.stem.clone(), self.running());
         let mut tickets = Tickets::new();
         for piece in running.batches.iter().flat_map(|batch| &batch.pieces) {
             *tickets.entry((piece.ticket().stay().clone(), piece.ticket().place())).or_default() += 1;
         }
-        let Some(safe) = self.reader.ledger.safe_with(&tickets, &Tickets::new()) else { return };
         let seq = running.seq.expect("it has begun");
-        let decision = Decision::of_epoch(&self.stem, seq, running.batches.len() as u32, 1, &terms());
+        let decision = Decision::of_epoch(&stem, seq, running.batches.len() as u32, 1, &terms());
+        let Some(reach) = self.reach_with(&tickets) else { return };
+        let letters = self.take_letters(&reach);
         if written {
-            let offsets = std::array::from_fn(|partition| safe[&self.reader.stays[partition]].upto);
-            world.write(offsets, &decision);
+            world.write(self.offsets(&reach), &decision, told_by(&letters));
         }
         let stands = |world: &World| world.decision_at(0).is_some_and(|found| found.is_same_epoch(&decision));
         let known = if answered { written } else { stands(world) };
         if known {
-            running.decision = Some(decision);
+            self.letters_are_kept(letters);
+            self.running().decision = Some(decision);
         } else {
+            if let Some(outbox) = self.outbox() {
+                outbox.give_back(letters);
+            }
             self.abandon(world, true);
         }
     }
 
     fn commit(&mut self, world: &mut World) {
         let labels = self.labels();
-        let running = self.running.as_mut().expect("an epoch runs");
+        let running = self.running();
         let decision = running.decision.as_ref().expect("it is decided");
         world.settle(&labels[running.committed], decision);
         running.committed += 1;
     }
 
     fn leave(&mut self) {
-        let running = self.running.take().expect("an epoch runs");
-        let pieces = running.batches.into_iter().flat_map(|batch| batch.pieces);
-        pieces.for_each(|piece| drop(piece.settle()));
-        self.gathering.finished();
+        let Running { batches, slot, .. } = self.running.take().expect("an epoch runs");
+        self.pipeline.settle(batches.into_iter().flat_map(|batch| batch.pieces));
+        self.pipeline.tell(Message::Finished(slot));
     }
 
     fn write_done(&self, world: &mut World) {
-        let committed = world.committed();
-        let offsets =
-            std::array::from_fn(|partition| committed[partition].max(self.reader.watermark(partition)));
-        world.write(offsets, &Decision::empty(&self.stem, self.begun, &terms()));
+        let Some(reach) = self.reach_with(&Tickets::new()) else { return };
+        let (committed, safe) = (world.committed(), self.offsets(&reach));
+        let offsets = std::array::from_fn(|partition| committed[partition].max(safe[partition]));
+        let letters = self.take_letters(&reach);
+        world.write(offsets, &Decision::empty(&self.stem, self.begun, &terms()), told_by(&letters));
+        self.letters_are_kept(letters);
     }
 
-    fn keep_letters(&mut self, world: &mut World) {
-        for (record, ticket) in self.letters.drain(..) {
-            world.kept.insert(record);
-            let _ = ticket.settle_kept(1);
+    fn lose(&mut self, loss: Loss) {
+        match loss {
+            Loss::Rows { partition, places } => self.pipeline.read_and_lose(partition, places),
+            Loss::Epoch => drop(self.running.take()),
+            Loss::Letters => {
+                self.pipeline.letters.clear();
+                drop(self.outbox().map(|outbox| outbox.take(|_, _| true)));
+            }
         }
+    }
+
+    /// What a halted pipeline does before it ends.
+    fn wind_up(&mut self, world: &mut World, commits: bool) {
+        self.pipeline.remove();
+        self.outbox().into_iter().for_each(Outbox::end);
+        self.pipeline.keep_letters(&mut world.lasting);
+        let is_decided = |running: &Running| running.decision.is_some();
+        if self.running.as_ref().is_some_and(is_decided) {
+            if !commits {
+                return;
+            }
+            while self.running().committed < self.running().batches.len() {
+                self.commit(world);
+            }
+            self.leave();
+        } else if let Some(Running { seq, .. }) = &self.running {
+            if seq.is_some() {
+                self.abandon(world, true);
+            }
+            let rows = self.running.take().into_iter().flat_map(|running| running.batches);
+            rows.flat_map(|batch| batch.pieces).for_each(Piece::forget);
+        }
+        assert_eq!(self.pipeline.ledger.open_spans(), 0, "a halted pipeline waits for nobody");
     }
 }
 
+fn told_by(letters: &[Undecided]) -> Vec<Letter> {
+    letters.iter().flat_map(Undecided::letters).map(letter_of).collect()
+}
+
 impl System {
-    fn crash(&mut self, arrives: bool) {
-        let undecided = |running: &Running| running.seq.is_some() && running.decision.is_none();
-        if arrives && self.process.running.as_ref().is_some_and(undecided) {
+    fn decides_letters(&self) -> bool {
+        self.process.letters.is_some()
+    }
+
+    fn crash(&mut self, arrives: bool, steps: usize) {
+        let is_undecided = |running: &Running| running.seq.is_some() && running.decision.is_none();
+        if arrives && self.process.running.as_ref().is_some_and(is_undecided) {
             self.process.prepare(&mut self.world);
         }
-        self.process = Process::start(&mut self.world);
+        if steps < TAKE_OVER_STEPS {
+            self.world.take_over(steps);
+        }
+        self.restart();
+    }
+
+    fn restart(&mut self) {
+        let decides_letters = self.decides_letters();
+        self.process = Process::start(&mut self.world, decides_letters);
+        self.world.must_hold_what_is_committed(decides_letters);
     }
 
     /// Loads and decides whatever is left of what was ever read.
     fn drain(&mut self) {
         let System { world, process } = self;
-        for partition in 0..PARTITIONS {
-            let left = world.seen[partition] - process.reader.read[partition];
-            if left > 0 {
-                process.read(partition, left);
-            }
-        }
-        process.keep_letters(world);
+        process.pipeline.read_up_to(world.lasting.seen);
+        process.pipeline.drain();
         loop {
-            process.gathering.cut(process.now, true);
-            let Some(batches) = process.gathering.next() else { break };
-            let (seq, prepared, decision, committed) = (None, 0, None, 0);
-            process.running = Some(Running { batches, seq, prepared, decision, committed });
+            process.take_up();
+            process.pipeline.keep_letters(&mut world.lasting);
+            if process.running.is_none() {
+                break;
+            }
             process.begin();
-            (0..TABLES).for_each(|_| process.prepare(world));
+            (0..process.labels().len()).for_each(|_| process.prepare(world));
             process.decide(world, true, true);
             (0..process.labels().len()).for_each(|_| process.commit(world));
             process.leave();
         }
         process.write_done(world);
+        process.pipeline.must_be_idle();
     }
 }
 
@@ -301,82 +325,64 @@ impl StateMachineTest for System {
     type Reference = Reference;
 
     fn init_test(reference: &Reference) -> System {
-        let mut world = World {
-            standings: reference.committed.map(|offset| (offset, String::new())),
-            transactions: BTreeMap::new(),
-            visible: BTreeMap::new(),
-            kept: BTreeSet::new(),
-            seen: reference.committed,
-            lives: 0,
-        };
-        System { process: Process::start(&mut world), world }
+        let mut world = World::behind(reference.committed);
+        System { process: Process::start(&mut world, reference.decides_letters), world }
     }
 
     fn apply(mut system: System, _: &Reference, step: Step) -> System {
         let System { world, process } = &mut system;
         match step {
-            Step::Read { partition, places } => {
-                process.read(partition, places);
-                world.seen[partition] = world.seen[partition].max(process.reader.read[partition]);
-            }
-            Step::Cut { drains } => {
-                // Nobody waits for room here, so that only a drain cuts; the host's other reasons are `decide`'s.
-                process.gathering.cut(process.now + if drains { Duration::ZERO } else { LINGER }, drains);
-            }
+            Step::Read { partition, places } => process.pipeline.read(partition, places),
+            Step::Linger => process.pipeline.linger_is_over(),
+            Step::Press => process.pipeline.press(),
+            Step::Drain => process.pipeline.drain(),
             Step::Begin => process.begin(),
             Step::Prepare => process.prepare(world),
+            Step::Refuse { row } => process.refuse(world, row),
             Step::Abandon { arrives } => process.abandon(world, arrives),
             Step::Decide { written, answered } => process.decide(world, written, answered),
             Step::Commit => process.commit(world),
             Step::Leave => process.leave(),
             Step::WriteDone => process.write_done(world),
-            Step::KeepLetters => process.keep_letters(world),
+            Step::KeepLetters => process.pipeline.keep_letters(&mut world.lasting),
             Step::Forget => world.forget(),
-            Step::Crash { arrives } => {
-                system.crash(arrives);
-                system.check_loaded_is_committed();
+            Step::Lose(loss) => process.lose(loss),
+            Step::Halt { commits } => {
+                process.wind_up(world, commits);
+                system.restart();
             }
+            Step::Crash { arrives, steps } => system.crash(arrives, steps),
         }
+        system.process.take_up();
+        system.world.lasting.see(system.process.pipeline.read);
         system
     }
 
     fn check_invariants(system: &System, reference: &Reference) {
         let System { world, process } = system;
-        assert_eq!(process.reader.ledger.poisoned(), None);
+        let running = process.running.iter().flat_map(|running| &running.batches);
+        let running: Vec<(usize, Vec<Record>)> =
+            running.map(|batch| (table_of(batch), rows_of(batch))).collect();
+        let expected = reference.epoch.iter().flat_map(|(epoch, _)| epoch.iter().enumerate());
+        let expected = expected.filter(|(_, rows)| !rows.is_empty());
+        let expected = expected.map(|(table, rows)| (table, rows.iter().map(|row| row.record).collect()));
+        assert_eq!(running, expected.collect::<Vec<_>>(), "tables and rows of the epoch on its way");
+        let holds = reference.holds();
+        process.pipeline.must_be(&reference.reckoning, &holds);
+        let charged = charged(&holds);
+        let of_letters = process.pipeline.share.used().checked_sub(charged).expect("rows are charged");
+        let waits = process.outbox().is_some_and(|outbox| !outbox.is_empty());
+        assert_eq!(of_letters > 0, waits, "letters that wait are charged beside {charged} bytes of rows");
+        assert_eq!(process.pipeline.has_deadline(), reference.could_go(), "what gathers grows old");
         assert_eq!(world.committed(), reference.committed, "offsets in Kafka");
-        assert!(world.visible.values().all(|count| *count == 1), "rows came twice: {:?}", world.visible);
-        for partition in 0..PARTITIONS {
-            for record in records(partition, -1, reference.committed[partition]) {
-                match record.fate() {
-                    Fate::Gap | Fate::Dropped => {}
-                    Fate::Letter => assert!(world.kept.contains(&record), "letter {record:?} is nowhere"),
-                    Fate::Rows(tables) => {
-                        assert!(
-                            tables.iter().all(|table| world.has(*table, record)),
-                            "{record:?} is nowhere"
-                        );
-                    }
-                }
-            }
-        }
+        world.must_hold(reference.decides_letters);
     }
 
     fn teardown(mut system: System, _: Reference) {
-        system.crash(true);
+        system.crash(true, TAKE_OVER_STEPS);
         system.drain();
-        assert_eq!(system.world.committed(), system.world.seen, "all is decided in the end");
-        system.check_loaded_is_committed();
-    }
-}
-
-impl System {
-    /// After a recovery the tables hold the rows up to the offsets, once, and none behind them.
-    fn check_loaded_is_committed(&self) {
-        let committed = self.world.committed();
-        let all = (0..PARTITIONS).flat_map(|partition| records(partition, -1, committed[partition]));
-        let rows = all.flat_map(|record| (0..TABLES).map(move |table| (table, record)));
-        let expected: BTreeMap<_, u32> =
-            rows.filter(|(table, record)| record.is_row_of(*table)).map(|row| (row, 1)).collect();
-        assert_eq!(self.world.visible, expected);
+        let Lasting { seen, .. } = &system.world.lasting;
+        assert_eq!(system.world.committed(), *seen, "all is decided in the end");
+        system.world.must_hold_what_is_committed(system.decides_letters());
     }
 }
