@@ -28,10 +28,14 @@ use tidemill_test_kafka::{Broker, free_port};
 
 /// Records before the kill, and as many after it.
 const RECORDS: u64 = 1_200;
+/// Records of two partitions that are no batch yet.
+const FEW: u64 = 100;
 /// How long the failpoint may take to be passed.
 const FIRED_WITHIN: Duration = Duration::from_secs(40);
 /// When nothing of what was there has passed the failpoint.
 const MORE_AFTER: Duration = Duration::from_secs(2);
+/// Long enough for the others to take its partitions first.
+const AWAY: Duration = Duration::from_secs(3);
 /// How long the successor may take to have loaded all: a transaction that was left open ends after 10 s.
 const RELEASED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -169,13 +173,14 @@ fn stream(case: &Case, promise: Promise, kafka: &Kafka, seed: u64, stage: &mut S
     stage.members.arm(&case.arms());
     let mut left = false;
     until_fired(case, stage, |stage| {
-        // A body has several parts when several partitions have records at once.
-        flow.book.write(RECORDS);
+        // A body has several parts when several partitions have a few records at once: an epoch ends with the chunk that
+        // fills it.
+        flow.book.write(FEW);
         if case.processes() > 1 && !left {
             // Both came at once, and neither had to give anything up: the successor of one of them takes from the other.
             let leaves = stage.members.listening_from(1);
             left = leaves.is_some();
-            leaves.into_iter().for_each(|slot| stage.members.leave(slot, Duration::ZERO));
+            leaves.into_iter().for_each(|slot| stage.members.leave(slot, AWAY));
         }
     });
     stage.calm();
