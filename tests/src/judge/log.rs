@@ -30,11 +30,22 @@ fn says_why(log: &str, reason: &str) -> bool {
     log.lines().any(|line| line.contains("halted: ") && line.contains(reason))
 }
 
-/// Whether a process did not begin because StarRocks did not answer: what is asked at the start has no patience, since it
-/// is mostly a mistake in the file. Whoever supervises the process starts it again.
+/// The pipeline that a line is about.
+fn pipeline_of(line: &str) -> Option<&str> {
+    line.split_whitespace().find_map(|word| word.strip_prefix("pipeline="))
+}
+
+/// Whether a pipeline did not begin because StarRocks did not answer: what is asked at the start has no patience, since it
+/// is mostly a mistake in the file. Whoever supervises the process starts it again. Its neighbour may have begun.
 #[must_use]
 pub fn did_not_begin(log: &str) -> bool {
-    says_why(log, "no FE can be used") && !BEGUN.iter().any(|text| log.contains(text))
+    let begins = |line: &str| BEGUN.iter().any(|text| line.contains(text));
+    let begun = |pipeline: Option<&str>| {
+        let is_its = |line: &str| pipeline_of(line).is_none() || pipeline_of(line) == pipeline;
+        log.lines().any(|line| begins(line) && is_its(line))
+    };
+    let silent = |line: &&str| line.contains("halted: ") && line.contains("no FE can be used");
+    log.lines().filter(silent).any(|line| !begun(pipeline_of(line)))
 }
 
 /// I11, of the exit code: 0 after a drain, or, while faults go on, 1 if its last offsets were not heard; a signal after a
@@ -97,6 +108,10 @@ mod tests {
             let later = format!("12:00 INFO {begun}\n{silence}");
             assert!(ends_as_it_should(Cause::Nobody, Some(1), &later).is_some(), "it had begun: {begun}");
         }
+        let neighbour = format!("12:00 INFO waiting for the group pipeline=a group=a\n{silence} pipeline=b");
+        assert_eq!(ends_as_it_should(Cause::Asked, Some(1), &neighbour), None, "one of two had begun");
+        let both = format!("12:00 INFO waiting for the group pipeline=b group=b\n{neighbour}");
+        assert!(ends_as_it_should(Cause::Asked, Some(1), &both).is_some(), "it had begun");
         for excuse in [unheard, silence] {
             assert!(
                 ends_as_it_should(Cause::AskedAtRest, Some(1), excuse).is_some(),
