@@ -5,6 +5,7 @@
 //! or one round of Kafka acknowledgements, and only then are the tickets settled. With exactly_once and a topic on the
 //! source's cluster they wait in an [`Outbox`] instead and are written with the decision about their records.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -164,12 +165,12 @@ impl Rejected {
         self.letters.iter().map(DeadLetter::bytes).sum()
     }
 
-    /// Of each record how many the pipeline had read before it. The letters of a record stand side by side.
+    /// Of each record that counts how many the pipeline had read before it. A record of several letters counts once, also
+    /// where they are not rejected together.
     fn read_before(&self) -> impl Iterator<Item = u64> {
-        let letters = self.letters.iter().enumerate();
-        let first_of_record =
-            |(at, letter): &(usize, &DeadLetter)| *at == 0 || self.letters[at - 1].offset != letter.offset;
-        letters.filter(first_of_record).map(|(_, letter)| self.ticket.read_before(letter.offset))
+        let offsets: BTreeSet<i64> = self.letters.iter().map(|letter| letter.offset).collect();
+        let counted = usize::try_from(self.records).unwrap_or(usize::MAX);
+        offsets.into_iter().take(counted).map(|offset| self.ticket.read_before(offset))
     }
 
     /// Gives them up: their records will be read again.
@@ -289,6 +290,16 @@ impl Store {
             Store::Directory(directory) => directory.keep(letters),
             Store::Topic(topic) => topic.keep(letters),
         }
+    }
+}
+
+/// Whether letters go to the brokers that the source reads from.
+pub(crate) fn go_to_source(pipeline: &Pipeline) -> bool {
+    match (&pipeline.source, &pipeline.dead_letters) {
+        (Source::Kafka(source), Some(DeadLetters::Kafka { brokers, .. })) => {
+            topic::is_on_cluster_of(source, brokers)
+        }
+        (Source::Kafka(_) | Source::Postgres(_) | Source::Http(_), _) => false,
     }
 }
 

@@ -95,7 +95,8 @@ impl<F: Feed> Lane<F> {
         let records = chunk.len() as u64;
         let line_feeds = if self.parts.line_feeds { records } else { 0 };
         let bytes = (chunk.data_bytes() as u64).saturating_sub(line_feeds);
-        ticket.count(self.parts.owner.meter.read(records, bytes), records);
+        let first = chunk.offsets.first().copied().unwrap_or(span.after + 1);
+        ticket.count(self.parts.owner.meter.read(records, bytes), records, first);
         let Some(mut transformed) = self.transform(chunk, span)? else {
             self.give_up(records, ticket);
             return Ok(());

@@ -302,12 +302,14 @@ impl Ticket {
         Ticket { state, stay, index: self.index, reading: self.reading, settled: false }
     }
 
-    /// Notes how many `records` the span has, and how many the pipeline had read `before` it.
-    pub fn count(&mut self, before: u64, records: u64) {
-        self.reading = Reading { before, records, ..self.reading };
+    /// Notes how many `records` the span has, the first of them at position `first`, and how many the pipeline had read
+    /// `before` it.
+    pub fn count(&mut self, before: u64, records: u64, first: i64) {
+        self.reading = Reading { before, records, after: first.saturating_sub(1), ..self.reading };
     }
 
-    /// How many records the pipeline had read before the one at `position`. Of a span with gaps that is about right.
+    /// How many records the pipeline had read before the one at `position`. Where there are gaps between the span's
+    /// records that is about right: they are taken to be evenly spread.
     pub fn read_before(&self, position: i64) -> u64 {
         let Reading { before, records, after, upto } = self.reading;
         let width = u128::from(upto.abs_diff(after)).max(1);

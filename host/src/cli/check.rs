@@ -103,9 +103,9 @@ async fn online(pipeline: &Pipeline, tables: &[String], faults: &mut Vec<Fault>)
     match dead_letter::lacking_topic(pipeline) {
         Ok(None) => {}
         Ok(Some(lacking)) => eprintln!("{}: warning: {lacking}", pipeline.file.display()),
-        // A source that is out of reach was told of; its letters are on the same brokers.
-        Err(fault) if reached => faults.push(fault),
-        Err(_) => {}
+        // Brokers of a source that is out of reach were told of.
+        Err(_) if !reached && dead_letter::go_to_source(pipeline) => {}
+        Err(fault) => faults.push(fault),
     }
     if let Some(survey) = survey {
         tell(&pipeline.file, &survey, faults);

@@ -8,9 +8,9 @@ use super::DeadLetter;
 use crate::config::model::MaxRejects;
 use crate::fault::Fault;
 
-/// Rejects of more records than this are not remembered: far more than there are between one that is late and the others
-/// of its window.
-const REMEMBERED_MAX: usize = 100_000;
+/// Rejects of so many records are remembered, and of a whole window if that is larger: far more than there are between one
+/// that is late and the others of its window.
+const REMEMBERED: usize = 100_000;
 
 /// Counts rejects among records that were read in a row. What counts is when a record was read: the rejects of a whole batch
 /// come at once, when reading has gone on.
@@ -43,7 +43,8 @@ impl Tolerance {
         // Only windows with one of the new ones can have become too full.
         let range = first.saturating_sub(window)..behind.saturating_add(window);
         let rejected = if first < behind { fullest(&recent, range, window) } else { 0 };
-        while recent.len() > REMEMBERED_MAX {
+        let remembered = usize::try_from(window).unwrap_or(usize::MAX).max(REMEMBERED);
+        while recent.len() > remembered {
             recent.pop_first();
         }
         if rejected <= limit {
@@ -131,8 +132,15 @@ mod tests {
         assert!(refuse(&tolerance, [50]).is_err());
         let fresh = Tolerance::new(MaxRejects { window: 1_000, limit: 50 });
         assert!(refuse(&fresh, 0..100_000).is_err_and(|what| what.starts_with("1000 of 1000")));
-        assert_eq!(fresh.recent.lock().expect("no panic").len(), REMEMBERED_MAX);
         assert_eq!(refuse(&fresh, []), Ok(()), "letters of no record");
+        let broad = Tolerance::new(MaxRejects { window: 1_000_000, limit: 150_000 });
+        let chunk = |number: u64| refuse(&broad, number * 2_000..(number + 1) * 2_000);
+        assert!(
+            (0..75).all(|number| chunk(number).is_ok()) && chunk(75).is_err(),
+            "150,000 and one chunk more"
+        );
+        assert!((76..1_000).all(|number| chunk(number).is_err()));
+        assert_eq!(broad.recent.lock().expect("no panic").len(), 1_000_000);
     }
 
     #[test]

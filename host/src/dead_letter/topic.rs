@@ -18,7 +18,7 @@ use crate::config::model::Kafka;
 use crate::fault::Fault;
 use crate::meter::{PipelineMeter, Waiting};
 use crate::retry::{Backoff, Pace};
-use crate::source::kafka::consumer::secure;
+use crate::source::kafka::connect_alike;
 
 /// The header of a record that marks a letter as replayed: the letter's `partition:offset`.
 pub(super) const MARK_HEADER: &str = "tidemill.replayed";
@@ -151,9 +151,10 @@ pub(super) fn lacking(
                 "the dead letters' topic `{topic}` is not there: create it, unless the brokers make topics by themselves"
             ))
         }
-        Some(code) => Some(format!(
+        Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed) => Some(format!(
             "the dead letters' topic `{topic}` cannot be used ({code}): grant WRITE and DESCRIBE on it"
         )),
+        Some(code) => Some(format!("the dead letters' topic `{topic}` cannot be used just now ({code})")),
     })
 }
 
@@ -163,7 +164,7 @@ pub(super) fn cluster(brokers: &[String], source: Option<&Kafka>) -> Result<Clie
     match source.filter(|source| is_on_cluster_of(source, brokers)) {
         // With its security.
         Some(source) => {
-            secure(&mut config, &source.security);
+            connect_alike(&mut config, source);
             let brokers = if brokers.is_empty() { source.brokers.as_slice() } else { brokers };
             config.set("bootstrap.servers", brokers.join(","));
         }

@@ -31,6 +31,20 @@ fn a_later_span_does_not_move_the_watermark_past_an_open_one() {
     assert_eq!(ledger.open_spans(), 0);
 }
 
+/// A compacted topic begins far behind its first offset.
+#[test]
+fn records_are_told_apart_by_when_they_were_read() {
+    let (_ledger, mut tickets) = ledger_with(&[(-1, 1_002_047), (1_002_047, 1_002_057)]);
+    tickets[0].count(500, 2_048, 1_000_000);
+    tickets[1].count(2_548, 5, 1_002_048);
+    let held = tickets[0].hold();
+    let places = [0, 1_000_000, 1_000_010, 1_002_047].map(|position| held.read_before(position));
+    assert_eq!(places, [500, 500, 510, 2_547]);
+    let places = [1_002_048, 1_002_053, 1_002_057].map(|position| tickets[1].read_before(position));
+    assert_eq!(places, [2_548, 2_550, 2_552], "five records at ten positions");
+    tickets.into_iter().chain([held]).for_each(|ticket| drop(ticket.settle()));
+}
+
 #[test]
 fn a_span_waits_for_all_of_its_tickets() {
     let (ledger, mut tickets) = ledger_with(&[(-1, 9)]);

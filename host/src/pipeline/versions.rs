@@ -50,6 +50,9 @@ impl VersionWatch {
     }
 }
 
+/// Tables of one round that may answer late, each after ten seconds.
+const LATE_MAX: u32 = 3;
+
 /// One round over `tables`. The first failure is told of; whatever was not read is shown as unknown, and not as it was.
 async fn read<'a>(
     sink: &StarRocks,
@@ -57,7 +60,7 @@ async fn read<'a>(
     show: impl Fn(TableIndex, u64),
 ) -> Result<(), Fault> {
     let mut query = Query::connect(sink).await;
-    let mut failed = Ok(());
+    let (mut failed, mut late) = (Ok(()), 0);
     for (place, (table, meter)) in tables.enumerate() {
         let read = match &mut query {
             Ok(open) => open.versions(table).await,
@@ -77,8 +80,10 @@ async fn read<'a>(
             Err(fault) => {
                 meter.versions.set(UNKNOWN);
                 failed = failed.and(Err(fault));
-                // One that answered late is closed: the tables behind it are asked for over another one.
-                if query.as_ref().is_ok_and(|open| !open.is_open()) {
+                // One that answered late is closed. The tables behind it are asked for over another one, a few times a
+                // round: the others go without, and are not shown as they were.
+                if query.as_ref().is_ok_and(|open| !open.is_open()) && late < LATE_MAX {
+                    late += 1;
                     query = Query::connect(sink).await;
                 }
             }

@@ -28,7 +28,7 @@ mod rights;
 mod start;
 
 pub(crate) use control::{Exactly, Fencing};
-pub(crate) use decider::{Purpose, RIGHTS};
+pub(crate) use decider::{Purpose, RIGHTS, connect_alike};
 pub(crate) use feed::KafkaFeed;
 pub(crate) use rights::{Denied, check_transactions};
 

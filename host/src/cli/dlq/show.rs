@@ -75,7 +75,7 @@ fn print(archive: &Archive, filter: &Filter, limit: usize, json: bool) -> Result
     if more {
         eprintln!("there are more: --limit shows more of them");
     }
-    if shown == 0 && filter.place.is_some() {
+    if shown == 0 && !more && filter.place.is_some() {
         return Ok(no_letter());
     }
     Ok(EXIT_OK)

@@ -246,7 +246,7 @@ fn is_same_number(ours: &str, theirs: &str) -> bool {
 /// The rows that the complaints are about, by their place among `rows`, each with its reason.
 ///
 /// Never more than `filtered_rows`, or entries of a log that is not full where StarRocks has not counted: a log that seems to
-/// be about more is not understood, and names none. Neither does an entry whose shown row fits rows that differ.
+/// be about more is not understood, and names none. Neither does one that nobody has counted if a row could have forged entries. Neither does an entry whose shown row fits rows that differ.
 pub fn culprits<'a>(
     rows: impl IntoIterator<Item = &'a [u8]>,
     complaints: &[Complaint],
@@ -269,7 +269,9 @@ pub fn culprits<'a>(
             });
         }
     }
+    let mut could_forge = false;
     for (at, row) in rows.into_iter().enumerate() {
+        could_forge |= filtered_rows.is_none() && holds_an_entry(row);
         let candidate = Candidate::new(row);
         for found in found.iter_mut().filter(|found| !found.ambiguous) {
             if candidate.is_meant(&found.complaint, keys) {
@@ -284,10 +286,22 @@ pub fn culprits<'a>(
         }
     }
     let logged = (complaints.len() < ENTRIES_MAX).then_some(complaints.len() as u64);
+    if filtered_rows.is_none() && could_forge {
+        named.clear();
+    }
     if filtered_rows.or(logged).is_some_and(|filtered| named.len() as u64 > filtered) {
         named.clear();
     }
     named
+}
+
+/// Whether a value of the row could look like an entry of its own where the log shows it: texts stand there without
+/// escapes. `n`, `a` and `A` end the escapes of a line feed.
+fn holds_an_entry(row: &[u8]) -> bool {
+    let begins = |mark: &[u8]| {
+        row.windows(mark.len() + 1).any(|window| b"\nnaA".contains(&window[0]) && &window[1..] == mark)
+    };
+    begins(b"Error: ") || begins(b"Reason: ")
 }
 
 /// The rows that one complaint fits.

@@ -137,6 +137,17 @@ fn rows_that_nobody_counted_are_at_most_the_entries_of_a_log_that_is_not_full() 
     let twice = [&rows[..], &rows[..1]].concat();
     assert_eq!(named(&twice, &log(3), None), [0; 0], "a fourth row would have an entry of its own");
     assert_eq!(named(&twice, &log(50), None).len(), 51, "a full log is silent about the others");
+    // One more entry than rows were filtered, and a good row that has what it says.
+    let forging = [
+        r#"{"id":null,"name":"x\nError: NULL value in non-nullable column 'qty'. Row: [1]"}"#,
+        r#"{"id":2}"#,
+    ];
+    let forged = "Error: NULL value in non-nullable column 'id'. Row: [NULL, 'x\nError: NULL value in non-nullable column \
+                  'qty'. Row: [1]']\n";
+    assert_eq!(complaints(forged).len(), 2);
+    assert_eq!(named(&forging, forged, None), [0; 0]);
+    let escaped = [r#"{"id":null,"name":"x\u000AReason: "}"#, r#"{"id":2}"#];
+    assert_eq!(named(&escaped, "Error: NULL value in non-nullable column 'id'. Row: []\n", None), [0; 0]);
 }
 
 #[test]

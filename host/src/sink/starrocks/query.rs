@@ -180,7 +180,7 @@ impl Query {
     /// Runs a statement that makes a table.
     ///
     /// # Errors
-    /// `Retry`; with a hint if StarRocks has refused it. Without one there may be the table by now.
+    /// Halt, if StarRocks has refused it; retry, if it has not answered: the table may be there by now.
     pub async fn create_table(&mut self, statement: &str) -> Result<(), Fault> {
         let Err(failure) = self.rows(statement).await else { return Ok(()) };
         let is_refused = matches!(&failure, Failure::Refused(mysql_async::Error::Server(_)));
@@ -189,7 +189,7 @@ impl Query {
             return Err(fault);
         }
         let hint = made_by_hand(statement, &fault);
-        Err(fault.with_hint(hint))
+        Err(fault.with_hint(hint).halting())
     }
 
     fn name(&self, table: &str) -> String {
@@ -205,7 +205,12 @@ impl Query {
     fn answered<T>(&mut self, answered: Result<mysql_async::Result<T>, Elapsed>) -> Result<T, Failure> {
         match answered {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(Failure::Refused(error)),
+            Ok(Err(error)) => {
+                if matches!(error, mysql_async::Error::Io(_)) {
+                    self.connection = None;
+                }
+                Err(Failure::Refused(error))
+            }
             Err(_) => {
                 self.connection = None;
                 Err(Failure::Late)

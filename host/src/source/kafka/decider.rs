@@ -195,15 +195,19 @@ impl Decider {
     }
 }
 
-/// The settings of a producer of transactions under that id.
-pub(super) fn settings(kafka: &Kafka, transactional_id: &str) -> ClientConfig {
-    let mut config = ClientConfig::new();
-    // What concerns connections concerns this one, too; the rest is a consumer's.
+/// Sets what concerns connections as the source has it; the rest of its properties is a consumer's.
+pub(crate) fn connect_alike(config: &mut ClientConfig, kafka: &Kafka) {
     let shared = |key: &str| CONNECTION_PROPERTIES.iter().any(|prefix| key.starts_with(prefix));
     for (key, value) in kafka.properties.iter().filter(|(key, _)| shared(key)) {
         config.set(key, value);
     }
-    secure(&mut config, &kafka.security);
+    secure(config, &kafka.security);
+}
+
+/// The settings of a producer of transactions under that id.
+pub(super) fn settings(kafka: &Kafka, transactional_id: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    connect_alike(&mut config, kafka);
     config.set("bootstrap.servers", kafka.brokers.join(","));
     config.set("client.id", "tidemill-decisions");
     config.set("transactional.id", transactional_id);

@@ -134,6 +134,12 @@ pub(super) fn committed_offsets<C: ConsumerContext>(
             list.add_partition(topic, partition.id());
         }
     }
+    // A broker that has just begun may not know the topic yet. What it does not say is not that there is no offset.
+    if let Some(unknown) = mine.iter().find(|partition| list.find_partition(topic, **partition).is_none()) {
+        return Err(Fault::retry(format!(
+            "the brokers do not name partition {unknown} of topic `{topic}` just now"
+        )));
+    }
     let answer = consumer.committed_offsets(list, ASK_TIMEOUT).map_err(failed())?;
     let mut committed = BTreeMap::new();
     for (element, metadata) in answer.elements().iter().zip(metadata_texts(&answer)) {

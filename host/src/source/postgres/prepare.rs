@@ -375,11 +375,7 @@ pub(super) async fn placed(
         Standing::Refused(refusals) => Ok(Err(refusals)),
         Standing::Missing { create } if sink.create_tables => {
             tracing::info!(table = name, "starrocks: {create}");
-            // What was refused would be refused again. An FE that answers late has a table at the next try.
-            query
-                .create_table(&create)
-                .await
-                .map_err(|fault| if fault.hint.is_some() { fault.halting() } else { fault })?;
+            query.create_table(&create).await?;
             Ok(Ok(query.columns(name).await?.unwrap_or_default()))
         }
         Standing::Missing { create } => Ok(Err(vec![Refusal {

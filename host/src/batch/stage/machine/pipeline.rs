@@ -165,7 +165,7 @@ impl Pipeline {
         let mut ticket = self.ledger.open(&span).expect("the stay stands");
         let read: Vec<Record> =
             records(partition, after, upto).filter(|record| record.fate() != Fate::Gap).collect();
-        ticket.count(self.owner.meter.read(read.len() as u64, 0), read.len() as u64);
+        ticket.count(self.owner.meter.read(read.len() as u64, 0), read.len() as u64, after + 1);
         let letters = read.iter().filter(|record| record.has_letter());
         let letters: Vec<DeadLetter> = letters.map(|record| self.letter(*record, None)).collect();
         if !letters.is_empty() {
