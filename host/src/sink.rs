@@ -182,8 +182,8 @@ pub struct Receipt {
 pub struct Rejection {
     /// StarRocks' own message.
     pub message: String,
-    /// Rows it counted as filtered: none for a syntax error, which fails the whole body; unknown of a transaction, whose
-    /// answer does not say.
+    /// Rows it counted as filtered: 0 for a syntax error, which fails the whole body. None for a transaction, whose answer
+    /// does not say.
     pub filtered_rows: Option<u64>,
     /// True when the body could not be parsed as JSON (a row's syntax), false for filtered rows.
     pub syntax: bool,

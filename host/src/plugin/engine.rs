@@ -1,7 +1,7 @@
 //! The engine that all plugins of the process share, and what becomes of a plugin's file.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 use std::{fmt, thread};
 
@@ -36,11 +36,13 @@ const THREADS_HINT: &str = "lift the limit on threads (`ulimit -u`)";
 
 /// Compiles plugins and holds the memory of all instances. A clone is the same engine.
 ///
-/// A thread ticks for it every 10 ms as long as it or anything made by it lives.
+/// From the first plugin on a thread ticks for it every 10 ms, as long as it or anything made by it lives: a process
+/// without plugins has nothing to wake up for.
 #[derive(Clone)]
 pub struct Engine {
     wasmtime: wasmtime::Engine,
     cache: Arc<Cache>,
+    ticks: Arc<Mutex<bool>>,
 }
 
 impl fmt::Debug for Engine {
@@ -63,9 +65,19 @@ impl Engine {
                 "lower `lanes` or the plugins' `memory`, or lift the limit on address space (`ulimit -v`)",
             )
         })?;
-        start_ticker(wasmtime.weak())?;
         let cache = Arc::new(Cache::open(cache_dir, &wasmtime)?);
-        Ok(Engine { wasmtime, cache })
+        Ok(Engine { wasmtime, cache, ticks: Arc::default() })
+    }
+
+    /// Has the clock tick that ends guests whose time is over. Before anything is compiled: nothing else makes guests.
+    fn tick(&self) -> Result<(), Fault> {
+        // Set once: a panic elsewhere leaves it usable.
+        let mut ticks = self.ticks.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*ticks {
+            start_ticker(self.wasmtime.weak())?;
+            *ticks = true;
+        }
+        Ok(())
     }
 
     /// Reads, checks, compiles (or takes from the cache) and configures the plugin of one `[[transform]]`.
@@ -106,6 +118,7 @@ impl Engine {
 
     /// Reads and compiles a file, or takes what an earlier start has compiled from it.
     pub(super) fn compile(&self, path: &Path) -> Result<Compiled, Fault> {
+        self.tick()?;
         let bytes = refusal::read(path)?;
         let file_bytes = bytes.len();
         let sha256 = hex(&Sha256::digest(&bytes));

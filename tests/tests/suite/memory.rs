@@ -58,23 +58,18 @@ fn a_lag_that_cannot_be_loaded_does_not_grow_memory() {
 fn an_idle_process_rests() {
     within(90, || {
         const WATCHED: Duration = Duration::from_secs(10);
-        const REST_MS: u64 = 100;
         let stand = Stand::new("idle", 4, Model::Duplicate);
         stand.produce(0..100);
         let mut tidemill = stand.run(&stand.pipeline());
         tidemill.until_settled(30, 100);
         stand.until_released(30, 100);
-        let mut used = Vec::new();
-        // Whatever else runs here makes each wake-up cost more: the calmest of three times counts.
-        while used.len() < 3 && used.iter().all(|used| *used > REST_MS) {
-            let before = tidemill.processor_ms();
-            let ended = wait_until(WATCHED, || (!tidemill.is_running()).then_some(()));
-            assert!(ended.is_err(), "it runs all the while");
-            used.push(tidemill.processor_ms() - before);
-        }
+        let before = tidemill.processor_ms();
+        let ended = wait_until(WATCHED, || (!tidemill.is_running()).then_some(()));
+        assert!(ended.is_err(), "it runs all the while");
+        let used = tidemill.processor_ms() - before;
         assert!(
-            used.iter().any(|used| *used <= REST_MS),
-            "{used:?} ms of processor time in {} s each are more than 1 % of a core",
+            used <= 100,
+            "{used} ms of processor time in {} s are more than 1 % of a core",
             WATCHED.as_secs()
         );
     });

@@ -246,7 +246,8 @@ fn is_same_number(ours: &str, theirs: &str) -> bool {
 /// The rows that the complaints are about, by their place among `rows`, each with its reason.
 ///
 /// Never more than `filtered_rows`, or entries of a log that is not full where StarRocks has not counted: a log that seems to
-/// be about more is not understood, and names none. Neither does one that nobody has counted if a row could have forged entries. Neither does an entry whose shown row fits rows that differ.
+/// be about more is not understood, and names none. Without a count it names none either if a row could have forged entries.
+/// An entry whose shown row fits rows that differ names none in any case.
 pub fn culprits<'a>(
     rows: impl IntoIterator<Item = &'a [u8]>,
     complaints: &[Complaint],
@@ -286,10 +287,7 @@ pub fn culprits<'a>(
         }
     }
     let logged = (complaints.len() < ENTRIES_MAX).then_some(complaints.len() as u64);
-    if filtered_rows.is_none() && could_forge {
-        named.clear();
-    }
-    if filtered_rows.or(logged).is_some_and(|filtered| named.len() as u64 > filtered) {
+    if could_forge || filtered_rows.or(logged).is_some_and(|filtered| named.len() as u64 > filtered) {
         named.clear();
     }
     named

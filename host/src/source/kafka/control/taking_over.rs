@@ -60,7 +60,7 @@ impl Control {
             tracing::warn!(
                 pipeline = %self.parts.meter.name,
                 "{topic}[{partition}] was read for database `{}` before, and the file names `{ours}`: processes of one group \
-                 that differ in it share the rows out between both",
+                 that differ in it share the rows out between both; if one of the other still runs, stop it or give it a group",
                 decision.database
             );
             return Ok(());
