@@ -5,6 +5,7 @@
 //! halving and becomes a reject, its neighbours are loaded.
 
 mod cache;
+mod clock;
 mod engine;
 mod excerpt;
 #[cfg(test)]

@@ -1,15 +1,16 @@
 //! The engine that all plugins of the process share, and what becomes of a plugin's file.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use std::{fmt, thread};
 
 use sha2::{Digest, Sha256};
 use wasmtime::component::{Component, Linker};
-use wasmtime::{Config, EngineWeak, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::cache::Cache;
+use super::clock::Clock;
 use super::instance::{self, Grant, Live, State};
 use super::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_ELEMENTS_MAX, TABLES_MAX};
 use super::log::LogGate;
@@ -18,8 +19,6 @@ use super::{refusal, wasi, wit};
 use crate::config::model::{Transform, Wasi};
 use crate::fault::Fault;
 
-/// How often running guests look whether their time is over.
-pub(super) const EPOCH_TICK: Duration = Duration::from_millis(10);
 /// Guest stack, in bytes: enough for every language that was tried, and a lane's thread has room for it.
 const GUEST_STACK_BYTES: usize = 512 << 10;
 /// Memory of an instance that stays mapped when its slot is taken again, in bytes: a fresh instance then faults less.
@@ -36,13 +35,12 @@ const THREADS_HINT: &str = "lift the limit on threads (`ulimit -u`)";
 
 /// Compiles plugins and holds the memory of all instances. A clone is the same engine.
 ///
-/// From the first plugin on a thread ticks for it every 10 ms, as long as it or anything made by it lives: a process
-/// without plugins has nothing to wake up for.
+/// From the first plugin on a thread ticks for it while guests run, as long as it or anything made by it lives.
 #[derive(Clone)]
 pub struct Engine {
     wasmtime: wasmtime::Engine,
     cache: Arc<Cache>,
-    ticks: Arc<Mutex<bool>>,
+    clock: Arc<Clock>,
 }
 
 impl fmt::Debug for Engine {
@@ -66,18 +64,14 @@ impl Engine {
             )
         })?;
         let cache = Arc::new(Cache::open(cache_dir, &wasmtime)?);
-        Ok(Engine { wasmtime, cache, ticks: Arc::default() })
+        Ok(Engine { wasmtime, cache, clock: Arc::default() })
     }
 
-    /// Has the clock tick that ends guests whose time is over. Before anything is compiled: nothing else makes guests.
-    fn tick(&self) -> Result<(), Fault> {
-        // Set once: a panic elsewhere leaves it usable.
-        let mut ticks = self.ticks.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*ticks {
-            start_ticker(self.wasmtime.weak())?;
-            *ticks = true;
-        }
-        Ok(())
+    /// Starts the clock that ends guests whose time is over. Before anything is compiled: nothing else makes guests.
+    fn start_clock(&self) -> Result<(), Fault> {
+        // Held weakly, the engine ends the thread with its last user.
+        let engine = self.wasmtime.weak();
+        self.clock.start(move || engine.upgrade().inspect(wasmtime::Engine::increment_epoch).is_some())
     }
 
     /// Reads, checks, compiles (or takes from the cache) and configures the plugin of one `[[transform]]`.
@@ -109,6 +103,7 @@ impl Engine {
             },
             failures_in_a_row_max: transform.failures_in_a_row,
             stats,
+            clock: Arc::clone(&self.clock),
         };
         plugin.descriptor =
             on_own_thread("plugin-check", || plugin.start().map(|(_, descriptor)| descriptor))??;
@@ -118,7 +113,7 @@ impl Engine {
 
     /// Reads and compiles a file, or takes what an earlier start has compiled from it.
     pub(super) fn compile(&self, path: &Path) -> Result<Compiled, Fault> {
-        self.tick()?;
+        self.start_clock()?;
         let bytes = refusal::read(path)?;
         let file_bytes = bytes.len();
         let sha256 = hex(&Sha256::digest(&bytes));
@@ -206,8 +201,10 @@ fn compile_in_time(
     }
 }
 
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Fault> {
-    thread::Builder::new().name(name.into()).spawn(work).map(drop).map_err(|error| {
+/// Starts a thread that nobody waits for.
+pub(super) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<thread::Thread, Fault> {
+    let started = thread::Builder::new().name(name.into()).spawn(work);
+    started.map(|handle| handle.thread().clone()).map_err(|error| {
         Fault::halt(format!("cannot start the thread {name}"), THREADS_HINT).caused_by(error)
     })
 }
@@ -240,19 +237,6 @@ fn config(instances_max: usize, memory_max_bytes: u64) -> Config {
         .relaxed_simd_deterministic(true)
         .cranelift_nan_canonicalization(true);
     config
-}
-
-/// Ticks for as long as the engine lives. Holding it weakly ends the thread with its last user.
-fn start_ticker(engine: EngineWeak) -> Result<(), Fault> {
-    spawn("plugin-clock", move || {
-        loop {
-            thread::sleep(EPOCH_TICK);
-            match engine.upgrade() {
-                Some(engine) => engine.increment_epoch(),
-                None => break,
-            }
-        }
-    })
 }
 
 /// Runs `work` on a plain thread and waits: WASI may block, which panics on a thread of the async runtime.
@@ -327,6 +311,7 @@ pub struct Plugin {
     pub(super) failures_in_a_row_max: u32,
     pre: wit::TransformPre<State>,
     log: Arc<LogGate>,
+    clock: Arc<Clock>,
 }
 
 impl fmt::Debug for Plugin {
@@ -345,7 +330,7 @@ pub(super) const CONFIG_HINT: &str = "change `config` of its [[transform]]";
 impl Plugin {
     /// Makes and configures one instance, and checks what it says about itself.
     pub(super) fn start(&self) -> Result<(Live, Descriptor), Fault> {
-        let (live, answer) = Live::start(&self.pre, &self.grant, &self.log).map_err(|failure| {
+        let (live, answer) = Live::start(&self.pre, &self.grant, &self.log, &self.clock).map_err(|failure| {
             Fault::halt(
                 format!("plugin {} failed while it was started and configured: {failure}", self.name),
                 "see what it logged before; `memory` and `timeout` of its [[transform]] hold for its start too",

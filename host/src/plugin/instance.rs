@@ -8,7 +8,7 @@ use std::time::Duration;
 use wasmtime::component::HasSelf;
 use wasmtime::{Store, Trap, WasmBacktrace};
 
-use super::engine::EPOCH_TICK;
+use super::clock::{Clock, TICK};
 use super::limits::{Exceeded, MemoryLimit};
 use super::log::LogGate;
 use super::wasi::WasiState;
@@ -74,6 +74,7 @@ impl fmt::Display for Failure {
 pub(super) struct Live {
     store: Store<State>,
     world: wit::Transform,
+    clock: Arc<Clock>,
 }
 
 impl Live {
@@ -84,6 +85,7 @@ impl Live {
         pre: &wit::TransformPre<State>,
         grant: &Grant,
         log: &Arc<LogGate>,
+        clock: &Arc<Clock>,
     ) -> Result<(Self, Result<wit::Descriptor, String>), Failure> {
         let state = State {
             memory: MemoryLimit::new(grant.memory_bytes),
@@ -93,15 +95,17 @@ impl Live {
         let mut store = Store::new(pre.engine(), state);
         store.limiter(|state| &mut state.memory);
         store.set_hostcall_fuel(usize::try_from(grant.output_bytes).unwrap_or(usize::MAX));
+        let running = clock.run();
         // A new store stands at deadline 0 and would trap at its first instruction.
         arm(&mut store, grant.timeout);
-        guarded(|| {
+        let started = guarded(|| {
             let world = pre.instantiate(&mut store)?;
             arm(&mut store, grant.timeout);
             let answer = world.tidemill_transform_plugin().call_configure(&mut store, &grant.config_json)?;
             Ok((world, answer))
-        })
-        .map(|(world, answer)| (Self { store, world }, answer))
+        });
+        drop(running);
+        started.map(|(world, answer)| (Self { store, world, clock: Arc::clone(clock) }, answer))
     }
 
     /// One call of `process`. After an `Err` the instance must be dropped: wasmtime refuses to enter it again.
@@ -110,6 +114,7 @@ impl Live {
         batch: wit::Batch<'_>,
         timeout: Duration,
     ) -> Result<Result<wit::Output, wit::BatchError>, Failure> {
+        let _running = self.clock.run();
         arm(&mut self.store, timeout);
         guarded(|| self.world.tidemill_transform_plugin().call_process(&mut self.store, batch))
     }
@@ -120,9 +125,10 @@ impl Live {
     }
 }
 
-/// Sets the time from now at which the guest is stopped: not before `timeout`, and at most one tick later.
+/// Sets the time from now at which the guest is stopped: not before `timeout`, and at most one tick later. The clock has
+/// to [run](Clock::run) already.
 fn arm(store: &mut Store<State>, timeout: Duration) {
-    let ticks = timeout.as_nanos().div_ceil(EPOCH_TICK.as_nanos()).saturating_add(1);
+    let ticks = timeout.as_nanos().div_ceil(TICK.as_nanos()).saturating_add(1);
     // Far from overflowing the epoch counter, and longer than any process lives.
     let ticks = u64::try_from(ticks).unwrap_or(u64::MAX).min(u64::from(u32::MAX));
     store.set_epoch_deadline(ticks);

@@ -17,7 +17,7 @@ use self::rebalancing::Revocation;
 use super::claim::Claim;
 use super::consumer::{Note, Reader, Rebalance, refusal_hint};
 use super::decider::{Decider, Purpose};
-use super::orders::Orders;
+use super::orders::{Orders, Start};
 use super::queue::{Commits, Queue, cached_end};
 use super::start;
 use super::{KafkaFeed, Wiring};
@@ -62,6 +62,26 @@ struct Lane {
     /// Turns of its loop, and since when they stand still.
     turns: (u64, Instant),
     stuck: Option<Waiting>,
+}
+
+impl Lane {
+    /// Has it read one more partition, whose queue the caller forwards to it afterwards.
+    fn give(&self, start: Start) {
+        self.orders.give(start);
+        self.queue.wake();
+    }
+
+    /// Has it let go of stays; [`Orders::are_seen`] tells when it has.
+    fn take_back(&self, stays: &[Stay]) {
+        self.orders.take_back(stays);
+        self.queue.wake();
+    }
+
+    /// Has it end.
+    fn end(&self) {
+        self.orders.end();
+        self.queue.wake();
+    }
 }
 
 struct Held {

@@ -20,6 +20,9 @@ const CHUNK_BYTES_MAX: usize = 512 << 10;
 const GATHERED_BYTES_MAX: usize = 4 << 20;
 /// How long one read of the queue waits for a full thousand: bounds what a record waits here.
 const READ_WAIT: Duration = Duration::from_millis(20);
+/// How long a lane whose last read brought nothing waits for a message before it goes round once more. New orders
+/// [wake](Queue::wake) it, so this costs nobody time: it is only there in case that a call is missed.
+const REST: Duration = Duration::from_millis(500);
 
 /// A lane's queue and what it has gathered from it.
 pub(crate) struct KafkaFeed {
@@ -35,6 +38,8 @@ pub(crate) struct KafkaFeed {
     reads: u64,
     /// All that is gathered is handed on before the queue is read again.
     flushing: bool,
+    /// The last read brought nothing.
+    resting: bool,
     ended: bool,
 }
 
@@ -70,6 +75,7 @@ impl KafkaFeed {
             last: None,
             reads: 0,
             flushing: false,
+            resting: false,
             ended: false,
         }
     }
@@ -241,7 +247,12 @@ impl Feed for KafkaFeed {
             if let Some(place) = self.fullest().filter(|_| bytes >= GATHERED_BYTES_MAX) {
                 return Ok(Fed::Chunk(self.hand_on(place, into)));
             }
-            self.queue.read(&mut self.messages, READ_WAIT);
+            if self.resting {
+                self.queue.read_after_rest(&mut self.messages, REST, READ_WAIT);
+            } else {
+                self.queue.read(&mut self.messages, READ_WAIT);
+            }
+            self.resting = self.messages.came() == 0;
             self.reads += 1;
             // A partition may have been given while this read waited, and may have delivered into it:
             // its records must not be taken for those of a stranger.
@@ -330,6 +341,44 @@ mod tests {
         }
         feed.reads = 1;
         (cluster, feed)
+    }
+
+    /// Longer than any test waits: who is still at rest then was not woken.
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_lane_at_rest_is_woken_by_a_call_and_by_a_message() {
+        let (cluster, mut feed) = feed_after_a_read(3);
+        let began = Instant::now();
+        feed.queue.wake();
+        feed.queue.read_after_rest(&mut feed.messages, LONG, LONG);
+        assert_eq!(feed.messages.came(), 0, "a call before the wait ends it, too");
+        let queue = Arc::clone(&feed.queue);
+        std::thread::scope(|scope| {
+            scope.spawn(|| feed.queue.read_after_rest(&mut feed.messages, LONG, LONG));
+            queue.wake();
+        });
+        assert_eq!(feed.messages.came(), 0);
+        produce(&cluster.bootstrap_servers(), 1);
+        feed.queue.read_after_rest(&mut feed.messages, LONG, Duration::ZERO);
+        assert_eq!(feed.messages.came(), 1);
+        assert!(began.elapsed() < LONG);
+    }
+
+    #[test]
+    fn what_comes_with_the_first_message_after_a_rest_is_read_with_it() {
+        let (cluster, mut feed) = feed_after_a_read(0);
+        produce(&cluster.bootstrap_servers(), 3);
+        let mut came = 0;
+        while came < 3 {
+            feed.queue.read_after_rest(&mut feed.messages, LONG, READ_WAIT);
+            assert!(feed.messages.came() > 0);
+            let offsets: Vec<i64> =
+                std::iter::from_fn(|| feed.messages.next().map(|message| message.offset())).collect();
+            let expected: Vec<i64> = (came..).take(offsets.len()).collect();
+            assert_eq!(offsets, expected, "in their order, none twice");
+            came += i64::try_from(offsets.len()).expect("at most three");
+        }
     }
 
     fn give(feed: &KafkaFeed) -> Stay {

@@ -74,19 +74,42 @@ impl Queue {
     /// Waits up to `timeout` for [`MESSAGES_PER_CALL`] messages and returns what came.
     pub(super) fn read(&self, messages: &mut Messages, timeout: Duration) {
         messages.clear();
+        self.add(messages, MESSAGES_PER_CALL, timeout);
+    }
+
+    /// Waits up to `rest` for a first message, and from then on up to `timeout` for [`MESSAGES_PER_CALL`]: a queue
+    /// without messages wakes its lane seldom. Once [woken](Queue::wake), it waits for nothing more.
+    pub(super) fn read_after_rest(&self, messages: &mut Messages, rest: Duration, timeout: Duration) {
+        messages.clear();
+        self.add(messages, 1, rest);
+        if messages.came() > 0 {
+            self.add(messages, MESSAGES_PER_CALL - 1, timeout);
+        }
+    }
+
+    /// Ends the wait of the read that is under way, or of the next one.
+    pub(super) fn wake(&self) {
+        // SAFETY: the queue is valid while `self` lives, and librdkafka allows the call from any thread.
+        unsafe { native::rd_kafka_queue_yield(self.native.as_ptr()) }
+    }
+
+    /// Waits up to `timeout` for `count` more messages, at most as many as there is room for.
+    fn add(&self, messages: &mut Messages, count: usize, timeout: Duration) {
         let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: the vector has room for MESSAGES_PER_CALL pointers; librdkafka writes as many as it
-        // returns, and each is owned by us until `Messages` destroys it.
+        let room = messages.pointers.spare_capacity_mut();
+        let count = count.min(room.len());
+        // SAFETY: there is room for `count` pointers; librdkafka writes as many as it returns, and each is
+        // owned by us until `Messages` destroys it.
         unsafe {
             let came = native::rd_kafka_consume_batch_queue(
                 self.native.as_ptr(),
                 timeout_ms,
-                messages.pointers.as_mut_ptr(),
-                MESSAGES_PER_CALL,
+                room.as_mut_ptr().cast(),
+                count,
             );
-            messages.pointers.set_len(usize::try_from(came).unwrap_or(0));
+            let came = usize::try_from(came).unwrap_or(0);
+            messages.pointers.set_len(messages.pointers.len() + came);
         }
-        messages.next = 0;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{ASK_AGAIN_AFTER, Control, POLL_WAIT};
+use super::{ASK_AGAIN_AFTER, Control, Lane, POLL_WAIT};
 use crate::fault::Fault;
 use crate::position::Stay;
 use crate::source::kafka::consumer::{Rebalance, leave};
@@ -31,7 +31,7 @@ impl Control {
         let name = self.parts.meter.name.clone();
         tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
         let deadline = Instant::now() + self.parts.shutdown_timeout;
-        self.lanes.iter().for_each(|lane| lane.orders.end());
+        self.lanes.iter().for_each(Lane::end);
         if let Some(deciding) = &mut self.deciding {
             deciding.drains();
         }
@@ -85,7 +85,7 @@ impl Control {
     /// committed, so that the next start does not load it again.
     fn wind_up(&mut self, patience: Duration) {
         let deadline = Instant::now() + patience;
-        self.lanes.iter().for_each(|lane| lane.orders.end());
+        self.lanes.iter().for_each(Lane::end);
         self.parts.stage.remove(self.parts.pipeline);
         let stays: Vec<Stay> = self.held.values().map(|held| held.stay.clone()).collect();
         self.parts.giving_up.give_up(&stays);
@@ -156,7 +156,7 @@ impl Control {
             guarding.end_transactions();
         }
         self.parts.stage.remove(self.parts.pipeline);
-        self.lanes.iter().for_each(|lane| lane.orders.end());
+        self.lanes.iter().for_each(Lane::end);
         for lane in &mut self.lanes {
             if let Some(thread) = lane.thread.take()
                 && let Err(fault) = self.halts.join(thread)

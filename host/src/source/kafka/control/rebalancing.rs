@@ -166,7 +166,7 @@ impl Control {
         self.parts.ledger.begin(stay.clone(), after);
         let least = self.lanes.iter().enumerate().min_by_key(|(_, lane)| lane.orders.len());
         let Some((lane, chosen)) = least else { return Err(Fault::retry("no lane to read with")) };
-        chosen.orders.give(Start { stay: stay.clone(), after });
+        chosen.give(Start { stay: stay.clone(), after });
         if !chosen.queue.take_partition(topic, partition) {
             return Err(Fault::retry(format!("cannot forward {topic}[{partition}] to its lane")));
         }
@@ -182,7 +182,7 @@ impl Control {
             let place = (element.topic().to_owned(), element.partition());
             // One that was never taken, because the group had put us out before, is not to be given back.
             if let Some(held) = self.held.get(&place) {
-                self.lanes[held.lane].orders.take_back(std::slice::from_ref(&held.stay));
+                self.lanes[held.lane].take_back(std::slice::from_ref(&held.stay));
                 stays.push(held.stay.clone());
                 given.add_partition(&place.0, place.1);
             }
