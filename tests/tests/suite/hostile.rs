@@ -143,17 +143,17 @@ fn threads(tidemill: &Tidemill) -> u64 {
 #[test]
 fn a_plugin_that_spins_is_in_no_other_pipelines_way() {
     within(240, || {
-        const SPINNING: u64 = 45;
+        const SPINNING: u64 = 15;
         const TRIES: usize = 3;
         let spinning = Stand::new("spinning", 1, Model::Duplicate);
         let healthy = Stand::new("healthy", 1, Model::Duplicate);
         let file =
-            spinning.write(&hostile(&spinning, "{}", "timeout = \"200ms\"\nfailures_in_a_row = 1000000\n"));
+            spinning.write(&hostile(&spinning, "{}", "timeout = \"600ms\"\nfailures_in_a_row = 1000000\n"));
         let mut tidemill = Tidemill::run(&[&file, &healthy.write(&healthy.pipeline())]);
         tidemill.until_ready(30);
         let alone = longest_round(&healthy, &mut tidemill, 0..5);
         let before = threads(&tidemill);
-        // Three calls of 200 ms each: together they take far longer than the rounds, and less than what halts the pipeline.
+        // Three calls of 600 ms each: together they take far longer than the rounds, and no chunk has as many as halt a pipeline.
         spinning.kafka.produce(&spinning.name, (0..SPINNING).map(|id| asking(id, "spin", 0)));
         tidemill
             .until(30, "the plugin spins", |metrics| metrics.count("tidemill_plugin_traps_total", &[]) > 0);
