@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::fault::FaultKind;
-use crate::sink::starrocks::scripted::{Nobody, Scripted, Step, answering, cluster, json, load, redirect, response};
+use crate::sink::starrocks::scripted::{
+    Nobody, Scripted, Step, answering, cluster, json, load, redirect, response,
+};
 use crate::sink::starrocks::two_phase::{self, FirstPhase};
 
 const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";

@@ -164,7 +164,7 @@ mod tests {
 
     use super::*;
 
-    /// Long enough that a busy machine does not stretch a pause of a fifth of it.
+    /// Tests that reach it wait it out.
     const LIMIT: Duration = Duration::from_millis(500);
     const NEVER: Duration = Duration::from_secs(3600);
 
@@ -212,11 +212,11 @@ mod tests {
     #[tokio::test]
     async fn each_pause_between_requests_is_a_new_one() {
         /// So much longer than a pause that a busy machine does not stretch one to it; all pauses together are longer.
-        const LIMIT: Duration = Duration::from_secs(2);
+        const IDLE_MAX: Duration = Duration::from_secs(2);
         const PAUSE: Duration = Duration::from_millis(300);
         const PAUSES: u32 = 8;
-        const { assert!(PAUSE.as_millis() * PAUSES as u128 > LIMIT.as_millis()) };
-        let (mut client, phase, mut server) = paced(LIMIT, NEVER);
+        const { assert!(PAUSE.as_millis() * PAUSES as u128 > IDLE_MAX.as_millis()) };
+        let (mut client, phase, mut server) = paced(IDLE_MAX, NEVER);
         for _ in 0..PAUSES {
             // A pause that ends before its limit does not count for the next one.
             let pause = tokio::time::timeout(PAUSE, server.read(&mut [0; 9])).await;

@@ -1,7 +1,5 @@
 //! Clients that look for a way around the framing or the tokens: raw bytes, as no library would send them.
 
-use std::time::{Duration, Instant};
-
 use super::bench::{Bench, Client, settings, wait_until};
 use crate::config::model::{Http, Secret};
 
@@ -214,7 +212,8 @@ fn wrong_tokens_by_the_ten_thousand_are_in_nobodys_way() {
             assert_eq!(said.status, 202, "{said:?}");
             answers += 1;
         }
-        eprintln!("ANSWERS {answers}");
+        // Hundreds, usually. One who had to wait until the attackers are done would have one or two.
+        assert!(answers >= ROUNDS / 2, "{answers} answers beside {ROUNDS} rounds of each attacker");
     });
     assert_eq!(bench.answered(401), (ATTACKERS * ROUNDS * AHEAD) as u64);
 }
