@@ -16,16 +16,22 @@ fn at_rest(seconds: f64) -> impl Fn(Instant) {
 
 /// Loading this component halts with this beginning of a sentence.
 fn check_load(wat: &Wat<'_>, expected: &str) {
+    check_load_as(transform, wat, expected);
+}
+
+/// The same with the limits that `limits` gives the component.
+fn check_load_as(limits: fn(PathBuf, &str) -> Transform, wat: &Wat<'_>, expected: &str) {
     let bench = Bench::new();
     let began = Instant::now();
-    let story = halts(bench.load(&transform(wat.build(bench.cache.path()), "{}")));
+    let story = halts(bench.load(&limits(wat.build(bench.cache.path()), "{}")));
     assert!(story.contains(expected), "{story}");
     at_rest(5.0)(began);
 }
 
 #[test]
 fn a_start_that_loops_is_stopped() {
-    check_load(
+    check_load_as(
+        endless,
         &Wat { fields: &format!("(func $start {SPIN}) (start $start)"), ..Wat::default() },
         "plugin test failed while it was started and configured: it outlasted its time",
     );
@@ -33,7 +39,8 @@ fn a_start_that_loops_is_stopped() {
 
 #[test]
 fn a_configuration_that_loops_is_stopped() {
-    check_load(&Wat { configure: &format!("{SPIN} unreachable"), ..Wat::default() }, "it outlasted its time");
+    let wat = Wat { configure: &format!("{SPIN} unreachable"), ..Wat::default() };
+    check_load_as(endless, &wat, "it outlasted its time");
 }
 
 #[test]
@@ -153,20 +160,23 @@ fn call(process: &str, fields: &str) -> CallError {
 fn a_loop_ends_with_the_time_of_the_call() {
     let bench = Bench::new();
     let wat = Wat { process: &format!("{SPIN} unreachable"), ..Wat::default() };
-    let mut guest = bench.guest(&transform(wat.build(bench.cache.path()), "{}"));
+    let mut guest = bench.guest(&endless(wat.build(bench.cache.path()), "{}"));
     let began = Instant::now();
     let error = guest.process(&chunk(["a"])).unwrap_err();
-    assert_eq!(error, CallError::TimedOut(Duration::from_millis(500)));
-    assert!(began.elapsed() >= Duration::from_millis(500), "not before its time: {:?}", began.elapsed());
+    assert_eq!(error, CallError::TimedOut(ENDLESS_TIMEOUT));
+    assert!(began.elapsed() >= ENDLESS_TIMEOUT, "not before its time: {:?}", began.elapsed());
     at_rest(5.0)(began);
     assert_eq!(guest.plugin().stats.timeouts.get(), 1);
 }
 
 /// The clock looks every 10 ms, so that a loop has its time and at most one tick more. Others run on this machine, too: the
-/// fastest of some calls tells.
+/// fastest of many calls tells, and the first that is fast enough is that.
 #[test]
 fn a_loop_ends_a_tick_after_its_time() {
     const TIMEOUT: Duration = Duration::from_millis(100);
+    const CALLS_MAX: usize = 64;
+    // Two ticks as `arm` counts them, and one for starting an instance.
+    const BOUND: Duration = TIMEOUT.saturating_add(Duration::from_millis(30));
     let bench = Bench::new();
     // Both keep the processor busy: one for ever, one in a loop of loops that would end some time.
     let slow = "(local $i i64) (loop $outer
@@ -176,15 +186,17 @@ fn a_loop_ends_a_tick_after_its_time() {
         let wat = Wat { process, ..Wat::default() };
         let plugin = Transform { timeout: TIMEOUT, ..transform(wat.build(bench.cache.path()), "{}") };
         let mut guest = bench.guest(&plugin);
-        let fastest = (0..8).map(|_| {
+        let mut fastest = Duration::MAX;
+        for _ in 0..CALLS_MAX {
             let began = Instant::now();
             assert_eq!(guest.process(&chunk(["a"])).unwrap_err(), CallError::TimedOut(TIMEOUT));
-            began.elapsed()
-        });
-        let fastest = fastest.min().unwrap();
-        assert!(fastest >= TIMEOUT, "ended after {fastest:?}, before its time");
-        // Two ticks as `arm` counts them, and one for starting an instance.
-        assert!(fastest < TIMEOUT + Duration::from_millis(30), "ended after {fastest:?}");
+            fastest = fastest.min(began.elapsed());
+            assert!(fastest >= TIMEOUT, "ended after {fastest:?}, before its time");
+            if fastest < BOUND {
+                break;
+            }
+        }
+        assert!(fastest < BOUND, "ended after {fastest:?}");
     }
 }
 

@@ -48,6 +48,8 @@ struct Shared {
     redirects: Redirects,
     credentials: HeaderMap,
     load_headers: HeaderMap,
+    /// [`BODY_HOLD`], but in tests.
+    body_hold: Duration,
 }
 
 /// Where an attempt stands after the FE's word.
@@ -59,6 +61,11 @@ struct Hop {
 impl Client {
     /// Checks addresses, headers and TLS files; nothing is sent.
     pub fn new(cluster: Arc<StarRocks>) -> Result<Self, Fault> {
+        Self::holding(cluster, BODY_HOLD)
+    }
+
+    /// The same for a body that waits up to `body_hold` for a BE's `100 Continue`.
+    fn holding(cluster: Arc<StarRocks>, body_hold: Duration) -> Result<Self, Fault> {
         let mut addresses = Vec::new();
         for fe in &cluster.fe {
             let Some((address, _)) = Address::split(fe).filter(|(_, path)| path == "/") else {
@@ -79,6 +86,7 @@ impl Client {
             frontends: Frontends::new(addresses),
             credentials: credentials(&cluster)?,
             load_headers: load_headers(&cluster)?,
+            body_hold,
             cluster,
         };
         Ok(Self(Arc::new(shared)))
@@ -241,7 +249,7 @@ impl Shared {
                 headers,
                 segments: if is_frontend { &[] } else { flight.load.body() },
                 fences: if is_frontend { &[] } else { &flight.load.fences },
-                hold: BODY_HOLD,
+                hold: self.body_hold,
                 patience: if is_frontend {
                     FE_PATIENCE
                 } else {
@@ -343,7 +351,7 @@ impl Shared {
             headers,
             segments: &[],
             fences: &[],
-            hold: BODY_HOLD,
+            hold: self.body_hold,
             patience,
             keep: false,
         };

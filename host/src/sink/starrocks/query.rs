@@ -346,7 +346,7 @@ mod tests {
 
     use super::*;
     use crate::config::model::Secret;
-    use crate::sink::starrocks::scripted::{Scripted, cluster};
+    use crate::sink::starrocks::scripted::{Nobody, cluster};
 
     #[test]
     fn the_model_is_read_from_the_definition() {
@@ -385,7 +385,8 @@ mod tests {
     #[tokio::test]
     async fn a_query_port_that_nobody_listens_on_is_a_passing_failure_with_a_hint() {
         let mut file = cluster(&["http://127.0.0.1:8030"]);
-        file.query = Some(Scripted::nobody().await.trim_start_matches("http://").to_owned());
+        let nobody = Nobody::new();
+        file.query = Some(nobody.url.trim_start_matches("http://").to_owned());
         let fault = Query::connect(&file).await.expect_err("nobody listens");
         assert_eq!(fault.kind, crate::fault::FaultKind::Retry);
         assert!(fault.hint.as_ref().is_some_and(|hint| hint.contains("query")));

@@ -10,7 +10,7 @@ use super::bench::Bench;
 use super::client::Client;
 use super::deliver::Delivered;
 use super::query::{self, Query};
-use super::scripted::{Scripted, cluster, load};
+use super::scripted::{Nobody, cluster, load};
 use crate::config::model::{Secret, StarRocks, TableModel};
 use crate::position::Stay;
 use crate::sink::{Destination, Fence, FenceAnswer, Guarded, Load};
@@ -254,9 +254,9 @@ async fn wrong_credentials_and_lost_grants_halt() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_that_comes_back_gets_the_load() {
     let sandbox = sandbox(Options::default()).await;
-    let dead = Scripted::nobody().await;
+    let dead = Nobody::new();
     let mut file = settings(&sandbox);
-    file.fe.insert(0, dead);
+    file.fe.insert(0, dead.url.clone());
     let client = Client::new(Arc::new(file)).expect("a client");
     client.ping().await.expect("the second FE");
     let down = sandbox.set_fault(Fault::always(FaultKind::BackendRefuses));

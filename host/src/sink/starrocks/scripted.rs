@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::config::model::{Compression, PartialUpdate, RowFormat, Secret, StarRocks, TableModel};
 use crate::sink::{Destination, Load};
+
+/// What waits for a condition gives up after this time.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A settings table as a file would give it.
 pub(super) fn cluster(fe: &[&str]) -> StarRocks {
@@ -132,23 +135,43 @@ impl Scripted {
         Self { url, asked, task }
     }
 
-    /// An address on which nobody listens.
-    pub(super) async fn nobody() -> String {
-        let server = Self::start(Vec::new()).await;
-        let url = server.url.clone();
-        server.finish().await;
-        url
+    /// Waits until the newest request has its whole body.
+    pub(super) async fn has_body(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let is_there = || {
+            let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            asked.last().is_some_and(|asked| !asked.body.is_empty())
+        };
+        while !is_there() {
+            assert!(Instant::now() < deadline, "no whole body came within {PATIENCE:?}");
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Waits for all scripts to be played and gives the requests in the order of their heads.
     pub(super) async fn finish(self) -> Vec<Asked> {
-        let complaints = tokio::time::timeout(Duration::from_secs(20), self.task)
+        let complaints = tokio::time::timeout(PATIENCE, self.task)
             .await
-            .expect("all scripts are played within 20 s")
+            .expect("all scripts are played in time")
             .expect("the server does not panic");
         assert!(complaints.is_empty(), "{complaints:?}");
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         asked.clone()
+    }
+}
+
+/// An address that refuses connections for as long as this lives: its port is taken, and nobody listens on it.
+#[derive(Debug)]
+pub(super) struct Nobody {
+    pub(super) url: String,
+    _bound: TcpSocket,
+}
+
+impl Nobody {
+    pub(super) fn new() -> Self {
+        let bound = TcpSocket::new_v4().expect("a socket");
+        bound.bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+        Self { url: format!("http://{}", bound.local_addr().expect("bound")), _bound: bound }
     }
 }
 

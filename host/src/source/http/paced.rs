@@ -164,7 +164,7 @@ mod tests {
 
     use super::*;
 
-    /// Long enough that a busy machine does not stretch a pause of a fifth of it.
+    /// Tests that reach it wait it out.
     const LIMIT: Duration = Duration::from_millis(500);
     const NEVER: Duration = Duration::from_secs(3600);
 
@@ -211,10 +211,15 @@ mod tests {
 
     #[tokio::test]
     async fn each_pause_between_requests_is_a_new_one() {
-        let (mut client, phase, mut server) = paced(LIMIT, NEVER);
-        for _ in 0..4 {
+        /// So much longer than a pause that a busy machine does not stretch one to it; all pauses together are longer.
+        const IDLE_MAX: Duration = Duration::from_secs(2);
+        const PAUSE: Duration = Duration::from_millis(300);
+        const PAUSES: u32 = 8;
+        const { assert!(PAUSE.as_millis() * PAUSES as u128 > IDLE_MAX.as_millis()) };
+        let (mut client, phase, mut server) = paced(IDLE_MAX, NEVER);
+        for _ in 0..PAUSES {
             // A pause that ends before its limit does not count for the next one.
-            let pause = tokio::time::timeout(LIMIT / 2, server.read(&mut [0; 9])).await;
+            let pause = tokio::time::timeout(PAUSE, server.read(&mut [0; 9])).await;
             assert!(pause.is_err(), "nothing arrived, and it was not the end");
             client.write_all(b"x").await.expect("open");
             assert_eq!(server.read(&mut [0; 9]).await.expect("a byte"), 1);

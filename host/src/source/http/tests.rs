@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject as _;
 
@@ -93,7 +93,11 @@ fn a_connection_is_kept_and_requests_may_be_sent_ahead() {
     for expected in ["{\"accepted\":1}", "{\"accepted\":1}", "{\"status\":\"ok\"}"] {
         assert_eq!(client.said().body.to_string(), expected);
     }
-    assert_eq!(bench.land(), ["{\"n\":1}", "{\"n\":2}"]);
+    let mut landed = Vec::new();
+    while landed.len() < 2 {
+        landed.extend(bench.land());
+    }
+    assert_eq!(landed, ["{\"n\":1}", "{\"n\":2}"]);
     wait_until("stays end", || bench.ledger.stays().is_empty());
 }
 
@@ -211,7 +215,7 @@ fn https_is_spoken_where_there_is_a_certificate() {
 
 #[test]
 fn slow_clients_are_cut_off() {
-    let (silence, whole) = (Duration::from_millis(400), Duration::from_millis(1_200));
+    let (silence, whole) = (Duration::from_secs(2), Duration::from_secs(3));
     let bench = Bench::with(Http { read_timeout: silence, request_timeout: whole, ..settings() }, 16 << 20);
     let head = "POST /e HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n";
 
@@ -219,7 +223,7 @@ fn slow_clients_are_cut_off() {
     let said = silent.write(head).write("{").said();
     assert_eq!(
         (said.status, said.body["error"].as_str()),
-        (408, Some("nothing of the body arrived within 400ms"))
+        (408, Some("nothing of the body arrived within 2s"))
     );
     assert!(silent.is_closed());
 
@@ -228,13 +232,14 @@ fn slow_clients_are_cut_off() {
     let mut stream = trickling.stream.try_clone().expect("a second handle");
     let trickle = std::thread::spawn(move || {
         while stream.write_all(b" ").is_ok() {
-            std::thread::park_timeout(silence / 4);
+            // Far from a silence, even on a machine that is busy with other things.
+            std::thread::park_timeout(Duration::from_millis(100));
         }
     });
     let said = trickling.said();
     assert_eq!(
         (said.status, said.body["error"].as_str()),
-        (408, Some("the request did not arrive within 1.2s"))
+        (408, Some("the request did not arrive within 3s"))
     );
     trickling.stream.shutdown(Shutdown::Both).expect("open");
     trickle.join().expect("no panic");
@@ -336,7 +341,17 @@ fn an_outcome_that_is_not_known_in_time_can_be_asked_for_again() {
     assert_eq!(said.status, 504);
     client.post("/e", "idempotency-key: k\r\n", "{\"a\":1}");
     assert_eq!(bench.land(), ["{\"a\":1}"]);
-    assert_eq!(client.said().status, 200);
+    // As a client does: it asks until it is told. The load may have taken longer than this question waited, too.
+    let deadline = Instant::now() + SOON;
+    let status = loop {
+        let status = client.said().status;
+        if status != 504 || Instant::now() >= deadline {
+            break status;
+        }
+        client.post("/e", "idempotency-key: k\r\n", "{\"a\":1}");
+    };
+    assert_eq!((status, bench.owner.meter.records_read.get()), (200, 1));
+    assert!(bench.started.try_recv().is_err(), "loaded a second time");
 }
 
 #[test]
@@ -348,8 +363,10 @@ fn as_many_connections_as_there_may_be_are_served_and_idle_ones_are_in_nobodys_w
     // The next one waits until another one goes.
     let mut waiting = bench.connect();
     waiting.post("/e?ack=queued", "", "{}");
-    wait_until("all are open", || bench.owner.meter.http().connections.get() == 200);
-    assert_eq!(bench.answered(202), 1);
+    waiting.stream.set_read_timeout(Some(Duration::from_millis(200))).expect("a time-out");
+    assert!(waiting.stream.read(&mut [0]).is_err(), "answered beside as many as there may be");
+    waiting.stream.set_read_timeout(Some(SOON)).expect("a time-out");
+    assert_eq!((bench.owner.meter.http().connections.get(), bench.answered(202)), (200, 1));
     drop(idle);
     assert_eq!(waiting.said().status, 202);
 }
@@ -359,6 +376,8 @@ fn a_drain_answers_what_was_taken_and_takes_no_more() {
     let mut bench = Bench::new();
     let (mut taken, mut late, mut idle) = (bench.connect(), bench.connect(), bench.connect());
     late.write("POST /e HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{");
+    // What a request announces is charged as soon as its head is read.
+    wait_until("its head is read", || bench.share.used() > 0);
     taken.post("/e", "", "{\"a\":1}");
     wait_until("it is taken", || bench.owner.meter.records_read.get() == 1);
     bench.stop.request();

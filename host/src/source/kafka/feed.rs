@@ -310,9 +310,14 @@ mod tests {
         }
     }
 
+    /// In one batch, so that one read of the queue brings all of them.
     fn produce(brokers: &str, records: u8) {
-        let producer: BaseProducer =
-            ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a producer");
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            // Longer than any test takes to give it the records; the flush waits for none of it.
+            .set("linger.ms", "60000")
+            .create()
+            .expect("a producer");
         for record in 0..records {
             let record = [record];
             let sent = producer.send(BaseRecord::<[u8], [u8]>::to("t").partition(0).payload(&record[..]));

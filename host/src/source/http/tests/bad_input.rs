@@ -85,16 +85,18 @@ fn a_bomb_is_what_it_says() {
 
 #[test]
 fn bodies_that_trickle_are_cut_off_and_are_in_nobodys_way() {
-    let whole = Duration::from_secs(2);
+    let whole = Duration::from_secs(5);
     let bench = Bench::with(Http { request_timeout: whole, ..settings() }, 16 << 20);
     // All of them together announce much more than there is room for.
     let mut slow: Vec<_> = (0..100).map(|_| bench.connect()).collect();
+    let first = Instant::now();
     for client in &mut slow {
         client.write("POST /e HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n{");
     }
     let began = Instant::now();
     let mut prompt = bench.connect();
-    while began.elapsed() < whole / 2 {
+    // Over long before the first of them is cut off, however busy the machine is.
+    while began.elapsed() < whole / 5 {
         for client in &mut slow {
             client.write(" ");
         }
@@ -105,10 +107,10 @@ fn bodies_that_trickle_are_cut_off_and_are_in_nobodys_way() {
         let said = client.said();
         assert_eq!(
             (said.status, said.body["error"].as_str()),
-            (408, Some("the request did not arrive within 2s"))
+            (408, Some("the request did not arrive within 5s"))
         );
     }
-    assert!(began.elapsed() >= whole);
+    assert!(first.elapsed() >= whole);
 }
 
 #[test]

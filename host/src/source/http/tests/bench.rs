@@ -1,6 +1,6 @@
 //! A pipeline behind a listener, and a client that writes bytes.
 
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -240,7 +240,11 @@ impl Client {
 
     pub(super) fn is_closed(&mut self) -> bool {
         let mut buffer = [0; 16];
-        matches!(self.stream.read(&mut buffer), Ok(0) | Err(_))
+        match self.stream.read(&mut buffer) {
+            Ok(read) => read == 0,
+            // A time-out says that it is open, and nothing else.
+            Err(error) => !matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+        }
     }
 }
 

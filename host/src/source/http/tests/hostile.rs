@@ -1,7 +1,5 @@
 //! Clients that look for a way around the framing or the tokens: raw bytes, as no library would send them.
 
-use std::time::{Duration, Instant};
-
 use super::bench::{Bench, Client, settings, wait_until};
 use crate::config::model::{Http, Secret};
 
@@ -87,7 +85,11 @@ fn a_target_is_a_path_and_nothing_else_decides() {
     assert_eq!(at("http://elsewhere.example/e?ack=queued", "host: x\r\n"), 202);
     assert_eq!(at("/e?ack=queued", "host: elsewhere.example\r\n"), 202);
     wait_until("both are taken", || bench.owner.meter.records_read.get() == 2);
-    assert_eq!(bench.land(), ["{}", "{}"]);
+    let mut landed = Vec::new();
+    while landed.len() < 2 {
+        landed.extend(bench.land());
+    }
+    assert_eq!(landed, ["{}", "{}"]);
     assert_eq!(at("http://elsewhere.example", "host: x\r\n"), 404);
     for (request, status) in [
         ("CONNECT elsewhere.example:80 HTTP/1.1\r\nhost: x\r\n\r\n", 405),
@@ -204,15 +206,14 @@ fn wrong_tokens_by_the_ten_thousand_are_in_nobodys_way() {
                 scope.spawn(move || attack(attacker, client))
             })
             .collect();
-        let mut longest = Duration::ZERO;
-        let mut good = bench.connect();
+        let (mut good, mut answers) = (bench.connect(), 0);
         while attackers.iter().any(|attacker| !attacker.is_finished()) {
-            let began = Instant::now();
             let said = good.post("/e?ack=queued", "authorization: Bearer hunter2\r\n", "{}").said();
             assert_eq!(said.status, 202, "{said:?}");
-            longest = longest.max(began.elapsed());
+            answers += 1;
         }
-        assert!(longest < Duration::from_secs(2), "{longest:?} for an answer");
+        // Hundreds, usually. One who had to wait until the attackers are done would have one or two.
+        assert!(answers >= ROUNDS / 2, "{answers} answers beside {ROUNDS} rounds of each attacker");
     });
     assert_eq!(bench.answered(401), (ATTACKERS * ROUNDS * AHEAD) as u64);
 }

@@ -1,7 +1,7 @@
 use pgwire_replication::ReplicationClient;
 use tidemill_test_postgres::{Auth, Server, Settings, Stop};
 
-use super::{PATIENCE, connector, control, expect, facts, run, source, start};
+use super::{PATIENCE, catalog, connector, control, expect, facts, run, source, start};
 use crate::config::model::{Postgres, Secret};
 use crate::fault::{Fault, FaultKind};
 use crate::source::postgres::lsn::Lsn;
@@ -27,6 +27,17 @@ async fn make_slot(source: &Postgres) -> Result<(), Fault> {
     let server = facts(source).await.server;
     let made = create_slot(&connector, &control, &server, &source.slot, Lifetime::Permanent, PATIENCE).await;
     made.map(|_| ())
+}
+
+/// Waits until nobody reads the slot: the server notices some time after its client that the connection has ended.
+async fn until_free(source: &Postgres) {
+    let control = control(source).await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let slot = || catalog::slot(&control, &source.slot);
+    while slot().await.expect("an answer").is_some_and(|slot| slot.active_pid.is_some()) {
+        assert!(tokio::time::Instant::now() < deadline, "the slot is read by a client that has gone");
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]
@@ -94,6 +105,7 @@ async fn a_slot_that_cannot_be_read_says_why() {
     );
     expect(drop_slot(&control(&source).await, &source.slot).await, FaultKind::Retry, &["is active for PID"]);
     drop(first);
+    until_free(&source).await;
     let mut elsewhere = source.clone();
     elsewhere.database = "other".to_owned();
     expect(
