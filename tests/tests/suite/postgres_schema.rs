@@ -2,6 +2,7 @@
 //! standbys: a start knows what was followed, and from whom.
 
 use std::process::Output;
+use tidemill_sandbox::FaultKind;
 use tidemill_test_postgres::{Server, Settings, Stop};
 use tidemill_tests::{
     limit::within,
@@ -370,5 +371,34 @@ fn a_failover_that_lost_changes_is_noticed_though_the_new_log_is_longer() {
             ["whatever was committed in between was lost in the failover", "(timeline 1 → 2)", "DELETE FROM"];
         must_halt(&mut replica.run(&at(&pipeline, &standby)), &words);
         assert_eq!(replica.warehouse.number("SELECT COUNT(*) FROM shop.orders"), 101, "nothing was loaded");
+    });
+}
+
+/// Copied behind a change of the table that the stream, which begins before the copy, tells of after older rows.
+#[test]
+fn rows_of_before_a_new_column_and_of_after_it_share_a_batch() {
+    within(120, || {
+        let replica = Replica::new("replayed");
+        replica.postgres.run(
+            "CREATE TABLE orders (id bigint PRIMARY KEY, note text);
+             INSERT INTO orders SELECT n, 'first' FROM generate_series(1, 1000) n",
+        );
+        let mut pipeline = replica.pipeline();
+        pipeline.batch = "linger = \"2s\"".to_owned();
+        replica.warehouse.fault_on("orders", FaultKind::TooManyVersions);
+        let mut copying = replica.run(&pipeline);
+        copying.until_logged(60, "copying what is there");
+        copying.kill();
+        replica.warehouse.clear_faults();
+        replica.postgres.run("UPDATE orders SET note = 'before' WHERE id <= 500");
+        replica.postgres.run("ALTER TABLE orders ADD COLUMN extra bigint; UPDATE orders SET extra = id WHERE id % 7 = 0");
+        let mut following = replica.run(&pipeline);
+        following.until_logged(60, "following the slot");
+        replica.until_equal(30, &["orders"]);
+        replica.postgres.run("INSERT INTO orders VALUES (2000, 'after', 1)");
+        replica.until_equal(30, &["orders"]);
+        following.drain(30);
+        for load in replica.warehouse.loads() { println!("{load:?}"); }
+        replica.until_equal(1, &["orders"]);
     });
 }

@@ -293,6 +293,11 @@ impl StreamFeed {
     /// A table is told of: mostly again, and as it was.
     fn relation(&mut self, relation: &Relation<'_>) -> Result<(), Fault> {
         self.last = None;
+        let columns: Vec<&str> = relation.columns.iter().map(|column| column.name).collect();
+        tracing::debug!(
+            table = %TableName::new(relation.schema, relation.name), ?columns, at = %self.transaction.final_lsn,
+            "the stream told of a table"
+        );
         let change = match Self::asked(&mut self.parts, async |schema| schema.told(relation).await) {
             Ok(Some(change)) => change,
             Ok(None) => {
