@@ -205,16 +205,8 @@ impl Shared {
             let Folded { groups, hidden } = self.folded(&destination, pieces).await;
             let rows = groups.iter().flat_map(|group| &group.pieces).map(Piece::len).sum();
             course.hidden = hidden;
-            let mut stopped = false;
             for group in groups.into_iter().flat_map(|group| one_fence_each(group, &destination)) {
-                if stopped {
-                    group.pieces.into_iter().for_each(Piece::forget);
-                    continue;
-                }
-                stopped = self.carry_group(&destination, group, &mut course, signs).await.is_err();
-            }
-            if stopped {
-                return course.stop();
+                self.carry_group(&destination, group, &mut course, signs).await;
             }
             pieces = self.left_over(&destination, &mut course, rows).await;
         }
@@ -269,14 +261,15 @@ impl Shared {
     }
 
     /// Loads rows of one set of columns: as a whole, and in parts if StarRocks refuses some of them. Pieces of a
-    /// folded batch are left in `course.landed`. An error says that all pipelines with rows of the batch were halted.
+    /// folded batch are left in `course.landed`. A load that halts takes the pipelines with rows in it out of the batch;
+    /// the others' go on.
     async fn carry_group(
         &self,
         destination: &Arc<Destination>,
         group: Group,
         course: &mut Course,
         signs: &Signs,
-    ) -> Result<(), Halted> {
+    ) {
         let Group { columns, pieces } = group;
         let mut parts = Parts::whole(pieces);
         while let Some(mut part) = parts.next() {
@@ -291,7 +284,8 @@ impl Shared {
                     parts.loaded();
                 }
                 Delivered::Halt(fault) => {
-                    return Err(halt(&fault, part.pieces.into_iter().chain(parts.into_pieces())));
+                    course.halt(&fault, part.pieces);
+                    parts.refused(Vec::new(), true);
                 }
                 Delivered::Released => {
                     let given_up = |piece: &Piece| piece.owner().giving_up.concerns(piece.ticket().stay());
@@ -308,7 +302,6 @@ impl Shared {
                 }
             }
         }
-        Ok(())
     }
 
     /// Sends rows under a label that no load has, which a successor is told of first if it has to know. None if
@@ -516,17 +509,6 @@ pub(super) fn close(piece: Piece) {
     if let Ok(memory) = piece.settle().try_into_mut() {
         buffers.give(Vec::from(memory));
     }
-}
-
-/// All pipelines with rows of the batch were halted.
-struct Halted;
-
-/// Nothing of `pieces` counts as loaded, and a person is needed: all pipelines concerned halt.
-fn halt(fault: &Fault, pieces: impl Iterator<Item = Piece>) -> Halted {
-    let pieces: Vec<Piece> = pieces.collect();
-    owners_of(&pieces).iter().for_each(|owner| owner.alarm.raise(fault.retold()));
-    pieces.into_iter().for_each(Piece::forget);
-    Halted
 }
 
 /// Drops the rows of which `gone` says that they are another process's to load, or read again.

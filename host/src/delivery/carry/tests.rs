@@ -1,4 +1,4 @@
-use tidemill_sandbox::{Fault as Broken, FaultKind as Breakage, Options, Sandbox};
+use tidemill_sandbox::{Fault as Broken, FaultKind as Breakage, Hop, Options, Sandbox};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -122,6 +122,19 @@ impl Bench {
     fn batch(&self, pieces: Vec<Piece>) -> Batch {
         let destination = Arc::clone(&self.destination);
         Batch { destination, pieces, reason: Cut::Rows, since: Instant::now() }
+    }
+
+    /// Has the pipeline's loads guarded by a fence that lets all of them pass.
+    fn guard(&mut self, pipeline: usize) {
+        let share = self.owners[pipeline].share.clone();
+        let guarded = owner(pipeline as u32, &share, Rejects::Halt);
+        self.owners[pipeline] = Arc::new(Owner { fence: Some(Arc::new(Passing)), ..guarded });
+    }
+
+    /// Refuses the next load for good.
+    fn deny_once(&self) {
+        let kind = Breakage::AccessDenied { at: Hop::Backend };
+        self.sandbox.set_fault(Broken { kind, table: None, times: Some(1) });
     }
 
     fn ids(&self) -> Vec<String> {
@@ -302,6 +315,65 @@ async fn a_pipeline_that_halts_for_a_row_takes_only_its_own_rows_along() {
     assert!(fault.story().contains("add [dead_letters]"), "{}", fault.story());
     assert_eq!(bench.ledger.watermark(&stay(1)).map(|watermark| watermark.upto), Some(-1));
     assert_eq!(bench.ledger.watermark(&stay(2)).map(|watermark| watermark.upto), Some(0));
+}
+
+/// Lets every load pass.
+#[derive(Debug)]
+struct Passing;
+
+impl Fence for Passing {
+    fn guards(&self, _destination: &Destination) -> bool {
+        true
+    }
+
+    fn announce<'a>(&'a self, _number: u64, _stays: &'a [Stay]) -> crate::sink::FenceAnswer<'a> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn holds(&self, _number: u64) -> crate::sink::FenceAnswer<'_> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn settled(&self, _number: u64) {}
+}
+
+/// Their rows share a batch, and neither a load nor a halt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_halt_of_one_fenced_pipeline_leaves_the_other_ones_rows_of_the_batch_alone() {
+    let mut bench = Bench::upserting().await;
+    bench.guard(0);
+    bench.guard(1);
+    bench.deny_once();
+    let batch = bench.batch(vec![
+        bench.changes(1, 1, &[(r#"{"id":2,"name":"b","note":2}"#, WHOLE)]),
+        bench.changes(1, 2, &[(r#"{"id":3,"name":"c","note":3}"#, WHOLE)]),
+        bench.changes(0, 0, &[(r#"{"id":1,"name":"a","note":1}"#, WHOLE)]),
+        // Behind this row hides one of the other pipeline.
+        bench.changes(0, 3, &[(r#"{"id":3,"name":"d","note":4}"#, WHOLE)]),
+    ]);
+    bench.shared.carry(batch, &Signs::unheard()).await;
+    assert!(bench.owners[0].alarm.take().expect("a fault").story().contains("denied"));
+    assert!(!bench.owners[1].alarm.is_raised());
+    assert_eq!(bench.rows(), ["2 b 2", "3 c 3"]);
+    assert_eq!((bench.counts(), bench.counts_of(1)), ([0, 2, 0], [2, 0, 0]));
+    assert_eq!([0, 1, 2, 3].map(|number| bench.safe_upto(number)), [Some(-1), Some(0), Some(0), Some(-1)]);
+    assert_eq!((bench.ledger.open_spans(), bench.ledger.poisoned()), (0, None));
+}
+
+/// It has no row in the load that halts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_hides_behind_one_that_halts_is_loaded_after_all() {
+    let bench = Bench::upserting().await;
+    bench.deny_once();
+    let batch = bench.batch(vec![
+        bench.changes(1, 1, &[(r#"{"id":1,"name":"posted","note":1}"#, WHOLE)]),
+        bench.changes(0, 0, &[(r#"{"id":1,"name":"followed","note":2}"#, WHOLE)]),
+    ]);
+    bench.shared.carry(batch, &Signs::unheard()).await;
+    assert!(bench.owners[0].alarm.is_raised() && !bench.owners[1].alarm.is_raised());
+    assert_eq!(bench.rows(), ["1 posted 1"]);
+    assert_eq!((bench.counts(), bench.counts_of(1)), ([0, 1, 0], [1, 0, 0]));
+    assert_eq!([0, 1].map(|number| bench.safe_upto(number)), [Some(-1), Some(0)]);
 }
 
 const WHOLE: bool = false;
