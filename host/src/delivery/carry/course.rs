@@ -28,7 +28,7 @@ impl Course {
 
     /// Whether the rows of `piece` are not to be loaded from here any more.
     pub(super) fn is_gone(&self, piece: &Piece) -> bool {
-        piece.ticket().has_ended() || self.halted.contains(&piece.owner().pipeline)
+        piece.ticket().comes_again() || self.halted.contains(&piece.owner().pipeline)
     }
 
     /// The rows are durable: their spans may close, but what hides behind them is looked for among them.
