@@ -170,10 +170,10 @@ impl Refused {
     fn is_over(&mut self) {
         self.stand.warehouse.clear_fault(self.fault);
         self.stand.until_released(120, Self::RECORDS);
-        for member in [&mut self.first, &mut self.second] {
-            assert_eq!(partitions(&member.metrics().expect("metrics")), 1);
-            member.drain(60);
-        }
+        let held = |member: &Tidemill| partitions(&member.metrics().expect("metrics"));
+        assert_eq!([held(&self.first), held(&self.second)], [1, 1]);
+        self.first.drain(60);
+        self.second.drain(60);
     }
 
     fn may_come_twice(&self) -> bool {

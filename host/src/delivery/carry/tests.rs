@@ -96,12 +96,15 @@ impl Bench {
     fn flagged(&self, pipeline: usize, number: u32, rows: &[(&str, u32)]) -> Piece {
         let owner = &self.owners[pipeline];
         let records = rows.iter().filter(|(_, flags)| flags & FIRST_ROW != 0).count() as u64;
-        self.ledger.begin(stay(number), -1);
-        let span = Span { stay: stay(number), after: -1, upto: records as i64 - 1 };
+        if self.ledger.opened_upto(&stay(number)).is_none() {
+            self.ledger.begin(stay(number), -1);
+        }
+        let after = self.ledger.opened_upto(&stay(number)).expect("the stay has begun");
+        let span = Span { stay: stay(number), after, upto: after + records as i64 };
         let ticket = self.ledger.open(&span).expect("the stay has begun");
         let mut body = Vec::new();
-        let mut index =
-            RowIndex { ends: Vec::new(), deltas: Vec::new(), keys: Vec::new(), base: 0, source: "t".into() };
+        let (base, source) = (after + 1, "t".into());
+        let mut index = RowIndex { ends: Vec::new(), deltas: Vec::new(), keys: Vec::new(), base, source };
         let mut record = 0;
         for (row, flags) in rows {
             body.extend_from_slice(row.as_bytes());
@@ -210,6 +213,44 @@ async fn a_load_that_waits_drops_the_rows_of_a_lost_partition() {
     tokio::time::timeout(SOON, carried).await.expect("no further wait").expect("no panic");
     assert_eq!(bench.ids(), ["2"]);
     assert_eq!(bench.counts(), [1, 1, 0]);
+}
+
+/// A partition that is given up goes on trying where rows of it may become durable: a load that rests is none of that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_rests_lets_go_when_it_is_asked() {
+    let bench = Bench::new().await;
+    bench.sandbox.set_fault(Broken { kind: Breakage::TooManyVersions, table: None, times: None });
+    let batch = bench.batch(vec![bench.piece(0, &[("{\"id\":1}", true)])]);
+    let carried = {
+        let shared = Arc::clone(&bench.shared);
+        tokio::spawn(async move { shared.carry(batch, &Signs::unheard()).await })
+    };
+    let giving_up = &bench.owners[0].giving_up;
+    let waits = async {
+        while bench.owners[0].meter.health.waiting_for().is_none() {
+            tokio::task::yield_now().await;
+        }
+        while !giving_up.give_up_at_rest(vec![stay(0)], |_| true).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, waits).await.expect("it rests after the refusal");
+    tokio::time::timeout(SOON, carried).await.expect("no further wait").expect("no panic");
+    assert_eq!((bench.ids(), bench.counts()), (Vec::new(), [0, 1, 0]));
+    assert!(bench.ledger.is_quiet(&stay(0)) && !bench.ledger.would_repeat(&stay(0)));
+}
+
+/// Whoever has the partition next reads them again for certain.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_behind_a_span_that_was_given_up_are_not_sent() {
+    let bench = Bench::new().await;
+    let mut given_up = vec![bench.piece(0, &[("{\"id\":1}", true)])];
+    let batch =
+        bench.batch(vec![bench.piece(0, &[("{\"id\":2}", true)]), bench.piece(1, &[("{\"id\":3}", true)])]);
+    drop_rows(&mut given_up, |_| true);
+    bench.shared.carry(batch, &Signs::unheard()).await;
+    assert_eq!(bench.ids(), ["3"]);
+    assert_eq!(bench.counts(), [1, 2, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
