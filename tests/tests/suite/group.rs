@@ -170,8 +170,9 @@ impl Refused {
     fn is_over(&mut self) {
         self.stand.warehouse.clear_fault(self.fault);
         self.stand.until_released(120, Self::RECORDS);
-        let held = |member: &Tidemill| partitions(&member.metrics().expect("metrics"));
-        assert_eq!([held(&self.first), held(&self.second)], [1, 1]);
+        for member in [&mut self.first, &mut self.second] {
+            member.until(60, "each has a partition", |metrics| partitions(metrics) == 1);
+        }
         self.first.drain(60);
         self.second.drain(60);
     }
