@@ -75,14 +75,35 @@ pub struct GivingUp {
 #[derive(Debug, Default)]
 struct GivingUpState {
     stays: HashSet<Stay>,
-    /// The stays of each load on its way, by its number, and how it is told.
-    loads: HashMap<u64, (Vec<Stay>, Arc<watch::Sender<bool>>)>,
+    /// By their numbers.
+    loads: HashMap<u64, OnItsWay>,
     next: u64,
+}
+
+/// A load on its way.
+#[derive(Debug)]
+struct OnItsWay {
+    /// Whose rows it has.
+    stays: Vec<Stay>,
+    /// How it is told that one of them is given up.
+    told: Arc<watch::Sender<bool>>,
+    /// It is known not to be loaded, and waits for its next attempt.
+    rests: bool,
 }
 
 impl GivingUpState {
     fn concerns_any(&self, stays: &[Stay]) -> bool {
         !self.stays.is_empty() && stays.iter().any(|stay| self.stays.contains(stay))
+    }
+
+    fn give_up(&mut self, stays: &[Stay]) {
+        self.stays.extend(stays.iter().cloned());
+        // A load of which a stay was given up before has been told already: once more does no harm.
+        for load in self.loads.values() {
+            if self.concerns_any(&load.stays) {
+                load.told.send_replace(true);
+            }
+        }
     }
 }
 
@@ -94,14 +115,18 @@ impl GivingUp {
 
     /// Begins to give stays up: loads with rows of them are told.
     pub fn give_up(&self, stays: &[Stay]) {
+        self.lock().give_up(stays);
+    }
+
+    /// Likewise those of `stays` of which no load is in an attempt, nor lands just now, and `may` says so; returns the
+    /// others. When `may` is asked, all that has landed of the stay is settled.
+    pub fn give_up_at_rest(&self, stays: Vec<Stay>, may: impl Fn(&Stay) -> bool) -> Vec<Stay> {
         let mut state = self.lock();
-        state.stays.extend(stays.iter().cloned());
-        // A load of which a stay was given up before has been told already: once more does no harm.
-        for (carried, told) in state.loads.values() {
-            if state.concerns_any(carried) {
-                told.send_replace(true);
-            }
-        }
+        let rests = |stay: &Stay| state.loads.values().all(|load| load.rests || !load.stays.contains(stay));
+        let (given_up, others): (Vec<_>, Vec<_>) =
+            stays.into_iter().partition(|stay| rests(stay) && may(stay));
+        state.give_up(&given_up);
+        others
     }
 
     /// The stays have ended.
@@ -125,15 +150,24 @@ impl GivingUp {
         }
         state.next += 1;
         let id = state.next;
-        state.loads.insert(id, (stays, Arc::clone(told)));
+        state.loads.insert(id, OnItsWay { stays, told: Arc::clone(told), rests: false });
         Carrying { giving_up: Arc::clone(self), id }
     }
 }
 
-/// A load's entry; gone when dropped.
+/// A load's entry; gone when dropped, which is when what has landed of it is settled.
 struct Carrying {
     giving_up: Arc<GivingUp>,
     id: u64,
+}
+
+impl Carrying {
+    /// Whether the load is known not to be loaded, and waits.
+    fn set_rests(&self, rests: bool) {
+        if let Some(load) = self.giving_up.lock().loads.get_mut(&self.id) {
+            load.rests = rests;
+        }
+    }
 }
 
 impl Drop for Carrying {
@@ -165,6 +199,24 @@ mod tests {
         assert!(*late.borrow());
         giving_up.done(&[stay(2)]);
         assert!(!giving_up.concerns(&stay(2)));
+    }
+
+    #[test]
+    fn a_stay_of_which_a_load_is_in_an_attempt_is_not_given_up_by_those_that_rest() {
+        let giving_up = Arc::new(GivingUp::default());
+        let tell = || Arc::new(watch::Sender::new(false));
+        let (sends, waits) = (tell(), tell());
+        let sending = giving_up.carrying(vec![stay(1), stay(2)], &sends);
+        let waiting = giving_up.carrying(vec![stay(2), stay(3), stay(4)], &waits);
+        waiting.set_rests(true);
+        let stays = || (1..=5).map(stay).collect::<Vec<_>>();
+        let may = |one: &Stay| one.partition.number != 4;
+        assert_eq!(giving_up.give_up_at_rest(stays(), may), [stay(1), stay(2), stay(4)]);
+        assert_eq!((*sends.borrow(), *waits.borrow()), (false, true));
+        waiting.set_rests(false);
+        assert_eq!(giving_up.give_up_at_rest(vec![stay(4)], |_| true), [stay(4)], "it is tried again");
+        drop((sending, waiting));
+        assert_eq!(giving_up.give_up_at_rest(stays(), |_| true), []);
     }
 
     #[test]

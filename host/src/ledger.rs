@@ -100,6 +100,8 @@ struct OpenSpan {
     holds: u32,
     /// A ticket was given up or dropped: the watermark never passes this span.
     lost: bool,
+    /// Rows of it are durable.
+    durable: bool,
 }
 
 /// The right to say that a piece of a span is safe, and the duty to say it.
@@ -184,7 +186,13 @@ impl Ledger {
         );
         track.opened_upto = span.upto;
         let index = track.first + track.spans.len() as u64;
-        track.spans.push_back(OpenSpan { after: span.after, upto: span.upto, holds: 1, lost: false });
+        track.spans.push_back(OpenSpan {
+            after: span.after,
+            upto: span.upto,
+            holds: 1,
+            lost: false,
+            durable: false,
+        });
         let reading = Reading { after: span.after, upto: span.upto, ..Reading::default() };
         Some(Ticket {
             state: Arc::clone(&self.state),
@@ -258,6 +266,22 @@ impl Ledger {
         state.stays.get(stay).is_none_or(Track::is_quiet)
     }
 
+    /// Whether rows are durable that whoever reads on from the stay's watermark would load once more.
+    pub fn would_repeat(&self, stay: &Stay) -> bool {
+        let state = lock(&self.state);
+        state.stays.get(stay).is_some_and(|track| track.spans.iter().any(|span| span.durable))
+    }
+
+    /// The first span that was given up of each stay that has one: the watermark never passes it.
+    pub fn lost(&self) -> Vec<Span> {
+        let state = lock(&self.state);
+        let lost = state.stays.iter().filter(|(_, track)| track.tally.lost).filter_map(|(stay, track)| {
+            let span = track.spans.iter().find(|span| span.lost)?;
+            Some(Span { stay: stay.clone(), after: span.after, upto: span.upto })
+        });
+        lost.collect()
+    }
+
     /// Number of spans in all stays of which somebody holds a ticket. Spans that were given up, and those
     /// closed behind them, wait for nobody: they are read again.
     pub fn open_spans(&self) -> usize {
@@ -320,34 +344,36 @@ impl Ticket {
 
     /// Says that this piece of the span is safe. Returns the stay's watermark if that moved it.
     pub fn settle(self) -> Option<Watermark> {
-        self.settle_as(|_tally| {})
+        self.settle_as(false, |_tally| {})
     }
 
     /// Settles a piece of which `records` records are durable.
     pub fn settle_loaded(self, records: u64) -> Option<Watermark> {
-        self.settle_as(|tally| tally.loaded += records)
+        self.settle_as(true, |tally| tally.loaded += records)
     }
 
     /// Settles what is left of a chunk of which `records` records gave no row.
     pub fn settle_dropped(self, records: u64) -> Option<Watermark> {
-        self.settle_as(|tally| tally.dropped += records)
+        self.settle_as(false, |tally| tally.dropped += records)
     }
 
     /// Settles a piece of which `records` records are kept as dead letters.
     pub fn settle_kept(self, records: u64) -> Option<Watermark> {
-        self.settle_as(|tally| tally.dead_lettered += records)
+        self.settle_as(false, |tally| tally.dead_lettered += records)
     }
 
     /// Settles a piece whose records were refused and are told of by the stay itself.
     pub fn settle_refused(self, refused: impl Iterator<Item = Refused>) -> Option<Watermark> {
-        self.settle_as(|tally| tally.refused.extend(refused))
+        self.settle_as(false, |tally| tally.refused.extend(refused))
     }
 
-    fn settle_as(mut self, count: impl FnOnce(&mut Tally)) -> Option<Watermark> {
+    /// `durable` = it was rows that StarRocks has.
+    fn settle_as(mut self, durable: bool, count: impl FnOnce(&mut Tally)) -> Option<Watermark> {
         self.settled = true;
         let mut state = lock(&self.state);
         let span = state.span(&self.stay, self.index)?;
         span.holds -= 1;
+        span.durable |= durable;
         let leap = (span.holds == 0 && planted(Bug::NonContiguousRelease)).then_some(span.upto);
         let track = state.stays.get_mut(&self.stay)?;
         count(&mut track.tally);
@@ -384,6 +410,15 @@ impl Ticket {
     /// reads its records again.
     pub fn has_ended(&self) -> bool {
         !lock(&self.state).stays.contains_key(&self.stay)
+    }
+
+    /// Whether the records are read again whatever becomes of this ticket: its stay has ended, or the watermark stays
+    /// before its span, since that one or one before it was given up.
+    pub fn comes_again(&self) -> bool {
+        let state = lock(&self.state);
+        let Some(track) = state.stays.get(&self.stay) else { return true };
+        let before = usize::try_from(self.index.saturating_sub(track.first)).unwrap_or(usize::MAX);
+        track.tally.lost && track.spans.iter().take(before.saturating_add(1)).any(|span| span.lost)
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use self::course::Course;
+use super::Carrying;
 use super::blame::by_log;
 use super::fold::{Folded, Group, Hidden, fold, uncovered};
 use super::isolation::{Part, Parts};
@@ -102,6 +103,8 @@ impl Outlet for Carrier {
 /// Tells the health and counters of all pipelines concerned, and the stage, how a load fares.
 struct Watching {
     owners: Vec<Arc<Owner>>,
+    /// Its entries with those that may give its stays up.
+    carrying: Vec<Carrying>,
     signs: Signs,
     destination: Arc<Destination>,
     bytes: u64,
@@ -117,6 +120,7 @@ impl Watching {
 
 impl Observer for Watching {
     fn attempting(&self, _label: &str, number: u32) {
+        self.carrying.iter().for_each(|entry| entry.set_rests(false));
         if let Some(first) = self.owners.first().filter(|_| number > 1) {
             first.meter.load_retries.inc();
         }
@@ -126,6 +130,10 @@ impl Observer for Watching {
         if let Some(sign) = Sign::of(outcome, took, self.bytes) {
             self.signs.show(&self.destination, sign);
         }
+    }
+
+    fn resting(&self, _label: &str) {
+        self.carrying.iter().for_each(|entry| entry.set_rests(true));
     }
 
     fn waiting(&self, label: &str, _since: Instant, why: &Fault) {
@@ -205,16 +213,8 @@ impl Shared {
             let Folded { groups, hidden } = self.folded(&destination, pieces).await;
             let rows = groups.iter().flat_map(|group| &group.pieces).map(Piece::len).sum();
             course.hidden = hidden;
-            let mut stopped = false;
             for group in groups.into_iter().flat_map(|group| one_fence_each(group, &destination)) {
-                if stopped {
-                    group.pieces.into_iter().for_each(Piece::forget);
-                    continue;
-                }
-                stopped = self.carry_group(&destination, group, &mut course, signs).await.is_err();
-            }
-            if stopped {
-                return course.stop();
+                self.carry_group(&destination, group, &mut course, signs).await;
             }
             pieces = self.left_over(&destination, &mut course, rows).await;
         }
@@ -269,21 +269,22 @@ impl Shared {
     }
 
     /// Loads rows of one set of columns: as a whole, and in parts if StarRocks refuses some of them. Pieces of a
-    /// folded batch are left in `course.landed`. An error says that all pipelines with rows of the batch were halted.
+    /// folded batch are left in `course.landed`. A load that halts takes the pipelines with rows in it out of the batch;
+    /// the others' go on.
     async fn carry_group(
         &self,
         destination: &Arc<Destination>,
         group: Group,
         course: &mut Course,
         signs: &Signs,
-    ) -> Result<(), Halted> {
+    ) {
         let Group { columns, pieces } = group;
         let mut parts = Parts::whole(pieces);
         while let Some(mut part) = parts.next() {
             drop_rows(&mut part.pieces, |piece| course.is_gone(piece));
             let began = Instant::now();
             let tried = self.attempt(destination, columns.clone(), &part.pieces, signs).await;
-            let Some((load, delivered)) = tried else { continue };
+            let Some((load, delivered, _until_settled)) = tried else { continue };
             match delivered {
                 Delivered::Durable(receipt) => {
                     count(&part.pieces, &load, &receipt, began.elapsed());
@@ -291,7 +292,8 @@ impl Shared {
                     parts.loaded();
                 }
                 Delivered::Halt(fault) => {
-                    return Err(halt(&fault, part.pieces.into_iter().chain(parts.into_pieces())));
+                    course.halt(&fault, part.pieces);
+                    parts.refused(Vec::new(), true);
                 }
                 Delivered::Released => {
                     let given_up = |piece: &Piece| piece.owner().giving_up.concerns(piece.ticket().stay());
@@ -308,18 +310,17 @@ impl Shared {
                 }
             }
         }
-        Ok(())
     }
 
     /// Sends rows under a label that no load has, which a successor is told of first if it has to know. None if
-    /// there are no rows.
+    /// there are no rows. Until what comes with the outcome is dropped, the load counts as on its way.
     async fn attempt(
         &self,
         destination: &Arc<Destination>,
         columns: Option<Arc<[String]>>,
         pieces: &[Piece],
         signs: &Signs,
-    ) -> Option<(Load, Delivered)> {
+    ) -> Option<(Load, Delivered, Option<Arc<Watching>>)> {
         let owners = owners_of(pieces);
         // A successor looks for the labels of a pipeline that is fenced by its name.
         let fence_of = |owner: &Owner| guarding(owner, destination).cloned();
@@ -327,14 +328,14 @@ impl Shared {
         // Nothing was committed under an earlier label, and the bytes are others now: a new one.
         let (label, number) = self.labels.next_numbered(&named.meter.name);
         let mut load = load_of(destination, label, columns, pieces);
-        let delivered = match fence_of(named) {
+        let (delivered, watching) = match fence_of(named) {
             None => self.deliver(&mut load, pieces, &owners, signs).await,
             Some(fence) => {
                 load.fences.push(Guarded::new(Arc::clone(&fence), number));
                 let own = stays_of(pieces, named);
-                let delivered = match self.announced(fence.as_ref(), number, &own, pieces).await {
+                let (delivered, watching) = match self.announced(fence.as_ref(), number, &own, pieces).await {
                     Some(()) => self.deliver(&mut load, pieces, &owners, signs).await,
-                    None => Delivered::Released,
+                    None => (Delivered::Released, None),
                 };
                 match &delivered {
                     Delivered::Durable(_) | Delivered::BadRows(_) | Delivered::Released => {
@@ -343,7 +344,7 @@ impl Shared {
                     // Whoever could not be asked leaves it open: a successor looks for it.
                     Delivered::Halt(_) => {}
                 }
-                delivered
+                (delivered, watching)
             }
         };
         let delivered = match delivered {
@@ -353,7 +354,7 @@ impl Shared {
             },
             Delivered::Halt(_) | Delivered::Released | Delivered::BadRows(_) => delivered,
         };
-        Some((load, delivered))
+        Some((load, delivered, watching))
     }
 
     /// Waits until a successor would know of the label; none if all its rows are given up meanwhile.
@@ -384,25 +385,26 @@ impl Shared {
         pieces: &[Piece],
         owners: &[Arc<Owner>],
         signs: &Signs,
-    ) -> Delivered {
+    ) -> (Delivered, Option<Arc<Watching>>) {
         let owners = owners.to_vec();
         let (told, stop) = watch::channel(false);
         let told = Arc::new(told);
         let carrying = owners.iter().map(|owner| owner.giving_up.carrying(stays_of(pieces, owner), &told));
-        let _carrying: Vec<_> = carrying.collect();
+        let watching = Arc::new(Watching {
+            carrying: carrying.collect(),
+            owners,
+            signs: signs.clone(),
+            destination: Arc::clone(&load.destination),
+            bytes: load.bytes,
+            waiting: Mutex::default(),
+        });
         let context = DeliverContext {
-            observer: Arc::new(Watching {
-                owners,
-                signs: signs.clone(),
-                destination: Arc::clone(&load.destination),
-                bytes: load.bytes,
-                waiting: Mutex::default(),
-            }),
+            observer: Arc::clone(&watching) as Arc<dyn Observer>,
             witness: Arc::clone(&self.witness),
             stop,
             paces: self.paces,
         };
-        deliver(&self.client, load, &context).await
+        (deliver(&self.client, load, &context).await, Some(watching))
     }
 
     /// The rows that are no JSON; if there are none, those that StarRocks' error log is about.
@@ -516,17 +518,6 @@ pub(super) fn close(piece: Piece) {
     if let Ok(memory) = piece.settle().try_into_mut() {
         buffers.give(Vec::from(memory));
     }
-}
-
-/// All pipelines with rows of the batch were halted.
-struct Halted;
-
-/// Nothing of `pieces` counts as loaded, and a person is needed: all pipelines concerned halt.
-fn halt(fault: &Fault, pieces: impl Iterator<Item = Piece>) -> Halted {
-    let pieces: Vec<Piece> = pieces.collect();
-    owners_of(&pieces).iter().for_each(|owner| owner.alarm.raise(fault.retold()));
-    pieces.into_iter().for_each(Piece::forget);
-    Halted
 }
 
 /// Drops the rows of which `gone` says that they are another process's to load, or read again.

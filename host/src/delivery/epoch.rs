@@ -36,6 +36,14 @@ struct State {
     ended: bool,
 }
 
+impl State {
+    /// Whether an epoch may begin. None does while another one runs; one that was decided and cannot be committed runs
+    /// for good, and its decision stands.
+    fn may_begin(&self) -> bool {
+        self.running == Running::None && self.stem.as_ref().is_some_and(|stem| !stem.is_exhausted())
+    }
+}
+
 /// Where the one running epoch stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Running {
@@ -204,8 +212,7 @@ impl Epochs {
     pub(super) async fn enter(&self) -> Option<Turn> {
         loop {
             let mut receiver = self.state.subscribe();
-            let may =
-                |state: &State| state.ended || state.stem.as_ref().is_some_and(|stem| !stem.is_exhausted());
+            let may = |state: &State| state.ended || state.may_begin();
             // The sender lives as long as `self`.
             if receiver.wait_for(may).await.is_err() {
                 return None;
@@ -214,7 +221,10 @@ impl Epochs {
             let mut ended = false;
             self.state.send_modify(|state| {
                 ended = state.ended;
-                let Some(stem) = state.stem.as_mut().filter(|stem| !stem.is_exhausted()) else { return };
+                if !state.may_begin() {
+                    return;
+                }
+                let Some(stem) = state.stem.as_mut() else { return };
                 stem.begun += 1;
                 turn = Some(Turn { stem: stem.text.clone(), seq: stem.begun });
                 (state.running, state.offer, state.verdict) = (Running::Undecided, None, None);
@@ -255,6 +265,7 @@ impl Epochs {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Poll, Waker};
     use std::time::Duration;
 
     use super::*;
@@ -350,6 +361,29 @@ mod tests {
             assert!(epochs.offered().is_some(), "the end alone gives nothing up");
             epochs.leave_undecided();
             assert_eq!(waiting.await.expect("no panic"), Verdict::Left);
+        });
+    }
+
+    /// Its loads could not be committed: the carrier halts the pipeline, and never leaves.
+    #[test]
+    fn nothing_begins_while_a_decision_stands_whose_loads_are_not_committed() {
+        block_on(async {
+            let epochs = Epochs::new(terms());
+            epochs.open("s".into());
+            let turn = epochs.enter().await.expect("a turn");
+            let (theirs, offer) = (epochs.clone(), offer_of(&turn));
+            let waiting = tokio::spawn(async move { theirs.offer(offer).await });
+            while epochs.offered().is_none() {
+                tokio::task::yield_now().await;
+            }
+            epochs.decided();
+            assert_eq!(waiting.await.expect("no panic"), Verdict::Decided);
+            let mut next = std::pin::pin!(epochs.enter());
+            let mut context = Context::from_waker(Waker::noop());
+            assert_eq!(next.as_mut().poll(&mut context), Poll::Pending, "the decision stands");
+            assert_eq!(epochs.standing(), None, "and nothing is written over it");
+            epochs.end();
+            assert_eq!(next.await, None);
         });
     }
 

@@ -203,6 +203,41 @@ fn a_span_that_was_given_up_is_waited_for_by_nobody() {
 }
 
 #[test]
+fn rows_that_are_durable_behind_the_watermark_would_come_twice() {
+    let (ledger, mut tickets) = ledger_with(&[(-1, 9), (9, 19), (19, 29)]);
+    let held = tickets[0].hold();
+    assert_eq!(tickets[2].hold().settle_kept(1), None);
+    assert_eq!(tickets[2].hold().settle_dropped(1), None);
+    assert!(!ledger.would_repeat(&stay(1)), "a letter is no row");
+    assert_eq!(held.settle_loaded(3), None);
+    assert!(ledger.would_repeat(&stay(1)), "the other rows of its span are not durable");
+    assert_eq!(tickets.remove(0).settle_loaded(7).unwrap().upto, 9);
+    assert!(!ledger.would_repeat(&stay(1)), "the watermark has passed them");
+    assert_eq!(tickets.remove(1).settle_loaded(0), None);
+    assert!(ledger.would_repeat(&stay(1)), "rows of a record that counts elsewhere");
+    tickets.into_iter().for_each(Ticket::forget);
+    assert!(ledger.would_repeat(&stay(1)));
+    ledger.end(&stay(1));
+    assert!(!ledger.would_repeat(&stay(1)));
+}
+
+#[test]
+fn what_is_behind_a_span_that_was_given_up_comes_again() {
+    let (ledger, mut tickets) = ledger_with(&[(-1, 9), (9, 19), (19, 29), (29, 39)]);
+    let other = tickets[1].hold();
+    assert_eq!(ledger.lost(), []);
+    tickets.remove(1).forget();
+    let comes_again: Vec<bool> = tickets.iter().map(Ticket::comes_again).collect();
+    assert_eq!((comes_again, other.comes_again()), (vec![false, true, true], true));
+    assert_eq!(tickets.remove(0).settle().unwrap().upto, 9);
+    assert!(tickets[0].comes_again(), "places count from the first span of the stay");
+    assert_eq!(ledger.lost(), [span(1, 9, 19)]);
+    ledger.end(&stay(1));
+    assert!(tickets[0].comes_again() && ledger.lost().is_empty());
+    tickets.into_iter().chain([other]).for_each(Ticket::forget);
+}
+
+#[test]
 fn a_ticket_knows_that_its_stay_has_ended() {
     let (ledger, mut tickets) = ledger_with(&[(-1, 9), (9, 19)]);
     let second = tickets.remove(1);

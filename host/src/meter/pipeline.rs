@@ -46,6 +46,7 @@ pub(super) struct PipelineFamilies {
     stalled: PerPipelineGauge,
     load_retries: PerPipeline,
     possible_duplicates: PerPipeline,
+    possible_duplicate_partitions: PerPipeline,
     row_count_mismatches: PerPipeline,
     fences: FenceFamilies,
     epochs_decided: PerPipeline,
@@ -105,6 +106,11 @@ impl PipelineFamilies {
                 "possible_duplicate_batches",
                 "Batches sent again although StarRocks may have had them: their label was forgotten",
             ),
+            possible_duplicate_partitions: family(
+                registry,
+                "possible_duplicate_partitions",
+                "Partitions given up with rows on their way, or durable behind the offset that was committed",
+            ),
             row_count_mismatches: family(
                 registry,
                 "row_count_mismatches",
@@ -152,6 +158,7 @@ impl PipelineFamilies {
             stalled: gauge_of(&self.stalled),
             load_retries: of(&self.load_retries),
             possible_duplicates: of(&self.possible_duplicates),
+            possible_duplicate_partitions: of(&self.possible_duplicate_partitions),
             row_count_mismatches: of(&self.row_count_mismatches),
             fence: self.fences.of(&labels),
             epochs_decided: of(&self.epochs_decided),
@@ -192,6 +199,8 @@ pub struct PipelineMeter {
     pub stalled: Gauge,
     pub load_retries: Counter,
     pub possible_duplicates: Counter,
+    /// Partitions given up of which rows may come twice.
+    pub possible_duplicate_partitions: Counter,
     pub row_count_mismatches: Counter,
     pub fence: FenceMeter,
     /// With exactly_once: epochs decided in Kafka and committed in StarRocks.

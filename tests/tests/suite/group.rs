@@ -5,11 +5,15 @@ use tidemill_sandbox::FaultKind;
 use tidemill_tests::{
     kafka::Record,
     limit::within,
+    metrics::Metrics,
     oracle::Promise,
     process::Tidemill,
     stand::{Model, Stand},
     wait_until,
 };
+
+/// How long a revoked partition waits for its sent batches (`REVOKE_DRAIN_MAX`).
+const REVOKE_DRAIN_MAX_S: u64 = 60;
 
 #[test]
 fn a_million_records_while_members_come_and_go() {
@@ -119,5 +123,103 @@ fn an_idle_member_more_than_partitions_waits_and_takes_over() {
         spare.until_settled(30, 100);
         spare.drain(30);
         stand.judge(200).must_keep(Promise::Once);
+    });
+}
+
+fn partitions(metrics: &Metrics) -> u64 {
+    metrics.count("tidemill_partitions", &[])
+}
+
+fn doubled(metrics: &Metrics) -> u64 {
+    metrics.count("tidemill_possible_duplicate_partitions_total", &[])
+}
+
+/// A member of a group that loads `clicks` and `views`, the latter of which is refused while a second member comes and
+/// takes over one of its two partitions.
+struct Refused {
+    stand: Stand,
+    fault: u64,
+    first: Tidemill,
+    second: Tidemill,
+}
+
+impl Refused {
+    const RECORDS: u64 = 4_000;
+
+    /// `clicks` = half of the records go there, and are loaded.
+    fn new(name: &str, clicks: bool) -> Refused {
+        let stand = Stand::new(name, 2, Model::Duplicate);
+        let mut pipeline = stand.pipeline();
+        stand.routed(&mut pipeline);
+        let file = stand.write(&pipeline);
+        let mut first = Tidemill::run(&[&file]);
+        first.until(30, "it has both partitions", |metrics| partitions(metrics) == 2);
+        let fault = stand.warehouse.fault_on("views", FaultKind::TooManyVersions);
+        let record = |id: u64| {
+            let kind = if clicks && id.is_multiple_of(2) { "click" } else { "view" };
+            let partition = i32::from(id % 4 >= 2);
+            Record::of(format!(r#"{{"id":{id},"kind":"{kind}","amount":1}}"#)).on(partition)
+        };
+        stand.kafka.produce(&stand.name, (0..Self::RECORDS).map(record));
+        stand.warehouse.until_rows(30, "clicks", if clicks { Self::RECORDS / 2 } else { 0 });
+        stand.warehouse.until_fired(fault, 1);
+        let second = Tidemill::run(&[&file]);
+        first.until_logged(30, "giving partitions up");
+        Refused { stand, fault, first, second }
+    }
+
+    /// StarRocks takes everything again.
+    fn is_over(&mut self) {
+        self.stand.warehouse.clear_fault(self.fault);
+        self.stand.until_released(120, Self::RECORDS);
+        for member in [&mut self.first, &mut self.second] {
+            member.until(60, "each has a partition", |metrics| partitions(metrics) == 1);
+        }
+        self.first.drain(60);
+        self.second.drain(60);
+    }
+
+    fn may_come_twice(&self) -> bool {
+        self.first.log().contains("their rows may come twice")
+    }
+}
+
+/// What was loaded into the one table would come again, with what the other one refused.
+#[test]
+fn a_partition_that_moves_while_one_of_its_tables_is_refused_doubles_nothing() {
+    within(180, || {
+        let mut refused = Refused::new("moves_refused", true);
+        refused.is_over();
+        refused.stand.judge_routed(Refused::RECORDS).must_keep(Promise::Once);
+        assert!(!refused.may_come_twice(), "{}", refused.first.log());
+    });
+}
+
+#[test]
+fn a_partition_of_which_nothing_could_be_loaded_moves_at_once() {
+    within(180, || {
+        let mut refused = Refused::new("moves_bare", false);
+        // Well before a refused load would be tried in vain for the last time.
+        let has_it = |metrics: &Metrics| partitions(metrics) == 1;
+        refused.second.until(REVOKE_DRAIN_MAX_S / 2, "the other one has let it go", has_it);
+        refused.is_over();
+        refused.stand.judge_routed(Refused::RECORDS).must_keep(Promise::Once);
+        assert!(!refused.may_come_twice(), "{}", refused.first.log());
+    });
+}
+
+#[test]
+fn a_partition_whose_table_is_refused_for_a_minute_moves_and_is_told_of() {
+    within(300, || {
+        let mut refused = Refused::new("moves_late", true);
+        let told = |metrics: &Metrics| doubled(metrics) == 1;
+        refused.first.until(REVOKE_DRAIN_MAX_S + 30, "its rows may come twice", told);
+        assert!(refused.may_come_twice(), "{}", refused.first.log());
+        refused.second.until(30, "it has the partition", |metrics| partitions(metrics) == 1);
+        refused.is_over();
+        let judgement = refused.stand.judge_routed(Refused::RECORDS);
+        judgement.must_keep(Promise::AtLeastOnce);
+        let clicks = usize::try_from(Refused::RECORDS / 4).expect("small");
+        assert_eq!(judgement.repeated.len(), clicks, "the clicks of the partition that moved: {judgement}");
     });
 }

@@ -1,6 +1,7 @@
 //! Several pipelines in one process: one that halts leaves the others running, and the exit code says so.
 
 use std::time::Duration;
+use tidemill_sandbox::{FaultKind, Hop};
 use tidemill_tests::{
     kafka::Record,
     limit::within,
@@ -43,6 +44,40 @@ fn one_pipeline_halts_and_the_other_goes_on() {
         stand.judge(200).must_keep(Promise::Once);
         assert_eq!(stand.committed(), 200);
         assert_eq!(stand.kafka.offsets(&bad_topic, &bad_topic).sum(), 0);
+    });
+}
+
+/// Rows of both are in one batch of a Primary Key table, and under a fence each.
+#[test]
+fn a_load_that_halts_one_pipeline_leaves_the_rows_of_the_one_it_shares_a_batch_with() {
+    within(120, || {
+        let stand = Stand::new("shared_halt", 1, Model::Primary);
+        let other_topic = format!("{}-other", stand.name);
+        stand.kafka.create_topic(&other_topic, 1);
+        let one = Pipeline { batch: "linger = \"3s\"".to_owned(), ..stand.pipeline() };
+        let other = Pipeline { name: other_topic.clone(), topics: vec![other_topic.clone()], ..one.clone() };
+        let files = [stand.write(&one), stand.write(&other)];
+        let mut tidemill = Tidemill::run(&[&files[0], &files[1]]);
+        tidemill.until(30, "each has its partition", |m| m.count("tidemill_partitions", &[]) == 2);
+        let denied = FaultKind::AccessDenied { at: Hop::Backend };
+        let denied = stand.warehouse.fault_times_on(&stand.table, denied, 1);
+        stand.produce(0..100);
+        stand.kafka.produce(&other_topic, (100..200).map(|id| Record::of(row(id))));
+        stand.warehouse.until_fired(denied, 1);
+        let released = || {
+            let mut offsets = [stand.committed(), stand.kafka.offsets(&other_topic, &other_topic).sum()];
+            offsets.sort_unstable();
+            (offsets == [0, 100]).then_some(())
+        };
+        wait_until(Duration::from_secs(30), released).expect("one halts, the other is acknowledged");
+        let why = tidemill.until_answer(30, "/ready", 503);
+        assert!(why.contains("halted"), "{why}");
+        let batches = tidemill.metrics().expect("metrics").count("tidemill_batches_cut_total", &[]);
+        assert_eq!(batches, 1, "they share a batch");
+        let found = stand.warehouse.ids(&stand.table);
+        assert!(found.len() == 100 && (found[0] < 100) == (found[99] < 100), "rows of one: {found:?}");
+        tidemill.terminate();
+        assert_eq!(tidemill.until_ended(30).code, Some(1), "one of the pipelines had failed");
     });
 }
 

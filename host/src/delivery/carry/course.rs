@@ -1,10 +1,11 @@
 //! How far a batch has come that may take several loads, one after the other.
 
-use super::{close, drop_rows};
+use super::{close, drop_rows, owners_of};
 use crate::batch::Piece;
 use crate::batch::stage::PipelineId;
 use crate::delivery::fold::Hidden;
 use crate::delivery::isolation::ISOLATING_LOADS_MAX;
+use crate::fault::Fault;
 
 /// What is known of a batch between its loads.
 #[derive(Default)]
@@ -27,7 +28,7 @@ impl Course {
 
     /// Whether the rows of `piece` are not to be loaded from here any more.
     pub(super) fn is_gone(&self, piece: &Piece) -> bool {
-        piece.ticket().has_ended() || self.halted.contains(&piece.owner().pipeline)
+        piece.ticket().comes_again() || self.halted.contains(&piece.owner().pipeline)
     }
 
     /// The rows are durable: their spans may close, but what hides behind them is looked for among them.
@@ -48,9 +49,13 @@ impl Course {
         drop_rows(&mut dropped.into_iter().map(Hidden::into_piece).collect(), |_| true);
     }
 
-    /// The batch ends here, for a fault: what landed is durable, of what hides it is not asked any more.
-    pub(super) fn stop(self) {
-        self.landed.into_iter().for_each(close);
-        self.hidden.into_iter().for_each(|hidden| hidden.into_piece().forget());
+    /// A person is needed for a load with these rows, none of which counts as loaded: their pipelines halt, and all that
+    /// the batch has of them goes. Rows of others that hide behind one of these are loaded after all.
+    pub(super) fn halt(&mut self, fault: &Fault, mut pieces: Vec<Piece>) {
+        let owners = owners_of(&pieces);
+        owners.iter().for_each(|owner| owner.alarm.raise(fault.retold()));
+        self.halted.extend(owners.iter().map(|owner| owner.pipeline));
+        drop_rows(&mut pieces, |_| true);
+        self.drop_hidden(|piece| owners.iter().any(|owner| owner.pipeline == piece.owner().pipeline));
     }
 }

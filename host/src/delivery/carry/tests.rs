@@ -1,4 +1,4 @@
-use tidemill_sandbox::{Fault as Broken, FaultKind as Breakage, Options, Sandbox};
+use tidemill_sandbox::{Fault as Broken, FaultKind as Breakage, Hop, Options, Sandbox};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -96,12 +96,15 @@ impl Bench {
     fn flagged(&self, pipeline: usize, number: u32, rows: &[(&str, u32)]) -> Piece {
         let owner = &self.owners[pipeline];
         let records = rows.iter().filter(|(_, flags)| flags & FIRST_ROW != 0).count() as u64;
-        self.ledger.begin(stay(number), -1);
-        let span = Span { stay: stay(number), after: -1, upto: records as i64 - 1 };
+        if self.ledger.opened_upto(&stay(number)).is_none() {
+            self.ledger.begin(stay(number), -1);
+        }
+        let after = self.ledger.opened_upto(&stay(number)).expect("the stay has begun");
+        let span = Span { stay: stay(number), after, upto: after + records as i64 };
         let ticket = self.ledger.open(&span).expect("the stay has begun");
         let mut body = Vec::new();
-        let mut index =
-            RowIndex { ends: Vec::new(), deltas: Vec::new(), keys: Vec::new(), base: 0, source: "t".into() };
+        let (base, source) = (after + 1, "t".into());
+        let mut index = RowIndex { ends: Vec::new(), deltas: Vec::new(), keys: Vec::new(), base, source };
         let mut record = 0;
         for (row, flags) in rows {
             body.extend_from_slice(row.as_bytes());
@@ -122,6 +125,19 @@ impl Bench {
     fn batch(&self, pieces: Vec<Piece>) -> Batch {
         let destination = Arc::clone(&self.destination);
         Batch { destination, pieces, reason: Cut::Rows, since: Instant::now() }
+    }
+
+    /// Has the pipeline's loads guarded by a fence that lets all of them pass.
+    fn guard(&mut self, pipeline: usize) {
+        let share = self.owners[pipeline].share.clone();
+        let guarded = owner(pipeline as u32, &share, Rejects::Halt);
+        self.owners[pipeline] = Arc::new(Owner { fence: Some(Arc::new(Passing)), ..guarded });
+    }
+
+    /// Refuses the next load for good.
+    fn deny_once(&self) {
+        let kind = Breakage::AccessDenied { at: Hop::Backend };
+        self.sandbox.set_fault(Broken { kind, table: None, times: Some(1) });
     }
 
     fn ids(&self) -> Vec<String> {
@@ -197,6 +213,44 @@ async fn a_load_that_waits_drops_the_rows_of_a_lost_partition() {
     tokio::time::timeout(SOON, carried).await.expect("no further wait").expect("no panic");
     assert_eq!(bench.ids(), ["2"]);
     assert_eq!(bench.counts(), [1, 1, 0]);
+}
+
+/// A partition that is given up goes on trying where rows of it may become durable: a load that rests is none of that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_rests_lets_go_when_it_is_asked() {
+    let bench = Bench::new().await;
+    bench.sandbox.set_fault(Broken { kind: Breakage::TooManyVersions, table: None, times: None });
+    let batch = bench.batch(vec![bench.piece(0, &[("{\"id\":1}", true)])]);
+    let carried = {
+        let shared = Arc::clone(&bench.shared);
+        tokio::spawn(async move { shared.carry(batch, &Signs::unheard()).await })
+    };
+    let giving_up = &bench.owners[0].giving_up;
+    let waits = async {
+        while bench.owners[0].meter.health.waiting_for().is_none() {
+            tokio::task::yield_now().await;
+        }
+        while !giving_up.give_up_at_rest(vec![stay(0)], |_| true).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, waits).await.expect("it rests after the refusal");
+    tokio::time::timeout(SOON, carried).await.expect("no further wait").expect("no panic");
+    assert_eq!((bench.ids(), bench.counts()), (Vec::new(), [0, 1, 0]));
+    assert!(bench.ledger.is_quiet(&stay(0)) && !bench.ledger.would_repeat(&stay(0)));
+}
+
+/// Whoever has the partition next reads them again for certain.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_behind_a_span_that_was_given_up_are_not_sent() {
+    let bench = Bench::new().await;
+    let mut given_up = vec![bench.piece(0, &[("{\"id\":1}", true)])];
+    let batch =
+        bench.batch(vec![bench.piece(0, &[("{\"id\":2}", true)]), bench.piece(1, &[("{\"id\":3}", true)])]);
+    drop_rows(&mut given_up, |_| true);
+    bench.shared.carry(batch, &Signs::unheard()).await;
+    assert_eq!(bench.ids(), ["3"]);
+    assert_eq!(bench.counts(), [1, 2, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -302,6 +356,65 @@ async fn a_pipeline_that_halts_for_a_row_takes_only_its_own_rows_along() {
     assert!(fault.story().contains("add [dead_letters]"), "{}", fault.story());
     assert_eq!(bench.ledger.watermark(&stay(1)).map(|watermark| watermark.upto), Some(-1));
     assert_eq!(bench.ledger.watermark(&stay(2)).map(|watermark| watermark.upto), Some(0));
+}
+
+/// Lets every load pass.
+#[derive(Debug)]
+struct Passing;
+
+impl Fence for Passing {
+    fn guards(&self, _destination: &Destination) -> bool {
+        true
+    }
+
+    fn announce<'a>(&'a self, _number: u64, _stays: &'a [Stay]) -> crate::sink::FenceAnswer<'a> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn holds(&self, _number: u64) -> crate::sink::FenceAnswer<'_> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn settled(&self, _number: u64) {}
+}
+
+/// Their rows share a batch, and neither a load nor a halt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_halt_of_one_fenced_pipeline_leaves_the_other_ones_rows_of_the_batch_alone() {
+    let mut bench = Bench::upserting().await;
+    bench.guard(0);
+    bench.guard(1);
+    bench.deny_once();
+    let batch = bench.batch(vec![
+        bench.changes(1, 1, &[(r#"{"id":2,"name":"b","note":2}"#, WHOLE)]),
+        bench.changes(1, 2, &[(r#"{"id":3,"name":"c","note":3}"#, WHOLE)]),
+        bench.changes(0, 0, &[(r#"{"id":1,"name":"a","note":1}"#, WHOLE)]),
+        // Behind this row hides one of the other pipeline.
+        bench.changes(0, 3, &[(r#"{"id":3,"name":"d","note":4}"#, WHOLE)]),
+    ]);
+    bench.shared.carry(batch, &Signs::unheard()).await;
+    assert!(bench.owners[0].alarm.take().expect("a fault").story().contains("denied"));
+    assert!(!bench.owners[1].alarm.is_raised());
+    assert_eq!(bench.rows(), ["2 b 2", "3 c 3"]);
+    assert_eq!((bench.counts(), bench.counts_of(1)), ([0, 2, 0], [2, 0, 0]));
+    assert_eq!([0, 1, 2, 3].map(|number| bench.safe_upto(number)), [Some(-1), Some(0), Some(0), Some(-1)]);
+    assert_eq!((bench.ledger.open_spans(), bench.ledger.poisoned()), (0, None));
+}
+
+/// It has no row in the load that halts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_hides_behind_one_that_halts_is_loaded_after_all() {
+    let bench = Bench::upserting().await;
+    bench.deny_once();
+    let batch = bench.batch(vec![
+        bench.changes(1, 1, &[(r#"{"id":1,"name":"posted","note":1}"#, WHOLE)]),
+        bench.changes(0, 0, &[(r#"{"id":1,"name":"followed","note":2}"#, WHOLE)]),
+    ]);
+    bench.shared.carry(batch, &Signs::unheard()).await;
+    assert!(bench.owners[0].alarm.is_raised() && !bench.owners[1].alarm.is_raised());
+    assert_eq!(bench.rows(), ["1 posted 1"]);
+    assert_eq!((bench.counts(), bench.counts_of(1)), ([0, 1, 0], [1, 0, 0]));
+    assert_eq!([0, 1].map(|number| bench.safe_upto(number)), [Some(-1), Some(0)]);
 }
 
 const WHOLE: bool = false;

@@ -39,6 +39,8 @@ pub trait Observer: Send + Sync {
     fn attempting(&self, label: &str, number: u32);
     /// An attempt ended so after this time, of which waits for fences are no part.
     fn answered(&self, _outcome: &Outcome, _took: Duration) {}
+    /// The load is known not to be loaded, and rests before its next attempt.
+    fn resting(&self, _label: &str) {}
     /// Waits since `since`, because of `why`. Called at each further failure, with the same `since`.
     fn waiting(&self, label: &str, since: Instant, why: &Fault);
     /// What was waited for has come, or the load was given up.
@@ -199,6 +201,7 @@ impl Delivery<'_> {
                 }
             };
             self.wait.note(&fault);
+            self.context.observer.resting(&load.label);
             match backoff.wait_unless(&mut self.stop).await {
                 Waited::Elapsed => {}
                 Waited::Stopped => return Delivered::Released,

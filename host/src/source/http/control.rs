@@ -137,6 +137,7 @@ impl Control {
             pipeline = %name, address = %self.address,
             "draining: no further requests, loading what was taken"
         );
+        self.halts.drains();
         self.parts.stage.drain(self.parts.pipeline)?;
         let mut finishing = false;
         while began.elapsed() < self.parts.shutdown_timeout {

@@ -31,6 +31,7 @@ impl Control {
         let name = self.parts.meter.name.clone();
         tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
         let deadline = Instant::now() + self.parts.shutdown_timeout;
+        self.halts.drains();
         self.lanes.iter().for_each(Lane::end);
         if let Some(deciding) = &mut self.deciding {
             deciding.drains();

@@ -27,6 +27,8 @@ pub(super) struct Revocation {
     /// The group has given them to others already: nothing may be committed.
     lost: bool,
     since: Instant,
+    /// Of these, loads go on trying.
+    trying: Vec<Stay>,
     /// The stage has dropped their unsent rows.
     dropped: bool,
 }
@@ -190,11 +192,43 @@ impl Control {
         let name = &self.parts.meter.name;
         tracing::info!(pipeline = %name, partitions = stays.len(), lost, "giving partitions up");
         failpoint::at("kafka.revoking");
-        self.parts.giving_up.give_up(&stays);
         if let Some(deciding) = &self.deciding {
             deciding.close();
         }
-        self.revoking = Some(Revocation { list: given, stays, lost, since: Instant::now(), dropped: false });
+        let (since, trying) = (Instant::now(), stays.clone());
+        self.revoking = Some(Revocation { list: given, stays, lost, since, trying, dropped: false });
+    }
+
+    /// Has loads let go of rows that are known not to be loaded: at once, but where the next owner would load again what is
+    /// durable behind them, only when there is no more time to try (decision 0034).
+    fn let_go(&self, revoking: &mut Revocation, late: bool) {
+        let trying = std::mem::take(&mut revoking.trying);
+        // An epoch is loaded as a whole or not at all.
+        if late || revoking.lost || self.deciding.is_some() {
+            return self.parts.giving_up.give_up(&trying);
+        }
+        let ledger = &self.parts.ledger;
+        revoking.trying = self.parts.giving_up.give_up_at_rest(trying, |stay| !ledger.would_repeat(stay));
+    }
+
+    /// Tells of partitions that are given up although rows of them are on their way, or durable behind their watermarks.
+    fn warn_of_repeats(&self, revoking: &Revocation) {
+        let ledger = &self.parts.ledger;
+        let decides = self.deciding.is_some();
+        let repeats = |stay: &&Stay| !ledger.is_quiet(stay) || (!decides && ledger.would_repeat(stay));
+        let partitions = revoking.stays.iter().filter(repeats).count();
+        if partitions == 0 {
+            return;
+        }
+        if !decides {
+            self.parts.meter.possible_duplicate_partitions.inc_by(partitions as u64);
+        }
+        tracing::warn!(
+            pipeline = %self.parts.meter.name, partitions, lost = revoking.lost,
+            waited_s = revoking.since.elapsed().as_secs(),
+            "partitions given up while batches of them were on their way{}",
+            if decides { "" } else { ": their rows may come twice" }
+        );
     }
 
     pub(super) fn advance_revocation(&mut self) -> Result<(), Fault> {
@@ -208,6 +242,7 @@ impl Control {
             );
         }
         let late = revoking.since.elapsed() >= REVOKE_DRAIN_MAX;
+        self.let_go(&mut revoking, late);
         if let Some(deciding) = self.deciding.as_mut().filter(|_| late || revoking.lost) {
             if deciding.may_have_decided() && !revoking.lost {
                 return Err(Fault::halt(
@@ -241,14 +276,7 @@ impl Control {
             self.revoking = Some(revoking);
             return Ok(());
         }
-        if !quiet {
-            let name = &self.parts.meter.name;
-            tracing::warn!(
-                pipeline = %name, lost = revoking.lost, waited_s = revoking.since.elapsed().as_secs(),
-                "partitions given up while batches of them were on their way{}",
-                if self.deciding.is_some() { "" } else { ": their rows may come twice" }
-            );
-        }
+        self.warn_of_repeats(&revoking);
         self.end_stays(&revoking);
         failpoint::at("kafka.given_up");
         self.reader

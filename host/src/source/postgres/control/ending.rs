@@ -82,6 +82,7 @@ impl Control {
         }
         let name = self.parts.meter.name.clone();
         tracing::info!(pipeline = %name, "draining: no further reads, loading what was read");
+        self.halts.drains();
         while self.lanes.iter().any(Option::is_some) && !self.is_late(deadline) {
             self.check_halts()?;
             self.let_go();
