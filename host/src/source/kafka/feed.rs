@@ -1,13 +1,15 @@
 //! A lane's input: reads its queue by the thousand and gathers each partition's records by column.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::bindings::rd_kafka_resp_err_t as NativeError;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::orders::{Orders, Start};
 use super::queue::{MESSAGES_PER_CALL, Message, Messages, Queue};
 use crate::fault::Fault;
+use crate::ledger::Ledger;
 use crate::position::{Span, Stay};
 use crate::record::{Columns, MARK_DELETE, MARK_KEY, MARK_VALUE};
 use crate::source::{Fed, Feed, Gathering};
@@ -24,14 +26,21 @@ const READ_WAIT: Duration = Duration::from_millis(20);
 /// [wake](Queue::wake) it, so this costs nobody time: it is only there in case that a call is missed.
 const REST: Duration = Duration::from_millis(500);
 
+/// How often it is looked for places that were read over: markers of transactions, and what was aborted.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// A lane's queue and what it has gathered from it.
 pub(crate) struct KafkaFeed {
     messages: Messages,
     /// Behind `messages`: fields are dropped in order, and messages must go before their queue.
     queue: Arc<Queue>,
     orders: Arc<Orders>,
+    /// Told of places without records, which nobody opens a span for.
+    ledger: Ledger,
     gathering: Gathering,
     partitions: Vec<Gathered>,
+    /// When it was last looked for such places.
+    looked_at: Instant,
     /// The last message's topic and partition, and its place in `partitions`.
     last: Option<(usize, i32, usize)>,
     /// Reads of the queue so far: the number of the one that `messages` came from.
@@ -52,11 +61,62 @@ struct Gathered {
     columns: Columns,
     /// End of the last span handed on.
     handed_upto: i64,
-    /// The last record gathered.
+    /// The last record gathered, or the end of the last place that was read over.
     upto: i64,
+    /// Of the last place that was read over: what it lies behind, and its end.
+    read_over: (i64, i64),
+    /// Until the position is beyond it, an error may be taken for a record there.
+    doubtful: i64,
 }
 
 impl Gathered {
+    fn of(start: Start, first_read: u64) -> Gathered {
+        let after = start.after;
+        Gathered {
+            start,
+            first_read,
+            columns: Columns::default(),
+            handed_upto: after,
+            upto: after,
+            read_over: (after, after),
+            doubtful: i64::MIN,
+        }
+    }
+
+    /// Something came that is not behind what came last. librdkafka reads again what a pause interrupted; but where it had
+    /// read on without a record there can be none.
+    fn check_repeated(&self, offset: i64) -> Result<(), Fault> {
+        let (after, upto) = self.read_over;
+        if offset <= after || offset > upto {
+            return Ok(());
+        }
+        Err(Fault::halt(
+            format!("a record of {} at offset {offset} came after its place was passed", self.start.stay.partition),
+            format!(
+                "this is a defect of tidemill: report it, set the group's offset of the partition back to {offset} with \
+                 kafka-consumer-groups --reset-offsets, and start again"
+            ),
+        ))
+    }
+
+    /// Tells the ledger that there is no record before `position`, if it is beyond all that was read, and handed on.
+    fn read_on(&mut self, position: i64, ledger: &Ledger) {
+        if position < self.doubtful {
+            // librdkafka's note was made anew since.
+            self.doubtful = i64::MIN;
+        }
+        let upto = position.saturating_sub(1);
+        if position <= self.doubtful || upto <= self.upto || !self.columns.is_empty() {
+            return;
+        }
+        let span = Span { stay: self.start.stay.clone(), after: self.handed_upto, upto };
+        if ledger.advance(&span) {
+            let after = if self.read_over.1 == self.upto { self.read_over.0 } else { self.upto };
+            self.read_over = (after, upto);
+            (self.handed_upto, self.upto) = (upto, upto);
+        }
+    }
+
     fn is_full(&self) -> bool {
         let Columns { values, keys, headers, .. } = &self.columns;
         let bytes = values.data.len() + keys.data.len() + headers.contents.data.len();
@@ -65,13 +125,20 @@ impl Gathered {
 }
 
 impl KafkaFeed {
-    pub(super) fn new(queue: Arc<Queue>, orders: Arc<Orders>, gathering: Gathering) -> KafkaFeed {
+    pub(super) fn new(
+        queue: Arc<Queue>,
+        orders: Arc<Orders>,
+        ledger: Ledger,
+        gathering: Gathering,
+    ) -> KafkaFeed {
         KafkaFeed {
             messages: Messages::new(),
             queue,
             orders,
+            ledger,
             gathering,
             partitions: Vec::new(),
+            looked_at: Instant::now(),
             last: None,
             reads: 0,
             flushing: false,
@@ -89,15 +156,7 @@ impl KafkaFeed {
         self.partitions.retain(|gathered| news.stays.contains(&gathered.start));
         for start in news.stays {
             if !self.partitions.iter().any(|gathered| gathered.start == start) {
-                let after = start.after;
-                let columns = Columns::default();
-                self.partitions.push(Gathered {
-                    start,
-                    first_read,
-                    columns,
-                    handed_upto: after,
-                    upto: after,
-                });
+                self.partitions.push(Gathered::of(start, first_read));
             }
         }
     }
@@ -120,6 +179,11 @@ impl KafkaFeed {
             let Some(message) = self.messages.next() else { return Ok(None) };
             if let Some((code, text)) = message.error() {
                 check_error(&message, code, &text)?;
+                if let Some(place) = find(&self.partitions, self.reads, &message) {
+                    let gathered = &mut self.partitions[place];
+                    gathered.doubtful = gathered.doubtful.max(message.offset().saturating_add(1));
+                    message.go_on_at(gathered.upto.saturating_add(1));
+                }
                 continue;
             }
             let known = self.last.filter(|(topic, partition, _)| {
@@ -135,12 +199,54 @@ impl KafkaFeed {
             };
             let gathered = &mut self.partitions[place];
             if message.offset() <= gathered.upto {
-                // Nothing that librdkafka should do; the record was read already.
+                gathered.check_repeated(message.offset())?;
                 continue;
             }
             copy(&message, gathered, self.gathering);
             if gathered.is_full() {
                 return Ok(Some(place));
+            }
+        }
+    }
+
+    /// Reads the queue, and follows what was ordered meanwhile: a partition may have been given while the read waited, and
+    /// may have delivered into it. Its records must not be taken for those of a stranger.
+    fn read(&mut self) {
+        self.orders.begin_read();
+        if self.resting {
+            self.queue.read_after_rest(&mut self.messages, REST, READ_WAIT);
+        } else {
+            self.queue.read(&mut self.messages, READ_WAIT);
+        }
+        self.resting = self.messages.came() == 0;
+        self.reads += 1;
+        self.follow_orders(self.reads);
+        self.orders.end_read();
+    }
+
+    /// Now and then, when all that was read is gathered: has the ledger follow the position where no record was, or a
+    /// partition that is quiet from then on would be read again from before its last marker, which retention may have
+    /// taken away by then.
+    fn look_for_places_read_over(&mut self) {
+        if self.looked_at.elapsed() < LOOK_EVERY {
+            return;
+        }
+        self.looked_at = Instant::now();
+        let at_rest = || self.partitions.iter().enumerate().filter(|(_, gathered)| gathered.columns.is_empty());
+        let mut list = TopicPartitionList::with_capacity(self.partitions.len());
+        let mut places = Vec::with_capacity(self.partitions.len());
+        for (place, gathered) in at_rest() {
+            let partition = &gathered.start.stay.partition;
+            let Ok(number) = i32::try_from(partition.number) else { continue };
+            list.add_partition(&partition.source, number);
+            places.push(place);
+        }
+        if places.is_empty() || !self.queue.positions(&list) {
+            return;
+        }
+        for (element, place) in list.elements().into_iter().zip(places) {
+            if let Offset::Offset(position) = element.offset() {
+                self.partitions[place].read_on(position, &self.ledger);
             }
         }
     }
@@ -247,16 +353,8 @@ impl Feed for KafkaFeed {
             if let Some(place) = self.fullest().filter(|_| bytes >= GATHERED_BYTES_MAX) {
                 return Ok(Fed::Chunk(self.hand_on(place, into)));
             }
-            if self.resting {
-                self.queue.read_after_rest(&mut self.messages, REST, READ_WAIT);
-            } else {
-                self.queue.read(&mut self.messages, READ_WAIT);
-            }
-            self.resting = self.messages.came() == 0;
-            self.reads += 1;
-            // A partition may have been given while this read waited, and may have delivered into it:
-            // its records must not be taken for those of a stranger.
-            self.follow_orders(self.reads);
+            self.look_for_places_read_over();
+            self.read();
             if self.ended {
                 return Ok(Fed::Ended);
             }
@@ -334,7 +432,7 @@ mod tests {
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset("t", 0, Offset::Offset(0)).expect("an offset");
         reader.assign(&assignment).expect("assigned");
-        let mut feed = KafkaFeed::new(queue, Arc::default(), Gathering::default());
+        let mut feed = KafkaFeed::new(queue, Arc::default(), Ledger::new(), Gathering::default());
         let began = Instant::now();
         while feed.messages.came() < usize::from(records) && began.elapsed() < PATIENCE {
             feed.queue.read(&mut feed.messages, Duration::from_millis(200));
@@ -391,8 +489,7 @@ mod tests {
     fn large_keys_fill_a_chunk_as_large_values_do() {
         let stay = Stay { partition: Partition { source: "t".into(), number: 0 }, epoch: Epoch(1) };
         let start = Start { stay, after: -1 };
-        let columns = Columns::default();
-        let mut gathered = Gathered { start, first_read: 0, columns, handed_upto: -1, upto: -1 };
+        let mut gathered = Gathered::of(start, 0);
         assert!(!gathered.is_full());
         gathered.columns.keys.push(&vec![0; CHUNK_BYTES_MAX]);
         assert!(gathered.is_full());
