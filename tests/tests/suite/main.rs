@@ -32,6 +32,7 @@ mod postgres_shapes;
 mod postgres_storm;
 mod postgres_tables;
 mod postgres_types;
+mod quiet;
 mod records;
 mod rejects;
 mod secrets;

@@ -179,7 +179,12 @@ impl Control {
         for number in 0..lane_count {
             let queue = Queue::new(&reader).ok_or_else(|| Fault::retry("cannot make a librdkafka queue"))?;
             let (queue, orders) = (Arc::new(queue), Arc::new(Orders::default()));
-            let feed = KafkaFeed::new(Arc::clone(&queue), Arc::clone(&orders), parts.ledger.clone(), parts.gathering);
+            let feed = KafkaFeed::new(
+                Arc::clone(&queue),
+                Arc::clone(&orders),
+                parts.ledger.clone(),
+                parts.gathering,
+            );
             let thread = spawn_lane(number, feed)
                 .map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?;
             let turns = (0, Instant::now());

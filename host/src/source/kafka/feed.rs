@@ -91,7 +91,10 @@ impl Gathered {
             return Ok(());
         }
         Err(Fault::halt(
-            format!("a record of {} at offset {offset} came after its place was passed", self.start.stay.partition),
+            format!(
+                "a record of {} at offset {offset} came after its place was passed",
+                self.start.stay.partition
+            ),
             format!(
                 "this is a defect of tidemill: report it, set the group's offset of the partition back to {offset} with \
                  kafka-consumer-groups --reset-offsets, and start again"
@@ -232,7 +235,8 @@ impl KafkaFeed {
             return;
         }
         self.looked_at = Instant::now();
-        let at_rest = || self.partitions.iter().enumerate().filter(|(_, gathered)| gathered.columns.is_empty());
+        let at_rest =
+            || self.partitions.iter().enumerate().filter(|(_, gathered)| gathered.columns.is_empty());
         let mut list = TopicPartitionList::with_capacity(self.partitions.len());
         let mut places = Vec::with_capacity(self.partitions.len());
         for (place, gathered) in at_rest() {
@@ -379,13 +383,12 @@ impl Feed for KafkaFeed {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::time::Instant;
 
     use rdkafka::config::ClientConfig;
     use rdkafka::consumer::Consumer as _;
     use rdkafka::mocking::MockCluster;
     use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
-    use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+    use rdkafka::types::RDKafkaApiKey;
 
     use super::*;
     use crate::config::model::{self, Isolation, Kafka, KafkaSecurity};
@@ -419,10 +422,15 @@ mod tests {
         producer.flush(PATIENCE).expect("the mock brokers take records");
     }
 
+    type Cluster = MockCluster<'static, rdkafka::producer::DefaultProducerContext>;
+
     /// A feed that has read `records` records of `t[0]` and was told of no stay so far.
-    fn feed_after_a_read(
-        records: u8,
-    ) -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext>, KafkaFeed) {
+    fn feed_after_a_read(records: u8) -> (Cluster, KafkaFeed) {
+        let (cluster, _reader, feed) = feed_and_reader_after_a_read(records);
+        (cluster, feed)
+    }
+
+    fn feed_and_reader_after_a_read(records: u8) -> (Cluster, Arc<consumer::Reader>, KafkaFeed) {
         let cluster = MockCluster::new(1).expect("mock brokers");
         cluster.create_topic("t", 1, 1).expect("a topic");
         produce(&cluster.bootstrap_servers(), records);
@@ -438,7 +446,7 @@ mod tests {
             feed.queue.read(&mut feed.messages, Duration::from_millis(200));
         }
         feed.reads = 1;
-        (cluster, feed)
+        (cluster, reader, feed)
     }
 
     /// Longer than any test waits: who is still at rest then was not woken.
@@ -493,6 +501,66 @@ mod tests {
         assert!(!gathered.is_full());
         gathered.columns.keys.push(&vec![0; CHUNK_BYTES_MAX]);
         assert!(gathered.is_full());
+    }
+
+    fn next_chunk(
+        feed: &mut KafkaFeed,
+        into: &mut Columns,
+        until: impl Fn(&KafkaFeed) -> bool,
+    ) -> Option<Span> {
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            if let Fed::Chunk(span) = feed.next(into).expect("nothing halts") {
+                return Some(span);
+            }
+            if until(feed) {
+                return None;
+            }
+        }
+        panic!("nothing came within {PATIENCE:?}");
+    }
+
+    /// librdkafka counts an error as a record that was read, and fetches on behind it when a rebalance has paused the
+    /// partition.
+    #[test]
+    fn a_record_is_read_although_an_error_came_in_its_place_before() {
+        let (cluster, reader, mut feed) = feed_and_reader_after_a_read(1);
+        give(&feed);
+        feed.follow_orders(feed.reads);
+        let mut columns = Columns::default();
+        let first = next_chunk(&mut feed, &mut columns, |_| false);
+        assert_eq!(first.map(|span| span.upto), Some(0));
+        cluster.request_errors(RDKafkaApiKey::Fetch, &[NativeError::RD_KAFKA_RESP_ERR_INVALID_MSG]);
+        let second = next_chunk(&mut feed, &mut columns, |feed| feed.partitions[0].doubtful == 2);
+        assert_eq!(second, None);
+        let assignment = reader.assignment().expect("an assignment");
+        reader.pause(&assignment).expect("paused");
+        reader.resume(&assignment).expect("resumed");
+        produce(&cluster.bootstrap_servers(), 1);
+        let second = next_chunk(&mut feed, &mut columns, |_| false);
+        assert_eq!(second.map(|span| (span.after, span.upto)), Some((0, 1)));
+    }
+
+    #[test]
+    fn the_position_is_followed_behind_all_that_was_handed_on_and_not_behind_errors() {
+        let stay = Stay { partition: Partition { source: "t".into(), number: 0 }, epoch: Epoch(1) };
+        let ledger = Ledger::new();
+        ledger.begin(stay.clone(), -1);
+        let mut gathered = Gathered::of(Start { stay: stay.clone(), after: -1 }, 0);
+        let mut check = |change: &dyn Fn(&mut Gathered), position, upto: i64| {
+            change(&mut gathered);
+            gathered.read_on(position, &ledger);
+            assert_eq!(ledger.watermark(&stay).map(|watermark| watermark.upto), Some(upto), "{position}");
+            assert_eq!((gathered.upto, gathered.handed_upto), (upto, upto));
+            [upto - 1, upto, upto + 1].map(|offset| gathered.check_repeated(offset).is_ok())
+        };
+        assert_eq!(check(&|_| (), 0, -1), [true; 3]);
+        assert_eq!(check(&|_| (), 5, 4), [false, false, true], "no record can be there");
+        assert_eq!(check(&|_| (), 6, 5), [false, false, true]);
+        assert_eq!(check(&|gathered| gathered.columns.marks.push(0), 7, 5), [false, false, true]);
+        assert_eq!(check(&|gathered| gathered.columns.clear(), 6, 5), [false, false, true]);
+        assert_eq!(check(&|gathered| gathered.doubtful = 7, 7, 5), [false, false, true]);
+        assert_eq!(check(&|_| (), 8, 7), [false, false, true]);
     }
 
     #[test]

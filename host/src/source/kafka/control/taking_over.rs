@@ -87,8 +87,10 @@ impl Control {
         let claim = Decision::empty(&stem, 0, &deciding.parts.epochs.terms);
         let added = starts.iter().map(|(place, found)| (place.clone(), found.offset));
         let all: BTreeMap<_, _> = deciding.committed.clone().into_iter().chain(added).collect();
-        let standing =
-            |(place, offset): (&(String, i32), &i64)| (place.clone(), (*offset, claim.beginning_at(*offset)));
+        let standing = |(place, offset): (&(String, i32), &i64)| {
+            let first = self.rule.first_sight(&place.0);
+            (place.clone(), (*offset, claim.beginning_at(*offset).first_seen(first)))
+        };
         let standings: Standings = all.iter().map(standing).collect();
         let reader = Arc::clone(&self.reader);
         match deciding.decider.write(&reader, &standings, None, || !reader.assignment_lost()) {
