@@ -9,6 +9,7 @@ mod dlq;
 mod exactly_once;
 mod exactly_once_letters;
 mod exactly_once_rebalances;
+mod first_start;
 mod formats;
 mod group;
 mod halts;
