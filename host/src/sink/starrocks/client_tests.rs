@@ -1,7 +1,8 @@
 //! Attempts against a server that does, byte by byte, what a script says.
 
 use super::*;
-use crate::fault::FaultKind;
+use crate::clock;
+use crate::delivery::decision::{Decision, Extent, Terms};
 use crate::sink::starrocks::scripted::{Scripted, Step, answering, cluster, json, load, redirect, response};
 use crate::sink::starrocks::two_phase::{self, FirstPhase};
 
@@ -285,6 +286,48 @@ async fn label_states_and_cancels_are_asked_of_the_leader() {
     assert!(asked[0].head.starts_with("GET /api/shop/get_load_state?label=a "));
     assert!(asked[1].head.starts_with("POST /api/shop/orders/_cancel?label=a "));
     assert!(asked.iter().all(|asked| asked.header("authorization").is_some()));
+}
+
+fn state(state: &str) -> Vec<Step> {
+    answering(json(&format!(r#"{{"state":"{state}","status":"OK","msg":"Success"}}"#)))
+}
+
+/// Commits a load that was decided just now.
+async fn commit_decided(fes: &[&str]) -> Result<(), Fault> {
+    let terms =
+        Terms { tables_max: 1, prepared_timeout: Duration::from_secs(86_400), database: "shop".into() };
+    let decision = Decision::of_epoch("orders-0", 7, 1, clock::since_1970().as_secs(), &terms);
+    let loads = [(Arc::clone(&test_load().destination), "orders-0-7-0".to_owned())];
+    two_phase::commit_all(&client(fes), &loads, &decision, &Extent::default()).await
+}
+
+/// One that is cut off from the others has not heard that the load was prepared.
+#[tokio::test]
+async fn a_decided_load_that_one_fe_does_not_know_is_asked_of_all() {
+    let cut_off = Scripted::start(vec![
+        state("UNKNOWN"),
+        state("UNKNOWN"),
+        answering(json(r#"{"Status":"OK","Message":""}"#)),
+        state("COMMITTED"),
+    ])
+    .await;
+    let other = Scripted::start(vec![state("PREPARED")]).await;
+    commit_decided(&[&cut_off.url, &other.url]).await.expect("it is committed");
+    assert!(cut_off.finish().await[2].head.starts_with("POST /api/transaction/commit "));
+    assert_eq!(other.finish().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_decided_load_is_taken_for_forgotten_when_most_fes_have_not_known_it_twice() {
+    let unknown = |times| std::iter::repeat_with(|| state("UNKNOWN")).take(times).collect();
+    let (one, two) = (Scripted::start(unknown(3)).await, Scripted::start(unknown(2)).await);
+    let dead = Scripted::nobody().await;
+    commit_decided(&[&one.url, &two.url, &dead]).await.expect("it is done");
+    assert_eq!((one.finish().await.len(), two.finish().await.len()), (3, 2));
+    let alone = Scripted::start(unknown(2)).await;
+    let fault = commit_decided(&[&alone.url, &dead]).await.expect_err("half of them do not say");
+    assert_eq!(fault.kind, FaultKind::Retry);
+    assert_eq!(alone.finish().await.len(), 2);
 }
 
 #[tokio::test]

@@ -104,7 +104,8 @@ impl Control {
         for (place, held) in &self.held {
             let Some(Reach { upto, .. }) = reach.get(&held.stay) else { continue };
             let from = deciding.committed.get(place).copied().unwrap_or(*upto + 1);
-            let decision = offer.decision.beginning_at(from).first_seen(self.rule.first_sight(&place.0));
+            let decision = offer.decision.beginning_at(from).asked_of(deciding.frontends);
+            let decision = decision.first_seen(self.rule.first_sight(&place.0));
             standings.insert(place.clone(), (upto + 1, decision));
         }
         let letters = deciding.take_letters(&reach);
@@ -213,7 +214,8 @@ impl Control {
             let known = deciding.committed.get(place).copied().unwrap_or(0);
             let offset = known.max(upto + 1);
             moved |= deciding.committed.get(place).is_none_or(|known| *known < offset);
-            let standing = standing.beginning_at(offset).first_seen(self.rule.first_sight(&place.0));
+            let standing = standing.beginning_at(offset).asked_of(deciding.frontends);
+            let standing = standing.first_seen(self.rule.first_sight(&place.0));
             standings.insert(place.clone(), (offset, standing));
         }
         let progress = Progress { moved, is_waited_for: self.parts.share.is_waiting() };

@@ -13,6 +13,8 @@ use super::exactly::decision_beside;
 use crate::delivery::decision::{Decision, Extent, Step, plan};
 use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
+use crate::sink::starrocks::client::Client;
+use crate::sink::starrocks::state::LabelState;
 use crate::sink::starrocks::two_phase;
 use crate::source::kafka::decider::{Standings, Written};
 use crate::source::kafka::start::Starts;
@@ -84,7 +86,7 @@ impl Control {
         // A stem is claimed once: the answer to a try may be lost.
         deciding.stems += 1;
         let stem = format!("{}-{}", self.parts.label_stem, deciding.stems);
-        let claim = Decision::empty(&stem, 0, &deciding.parts.epochs.terms);
+        let claim = Decision::empty(&stem, 0, &deciding.parts.epochs.terms).asked_of(deciding.frontends);
         let added = starts.iter().map(|(place, found)| (place.clone(), found.offset));
         let all: BTreeMap<_, _> = deciding.committed.clone().into_iter().chain(added).collect();
         let standing = |(place, offset): (&(String, i32), &i64)| {
@@ -117,7 +119,13 @@ impl Control {
             tracing::info!(pipeline = %name, %decision, "finishing what was decided before");
             failpoint::at("epoch.recovering");
             let loads: Vec<_> = decision.labels().map(|label| (Arc::clone(destination), label)).collect();
-            let finish = two_phase::commit_all(carrier.client(), &loads, decision, extent);
+            let is_same_cluster = decision.frontends.is_none_or(|frontends| frontends == deciding.frontends);
+            let finish = async {
+                if !is_same_cluster {
+                    must_be_known(carrier.client(), decision, extent).await?;
+                }
+                two_phase::commit_all(carrier.client(), &loads, decision, extent).await
+            };
             // All of them, also when one is lost: the mend takes the decisions away.
             match self.parts.runtime.block_on(finish) {
                 Err(fault) if worst.is_ok() || fault.kind == FaultKind::Halt => worst = Err(fault),
@@ -144,4 +152,24 @@ impl Control {
             }
         });
     }
+}
+
+/// Of a decision that was made with other FEs an unknown label proves nothing: it may be another cluster that is asked now.
+///
+/// # Errors
+/// Halt, if StarRocks does not know a label; retry, if it cannot be asked.
+async fn must_be_known(client: &Client, decision: &Decision, extent: &Extent) -> Result<(), Fault> {
+    for label in decision.labels() {
+        if client.label_state(&decision.database, &label).await? == LabelState::Unknown {
+            return Err(Fault::halt(
+                format!(
+                    "load {label} of decided epoch {decision}, with the rows of {extent}, is not known at StarRocks, and `fe` was another \
+                     list when it was decided"
+                ),
+                "if it names another cluster now: start with the former `fe` until the pipeline has drained, and change it then. If it \
+                 names the same cluster, start once with the former list, too",
+            ));
+        }
+    }
+    Ok(())
 }
