@@ -6,8 +6,8 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// The group forgets a killed member after this long; the default of 10 s would make tests of crashes slow.
-const SESSION_TIMEOUT_MS: u32 = 1_500;
+/// When the group forgets a member that is [soon forgotten](Pipeline::soon_forgotten).
+const SHORT_SESSION_MS: u32 = 1_500;
 
 /// One pipeline file, in the making. Fields that end in `_more` take further lines of their table.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +24,10 @@ pub struct Pipeline {
     pub brokers: String,
     /// Topics of Kafka.
     pub topics: Vec<String>,
+    /// The group forgets a member after 1.5 s without a heartbeat: for tests that kill or freeze members, and would wait for
+    /// the default of 10 s each time. In others a machine that stands still for so long would have members put out, and
+    /// their records be loaded twice.
+    pub is_soon_forgotten: bool,
     /// Further lines of `[source.…]`.
     pub source_more: String,
     /// Whole `[[transform]]` tables.
@@ -119,16 +123,24 @@ impl Http {
 }
 
 impl Pipeline {
+    /// The same pipeline, whose members are [forgotten soon](Self::is_soon_forgotten).
+    #[must_use]
+    pub fn soon_forgotten(self) -> Self {
+        Self { is_soon_forgotten: true, ..self }
+    }
+
     fn source_toml(&self) -> String {
+        let session = format!("\"session.timeout.ms\" = \"{SHORT_SESSION_MS}\", ");
         match &self.source {
             Source::Kafka => format!(
                 r#"[source.kafka]
 brokers = [{:?}]
 topics = [{}]
-properties = {{ "session.timeout.ms" = "{SESSION_TIMEOUT_MS}", "heartbeat.interval.ms" = "300" }}
+properties = {{ {}"heartbeat.interval.ms" = "300" }}
 "#,
                 self.brokers,
                 quoted(&self.topics),
+                if self.is_soon_forgotten { session } else { String::new() },
             ),
             Source::Postgres(postgres) => postgres.toml(),
             Source::Http(http) => http.toml(),
@@ -232,6 +244,8 @@ mod tests {
         );
         let http = Http { listen: "127.0.0.1:80".to_owned(), tokens: Vec::new() };
         check(Source::Http(http), "\n[source.http]\nlisten = \"127.0.0.1:80\"\nmore = 1\n");
-        check(Source::Kafka, "\"heartbeat.interval.ms\" = \"300\" }\nmore = 1\n");
+        check(Source::Kafka, "properties = { \"heartbeat.interval.ms\" = \"300\" }\nmore = 1\n");
+        let soon = Pipeline::default().soon_forgotten().toml();
+        assert!(soon.contains("{ \"session.timeout.ms\" = \"1500\", \"heartbeat"), "{soon}");
     }
 }

@@ -116,6 +116,24 @@ impl Tidemill {
         ticks * TICK_MS
     }
 
+    /// How often its threads went to sleep so far, and so were woken: unlike processor time no matter of the machine. A thread
+    /// that has ended takes its count along.
+    ///
+    /// # Panics
+    /// Where there is no `/proc`.
+    #[must_use]
+    pub fn sleeps(&self) -> u64 {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("Linux tells about threads");
+        // One may end meanwhile.
+        let of = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("status")).ok();
+        let texts = threads.filter_map(Result::ok).filter_map(of);
+        let count = |text: String| {
+            let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+            line.trim().parse::<u64>().ok()
+        };
+        texts.filter_map(count).sum()
+    }
+
     /// The most memory that it has had resident so far, in bytes.
     ///
     /// # Panics
@@ -173,19 +191,19 @@ impl Tidemill {
     /// # Panics
     /// When they do not within `seconds`, or when the process ends before.
     pub fn until(&mut self, seconds: u64, what: &str, holds: impl Fn(&Metrics) -> bool) -> Metrics {
-        let mut last = Metrics::default();
+        let mut last = None;
         let mut ended = None;
         let outcome = wait_until(Duration::from_secs(seconds), || {
             ended = self.child.try_wait().expect("the child can be asked");
             if let Some(metrics) = self.metrics() {
-                last = metrics;
+                last = Some(metrics);
             }
-            (ended.is_some() || holds(&last)).then_some(())
+            (ended.is_some() || last.as_ref().is_some_and(&holds)).then_some(())
         });
         match (outcome, ended) {
             (_, Some(status)) => panic!("{what}: tidemill ended with {status}"),
             (Err(late), None) => panic!("{what}: {late}; the last metrics were {last:?}"),
-            (Ok(()), None) => last,
+            (Ok(()), None) => last.expect("it holds of metrics that were read"),
         }
     }
 

@@ -17,7 +17,7 @@ use tidemill_test_kafka::{BROKER_VARIABLE, Broker, Distribution, LIB_VARIABLE};
 /// Each test binary runs under coreutils' `timeout`, so that even a hung unit test ends the run. The tests that talk to
 /// Kafka have shorter limits of their own, each by name.
 const BINARY_LIMIT: &str =
-    r#"target."cfg(unix)".runner = ["timeout", "--foreground", "--verbose", "--kill-after=10", "1500"]"#;
+    r#"target."cfg(unix)".runner = ["timeout", "--foreground", "--verbose", "--kill-after=10", "3000"]"#;
 
 /// Installs what is missing, checks, builds, starts Kafka, runs the tests and ends with the count.
 pub(crate) fn run(filters: &[String]) -> Result<(), Failure> {

@@ -154,7 +154,9 @@ pub(super) fn lacking(
         Some(code @ RDKafkaErrorCode::TopicAuthorizationFailed) => Some(format!(
             "the dead letters' topic `{topic}` cannot be used ({code}): grant WRITE and DESCRIBE on it"
         )),
-        Some(code) => Some(format!("the dead letters' topic `{topic}` cannot be used just now ({code})")),
+        Some(code) => Some(format!(
+            "the dead letters' topic `{topic}` cannot be used just now ({code}): see that its brokers are well, and try again"
+        )),
     })
 }
 

@@ -21,7 +21,7 @@ fn fired(target: &Target) -> u64 {
 
 #[tokio::test]
 async fn a_load_commits_after_its_client_is_gone() {
-    let kind = FaultKind::LateCommit { delay_ms: 1000, client: ClientFate::Dropped };
+    let kind = FaultKind::LateCommit { delay_ms: 5_000, client: ClientFate::Dropped };
     let Some(target) = with(kind).await else { return };
     let sent = target.send(&target.load_head("t", "late"), ROW).await;
     assert!(sent.is_err(), "{sent:?}");
@@ -33,7 +33,7 @@ async fn a_load_commits_after_its_client_is_gone() {
 
 #[tokio::test]
 async fn a_load_commits_although_its_client_stopped_waiting() {
-    let kind = FaultKind::LateCommit { delay_ms: 1000, client: ClientFate::KeptWaiting };
+    let kind = FaultKind::LateCommit { delay_ms: 5_000, client: ClientFate::KeptWaiting };
     let Some(target) = with(kind).await else { return };
     let mut connection = target.begun("t", "left", ROW).await;
     connection.body(ROW.as_bytes()).await.expect("written");
@@ -46,7 +46,7 @@ async fn a_load_commits_although_its_client_stopped_waiting() {
 
 #[tokio::test]
 async fn a_load_of_a_dead_client_can_be_cancelled_until_it_commits() {
-    let kind = FaultKind::LateCommit { delay_ms: 2000, client: ClientFate::Dropped };
+    let kind = FaultKind::LateCommit { delay_ms: 5_000, client: ClientFate::Dropped };
     let Some(target) = with(kind).await else { return };
     let sent = target.send(&target.load_head("t", "orphan"), ROW).await;
     assert!(sent.is_err(), "{sent:?}");
@@ -59,13 +59,13 @@ async fn a_load_of_a_dead_client_can_be_cancelled_until_it_commits() {
     assert_eq!(target.state("orphan").await, "ABORTED");
     // The label is free, and the cancelled load does not commit when its time comes.
     assert_eq!(target.load("t", "orphan", "{\"id\":2}").await.text("Status"), "Success");
-    tokio::time::sleep_until((Instant::now() + Duration::from_millis(2100)).into()).await;
+    tokio::time::sleep_until((Instant::now() + Duration::from_millis(5_100)).into()).await;
     assert_eq!(target.rows("SELECT id FROM t").await, ["2"]);
 }
 
 #[tokio::test]
 async fn a_request_begins_long_after_it_was_sent() {
-    let kind = FaultKind::LateBegin { delay_ms: 1000 };
+    let kind = FaultKind::LateBegin { delay_ms: 5_000 };
     let Some(target) = with(kind).await else { return };
     let head = target.load_head("t", "zombie").with("Content-Length", ROW.len());
     let (be, path) = target.redirect(&head.clone().without("Content-Length")).await.expect("a redirect");
@@ -140,7 +140,7 @@ async fn the_be_hangs_up_in_the_middle_of_a_body() {
 
 #[tokio::test]
 async fn a_publish_timeout_shows_its_rows_later() {
-    let Some(target) = with(FaultKind::PublishTimeout { visible_after_ms: 1000 }).await else { return };
+    let Some(target) = with(FaultKind::PublishTimeout { visible_after_ms: 5_000 }).await else { return };
     let answer = target.load("t", "a", ROW).await;
     assert_eq!(answer.text("Status"), "Publish Timeout");
     assert_eq!(answer.text("Message"), "transaction commit successfully, BUT data will be visible later");
@@ -377,7 +377,7 @@ async fn a_transaction_commits_after_its_client_is_gone() {
                 assert_eq!(answer.text("Status"), "OK", "{answer:?}");
             }
         }
-        let kind = FaultKind::LateCommit { delay_ms: 1000, client: ClientFate::Dropped };
+        let kind = FaultKind::LateCommit { delay_ms: 5_000, client: ClientFate::Dropped };
         target.own().set_fault(Fault::times(kind, 1));
         let to = if prepares { &target.fe } else { &be };
         assert!(wire::exchange(to, &operation("commit"), b"").await.is_err());

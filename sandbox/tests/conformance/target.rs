@@ -242,7 +242,7 @@ pub(crate) fn random() -> String {
 
 /// Waits for a condition, for ten seconds at most.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !condition().await {
         assert!(Instant::now() < deadline, "ten seconds passed, and it is not so that {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;

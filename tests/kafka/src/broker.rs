@@ -1,19 +1,24 @@
 use crate::{Distribution, Fault, patience::wait_until, probe};
+use socket2::{Domain, Socket, Type};
 use std::{
-    collections::hash_map::RandomState,
+    collections::{BTreeSet, hash_map::RandomState},
     fmt::Write as _,
     fs,
     hash::{BuildHasher, Hasher},
     io::{BufRead, BufReader},
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{self, Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
-const READY_WITHIN: Duration = Duration::from_secs(60);
+/// A JVM starts in ten seconds of a processor that it does not have for itself.
+const READY_WITHIN: Duration = Duration::from_secs(180);
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 const HEAP_MAX: &str = "-Xmx1g";
 const LOG_LEVEL: &str = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn";
@@ -276,18 +281,31 @@ auto.create.topics.enable=false
     text
 }
 
-/// A port of 127.0.0.1 that nobody listens on now.
+/// Ports that this process was given: whoever has one may be down for a while, and wants it again.
+static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
+/// A port of 127.0.0.1 that nobody listens on now, and that nobody in this process was given before.
 ///
 /// # Errors
 /// When all that were tried are taken.
 pub fn free_port() -> Result<u16, Fault> {
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     let span = u64::from(PORTS.end - PORTS.start);
     (0..200)
         // `RandomState` is seeded by the system: the only random numbers that std has.
         .filter_map(|_| u16::try_from(RandomState::new().build_hasher().finish() % span).ok())
         .map(|step| PORTS.start + step)
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .find(|port| is_free(*port).is_ok() && given.insert(*port))
         .ok_or_else(|| Fault::said("find a free port", format!("none in {PORTS:?}")))
+}
+
+/// Binds to the port and does not listen: a process that is just being started has a copy of the socket until it executes its
+/// program, and nobody could listen there for as long if the copy did.
+fn is_free(port: u16) -> std::io::Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    // As servers do: two that only are bound are in nobody's way.
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)).into())
 }
 
 /// Removes the folders of runs whose process is gone: a killed run cannot clean up after itself.

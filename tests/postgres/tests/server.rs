@@ -71,7 +71,9 @@ fn nothing_is_left_of_a_dropped_server_killed_or_not() {
             server.kill().expect("it can be killed");
         }
         drop(server);
-        assert_eq!(processes(&data), 0);
+        // What watches over it ends right behind it.
+        let gone = wait_until(Duration::from_secs(20), || (processes(&data) == 0).then_some(()));
+        gone.expect("all of its processes have ended");
         assert!(!home.exists());
         let segments = fs::read_to_string("/proc/sysvipc/shm").expect("Linux");
         let left = segments.lines().any(|line| line.split_whitespace().nth(1) == Some(&segment));

@@ -100,6 +100,13 @@ impl Book {
         self.pages().given_up
     }
 
+    /// How many records it is known of what became of them.
+    #[must_use]
+    pub fn answers(&self) -> u64 {
+        let pages = self.pages();
+        pages.acknowledged.len() as u64 + pages.given_up
+    }
+
     /// Obligations from `from` on and below `upto`, by partition.
     #[must_use]
     pub fn between(&self, from: &BTreeMap<i32, i64>, upto: &BTreeMap<i32, i64>) -> BTreeMap<Place, u64> {
@@ -210,6 +217,8 @@ fn producer(kafka: &Kafka, pages: &Arc<Mutex<Pages>>) -> BaseProducer<Scribe> {
         .set("enable.idempotence", "true")
         .set("message.timeout.ms", GIVEN_UP_AFTER)
         .set("linger.ms", "5")
+        // Whoever waits for a broker that comes back does not wait for ten seconds more.
+        .set("reconnect.backoff.max.ms", "1000")
         .create_with_context(Scribe(Arc::clone(pages)))
         .expect("a producer")
 }

@@ -65,6 +65,7 @@ impl Flow {
             },
             brokers: kafka.address.clone(),
             topics: vec![self.book.topic.clone()],
+            is_soon_forgotten: true,
             batch: "max_rows = 400\nlinger = \"100ms\"".to_owned(),
             fe: vec![warehouse.fe()],
             query: warehouse.query(),

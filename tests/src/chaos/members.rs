@@ -14,6 +14,7 @@ use std::{
     collections::VecDeque,
     fs,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -27,6 +28,8 @@ const ARMED_FOR: Duration = Duration::from_secs(10);
 pub const UNDECIDED: Duration = Duration::from_secs(11);
 /// What a process that was frozen may still take before it hears that its group has put it out.
 const HEARD_WITHIN: Duration = Duration::from_secs(1);
+/// Between two scrapes of which the first came between two additions: what is between them may be a process without processor.
+const BETWEEN_SCRAPES: Duration = Duration::from_millis(10);
 /// Between two looks at the metrics of a process.
 const SCRAPE_EVERY: Duration = Duration::from_secs(2);
 /// Scrapes of one look: they may come between two additions.
@@ -381,6 +384,7 @@ impl Members {
                 if balance.is_even() {
                     break;
                 }
+                thread::park_timeout(BETWEEN_SCRAPES);
             }
             let read = tally.read.entry(pipeline.clone()).or_default();
             *read = (*read).max(balance.read);

@@ -44,6 +44,9 @@ const PROGRESS_WITHIN: Duration = Duration::from_secs(8);
 /// After a restart of the broker producers hear of records that it had before, and groups form anew.
 const BROKER_IS_BACK: Duration = Duration::from_secs(5);
 
+/// How long producers may take to hear from a broker that is back.
+const HEARD_WITHIN: Duration = Duration::from_secs(30);
+
 /// Everything of one run.
 struct Stream {
     // Processes end before their broker.
@@ -81,6 +84,7 @@ pub(super) fn run(profile: Profile, settings: &Settings) -> Tally {
             let away_from = SystemTime::now();
             run.broker.start_again().expect("the broker starts again");
             run.stage.tally.fired("broker restart");
+            run.hear();
             run.stage.tally.disturbs(away_from, SystemTime::now() + BROKER_IS_BACK);
         }
         run.stage.count_fired();
@@ -101,6 +105,14 @@ pub(super) fn run(profile: Profile, settings: &Settings) -> Tally {
 }
 
 impl Stream {
+    /// Waits until the books know of all that was sent before: the judge takes what is not in them for read later.
+    fn hear(&mut self) {
+        let sent: Vec<u64> = self.flows.iter().map(|flow| flow.book.issued()).collect();
+        let flows = &self.flows;
+        let heard = || flows.iter().zip(&sent).all(|(flow, sent)| flow.book.answers() >= *sent);
+        self.stage.until(HEARD_WITHIN, heard);
+    }
+
     fn start(profile: Profile, seed: u64) -> Self {
         let broker = kafka::own_broker(&[]);
         let kafka = Kafka::of(&broker);

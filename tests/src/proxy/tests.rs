@@ -142,8 +142,8 @@ fn the_end_of_a_transaction_with_records_is_lost_and_its_connection_is_dead() {
         }
         assert_eq!(proxy.losses(), 0);
         stream.write_all(&request(END_TXN, 7)).expect("taken");
+        wait_until(SOON, || (proxy.losses() == 1).then_some(())).expect("it is lost");
         assert!(silent(&mut stream), "{loss:?}");
-        assert_eq!(proxy.losses(), 1);
         let mut other = connect(&proxy);
         let end = request(END_TXN, 7);
         assert_eq!(echoed(&mut other, &end).expect("it passes"), end, "one was to be lost");

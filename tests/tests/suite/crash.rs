@@ -7,6 +7,7 @@ use tidemill_tests::{
     chance,
     kafka::{self, Record},
     limit::within,
+    metrics::Metrics,
     oracle::Promise,
     stand::{Model, Stand},
     wait_until,
@@ -23,21 +24,28 @@ fn stand(name: &str, model: Model) -> Stand {
     Stand::compacting(kafka::shared(), name, 4, model)
 }
 
+/// A process lives for up to so long from its first release on, in ms.
+const LIFE_MS_MAX: u64 = 900;
+
 /// Starts the pipeline, lets it live for a random while, kills it, twenty times; then lets the last one finish.
 fn live_and_die(stand: &Stand, random: &mut StdRng) {
-    let mut pipeline = stand.pipeline();
+    let mut pipeline = stand.pipeline().soon_forgotten();
     pipeline.batch = BATCHES.to_owned();
     stand.warehouse.fault(FaultKind::SlowLoad { delay_ms: COMMIT_DELAY_MS });
     let offsets = stand.offsets();
     let released_all = || (offsets.sum() >= RECORDS).then_some(());
     let mut busy = 0;
     for _ in 0..KILLS {
-        let mut tidemill = stand.run(&pipeline);
         let before = offsets.sum();
-        let life = Duration::from_millis(random.random_range(500..3_000));
-        let done = wait_until(life, released_all);
+        if before >= RECORDS {
+            break;
+        }
+        let mut tidemill = stand.run(&pipeline);
+        // The group has to forget the one before.
+        stand.until_released(60, before + 1);
+        let life = Duration::from_millis(random.random_range(0..LIFE_MS_MAX));
+        busy += u32::from(wait_until(life, released_all).is_err());
         tidemill.kill();
-        busy += u32::from(done.is_err() && offsets.sum() > before);
     }
     assert!(
         busy >= KILLS / 4,
@@ -86,17 +94,19 @@ fn a_frozen_process_comes_back_and_rewinds_nobody() {
     within(180, || {
         let stand = Stand::new("frozen", 2, Model::Duplicate);
         stand.produce(0..10_000);
-        let pipeline = stand.pipeline();
+        let pipeline = stand.pipeline().soon_forgotten();
         let mut frozen = stand.run(&pipeline);
-        frozen.until_settled(30, 10_000);
+        let rebalances = |metrics: &Metrics| metrics.count("tidemill_rebalances_total", &[]);
+        let before = rebalances(&frozen.until_settled(30, 10_000));
         frozen.freeze();
         let mut successor = stand.run(&pipeline);
         stand.produce(10_000..20_000);
         successor.until_settled(60, 10_000);
         stand.until_released(30, 20_000);
         frozen.thaw();
+        // The gauge is as it was before it froze until it hears that the group has put it out.
         frozen.until(60, "the thawed process joins again", |metrics| {
-            metrics.count("tidemill_partitions", &[]) > 0
+            rebalances(metrics) > before && metrics.count("tidemill_partitions", &[]) > 0
         });
         assert_eq!(stand.committed(), 20_000, "a thawed process moves nothing back");
         stand.produce(20_000..20_100);

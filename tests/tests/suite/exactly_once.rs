@@ -46,7 +46,7 @@ fn ten_kills_in_the_midst_of_epochs_lose_and_double_nothing() {
     const EACH: u64 = 80_000;
     within(420, || {
         let stand = stand("once_kills", 4);
-        let pipeline = pipeline(&stand, "max_rows = 500\nlinger = \"200ms\"");
+        let pipeline = pipeline(&stand, "max_rows = 500\nlinger = \"200ms\"").soon_forgotten();
         // Each step of an epoch takes a while, so that kills come between them.
         stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 30 });
         let sent = stand.killed_in_epochs(&pipeline, KILLS, EACH, |ids| stand.produce(ids));
@@ -146,7 +146,7 @@ fn members_that_come_go_and_freeze_lose_and_double_nothing() {
         const EACH: u64 = 10_000;
         let stand = stand("once_members", 6);
         stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 20 });
-        let pipeline = pipeline(&stand, "max_rows = 1_000\nlinger = \"100ms\"");
+        let pipeline = pipeline(&stand, "max_rows = 1_000\nlinger = \"100ms\"").soon_forgotten();
         let mut members: Vec<_> = (0..2).map(|_| stand.run(&pipeline)).collect();
         for round in 0..ROUNDS {
             stand.produce(round * EACH..(round + 1) * EACH);
@@ -203,7 +203,7 @@ fn the_tables_of_an_epoch_are_loaded_once_each_whenever_the_process_is_killed() 
             Record::of(format!(r#"{{"id":{id},"amount":1,"note":"n","kind":"{kind}"}}"#))
         };
         stand.kafka.produce(&stand.name, (0..RECORDS).map(record));
-        let mut pipeline = pipeline(&stand, "max_rows = 300\nlinger = \"100ms\"");
+        let mut pipeline = pipeline(&stand, "max_rows = 300\nlinger = \"100ms\"").soon_forgotten();
         stand.routed(&mut pipeline);
         pipeline.pipeline_more = "verify = true".to_owned();
         stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 20 });

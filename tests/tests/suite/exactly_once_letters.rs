@@ -77,6 +77,7 @@ fn kills_in_the_midst_of_epochs_with_rejects_keep_each_letter_once() {
     within(420, || {
         let (stand, pipeline, topic) =
             stand_with_letters("once_letters", 3, "max_rows = 500\nlinger = \"200ms\"");
+        let pipeline = pipeline.soon_forgotten();
         // Each step of an epoch takes a while, so that kills come between them.
         stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 20 });
         let sent = stand.killed_in_epochs(&pipeline, KILLS, EACH, |ids| produce(&stand, ids));

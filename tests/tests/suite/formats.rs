@@ -31,7 +31,7 @@ fn packed_csv_arrives_whole_although_loads_fail_and_the_process_dies() {
         let late = FaultKind::LateCommit { delay_ms: 300, client: ClientFate::Dropped };
         stand.warehouse.fault_times(late, 2);
         stand.produce(0..RECORDS);
-        let mut pipeline = stand.pipeline();
+        let mut pipeline = stand.pipeline().soon_forgotten();
         pipeline.batch = "max_rows = 4_000\nlinger = \"200ms\"".to_owned();
         pipeline.sink_more = format!("{CSV}\ncompression = \"zstd\"");
         let mut killed = stand.run(&pipeline);

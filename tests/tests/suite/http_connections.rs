@@ -15,6 +15,7 @@ const SILENT_BYTES_MAX: u64 = 2 << 10;
 const KEPT_BYTES_MAX: u64 = 24 << 10;
 const KIBIBYTE: u64 = 1 << 10;
 const SOON: Duration = Duration::from_secs(2);
+const LATE: Duration = Duration::from_secs(10);
 
 fn open(tidemill: &mut Tidemill, connections: u64) {
     tidemill.until(60, &format!("{connections} connections are open"), |metrics| {
@@ -23,14 +24,21 @@ fn open(tidemill: &mut Tidemill, connections: u64) {
 }
 
 /// Sends a row over a connection that is open, and returns how long the answer took at the longest.
-fn longest_answer(active: &mut Client, rows: std::ops::Range<u64>) -> Duration {
+/// Posts rows one after the other, and judges how long their answers take. Clients that are in the way delay every answer, a
+/// machine that stands still for a moment delays one.
+fn are_answered_soon(active: &mut Client, rows: std::ops::Range<u64>) {
     let answers = rows.map(|id| {
         let began = Instant::now();
         let answer = active.post("/events?ack=queued", "", row(id).as_bytes()).expect("an answer");
         assert_eq!(answer.status, 202, "{answer:?}");
         began.elapsed()
     });
-    answers.max().unwrap_or_default()
+    let mut answers: Vec<Duration> = answers.collect();
+    answers.sort_unstable();
+    let of_a_hundred = answers[answers.len() * 98 / 100];
+    assert!(of_a_hundred < SOON, "{of_a_hundred:?} for an answer");
+    let longest = answers.last().expect("one at least");
+    assert!(*longest < LATE, "{longest:?} for one answer");
 }
 
 #[test]
@@ -42,7 +50,7 @@ fn ten_thousand_idle_connections_cost_little_and_are_in_nobodys_way() {
         pipeline.source_more = format!("max_connections = {}\nread_timeout = \"2s\"", IDLE + 10);
         let mut tidemill = stand.run(&pipeline);
         let mut active = stand.connect();
-        longest_answer(&mut active, 0..500);
+        are_answered_soon(&mut active, 0..500);
         let before = tidemill.resident_bytes();
         let mut idle: Vec<Client> = (0..IDLE).map(|_| stand.connect()).collect();
         open(&mut tidemill, IDLE + 1);
@@ -56,8 +64,7 @@ fn ten_thousand_idle_connections_cost_little_and_are_in_nobodys_way() {
         println!("{silent} bytes a silent connection, {kept} a kept one, {} KiB without", before / KIBIBYTE);
         assert!(silent <= SILENT_BYTES_MAX, "{silent} bytes a connection that says nothing");
         assert!(kept <= KEPT_BYTES_MAX, "{kept} bytes a connection that is kept");
-        let longest = longest_answer(&mut active, 500..1_000);
-        assert!(longest < SOON, "{longest:?} for an answer");
+        are_answered_soon(&mut active, 500..1_000);
         let answer = active.post("/events", "", row(900_000).as_bytes()).expect("an answer");
         assert_eq!(answer.status, 200, "{answer:?}");
         // A second time costs no more: nothing of the first ones is left.
@@ -88,8 +95,7 @@ fn thousands_of_heads_that_never_end_are_cut_off_while_others_are_served() {
         for client in &mut slow {
             client.write(b"POST /events HTTP/1.1\r\nhost: x\r\nx-slow: ").expect("open");
         }
-        let longest = longest_answer(&mut active, 0..500);
-        assert!(longest < SOON, "{longest:?} for an answer");
+        are_answered_soon(&mut active, 0..500);
         // A head that trickles is no faster.
         for client in &mut slow {
             // One that is cut off already is none that this is about.
@@ -121,8 +127,7 @@ fn past_the_limit_clients_wait_for_a_place() {
             client.send("/events?ack=queued", "", row(id).as_bytes()).expect("the kernel takes it");
         }
         // The others are served meanwhile, and these are not.
-        let longest = longest_answer(&mut idle[0], 1_000..1_100);
-        assert!(longest < SOON, "{longest:?} for an answer");
+        are_answered_soon(&mut idle[0], 1_000..1_100);
         let metrics = tidemill.metrics().expect("metrics");
         assert_eq!(metrics.count("tidemill_http_connections", &[]), 100);
         assert_eq!(metrics.count("tidemill_http_requests_total", &[]), 100);

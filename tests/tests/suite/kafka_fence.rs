@@ -55,7 +55,7 @@ fn overtaken(
     stand.warehouse.until_fired(fault, 1);
     stop(&mut first);
     let expected = set_and_delete(stand, 3);
-    let successor = stand.run(&stand.pipeline());
+    let successor = stand.run(&stand.pipeline().soon_forgotten());
     stand.until_released(90, 3 * KEYS);
     must_show(stand, &expected);
     (first, successor, expected)
@@ -93,7 +93,8 @@ fn a_load_that_commits_half_a_minute_after_its_process_died_brings_no_old_rows_b
     within(180, || {
         let stand = Stand::new("fence_killed", 1, Model::Primary);
         let late = FaultKind::LateCommit { delay_ms: LATE_COMMIT_MS, client: ClientFate::KeptWaiting };
-        let (_dead, mut successor, expected) = overtaken(&stand, &stand.pipeline(), late, Tidemill::kill);
+        let (_dead, mut successor, expected) =
+            overtaken(&stand, &stand.pipeline().soon_forgotten(), late, Tidemill::kill);
         let state = until_decided(&stand, 60);
         must_show(&stand, &expected);
         assert_eq!(state, TransactionState::Aborted, "the successor has ended it");
@@ -110,7 +111,7 @@ fn a_load_that_begins_after_the_take_over_gets_no_body_from_a_process_that_thaws
         let stand = Stand::new("fence_thawed", 1, Model::Primary);
         let late = FaultKind::LateBegin { delay_ms: LATE_BEGIN_MS };
         let (mut frozen, mut successor, expected) =
-            overtaken(&stand, &stand.pipeline(), late, |first| first.freeze());
+            overtaken(&stand, &stand.pipeline().soon_forgotten(), late, |first| first.freeze());
         frozen.thaw();
         until_decided(&stand, 60);
         must_show(&stand, &expected);
@@ -129,7 +130,7 @@ fn a_process_that_freezes_between_begin_and_body_sends_none_when_it_thaws() {
         let stand = Stand::new("fence_between", 1, Model::Primary);
         let held = FaultKind::ContinueWithheld { delay_ms: 2_000 };
         let (mut frozen, mut successor, expected) =
-            overtaken(&stand, &stand.pipeline(), held, |first| first.freeze());
+            overtaken(&stand, &stand.pipeline().soon_forgotten(), held, |first| first.freeze());
         frozen.thaw();
         until_decided(&stand, 60);
         frozen.until(60, "it is back in the group", |metrics| {
@@ -146,7 +147,7 @@ fn a_process_cut_from_kafka_sends_nothing_over_its_successors_rows() {
     within(240, || {
         let (broker, proxy) = kafka::own_broker_behind_a_proxy();
         let stand = Stand::on(Kafka::of(&broker), "fence_cut", 1, Model::Primary, Options::default());
-        let far = Pipeline { brokers: proxy.address().to_string(), ..stand.pipeline() };
+        let far = Pipeline { brokers: proxy.address().to_string(), ..stand.pipeline().soon_forgotten() };
         let late = FaultKind::LateBegin { delay_ms: LATE_BEGIN_MS };
         let (mut cut_off, mut successor, expected) =
             overtaken(&stand, &far, late, |_| proxy.set(Traffic::Swallowed));
@@ -175,7 +176,7 @@ fn without_transactions_in_kafka_loads_are_guarded_by_plain_commits_and_a_warnin
         let stand = Stand::on(Kafka::of(&broker), "fence_plain", 1, Model::Primary, Options::default());
         let late = FaultKind::LateBegin { delay_ms: LATE_BEGIN_MS };
         let (mut frozen, mut successor, expected) =
-            overtaken(&stand, &stand.pipeline(), late, |first| first.freeze());
+            overtaken(&stand, &stand.pipeline().soon_forgotten(), late, |first| first.freeze());
         frozen.thaw();
         until_decided(&stand, 60);
         must_show(&stand, &expected);

@@ -193,6 +193,7 @@ fn a_dropped_table_is_no_longer_followed_and_the_others_are() {
         tidemill.until_logged(30, "followed tables are gone from the source");
         replica.postgres.run("UPDATE orders SET note = 'goes on'");
         replica.until_equal(60, &["orders"]);
+        replica.warehouse.until_rows(30, "items", 501);
         assert_eq!(
             replica.warehouse.number("SELECT COUNT(*) FROM shop.items"),
             501,

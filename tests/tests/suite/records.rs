@@ -110,7 +110,7 @@ fn latest_skips_what_was_there_and_nothing_that_comes() {
     within(120, || {
         let stand = Stand::new("latest", 2, Model::Duplicate);
         stand.produce(1_000_000..1_000_500);
-        let mut pipeline = stand.pipeline();
+        let mut pipeline = stand.pipeline().soon_forgotten();
         pipeline.source_more = "start = \"latest\"".to_owned();
         let mut first = stand.run(&pipeline);
         first
@@ -192,12 +192,12 @@ fn a_restart_goes_on_where_the_last_one_stopped() {
 
 #[test]
 fn offsets_are_committed_again_and_again_while_it_runs() {
-    within(90, || {
+    within(300, || {
         let stand = Stand::new("commits", 2, Model::Duplicate);
         let _tidemill = stand.run(&stand.pipeline());
         for round in 0..4 {
             stand.produce(round * 100..(round + 1) * 100);
-            stand.until_released(15, (round + 1) * 100);
+            stand.until_released(60, (round + 1) * 100);
         }
         stand.judge(400).must_keep(Promise::Once);
     });
@@ -205,13 +205,13 @@ fn offsets_are_committed_again_and_again_while_it_runs() {
 
 #[test]
 fn records_that_arrive_at_the_very_moment_of_the_assignment_are_read() {
-    within(180, || {
+    within(300, || {
         // Partitions are given to a lane while it waits for messages: what that one read brings must not be lost.
         for round in 0..8 {
             let stand = Stand::new(&format!("at_assignment_{round}"), 1, Model::Duplicate);
             stand.produce(0..50);
             let mut tidemill = stand.run(&stand.pipeline());
-            tidemill.until_settled(10, 50);
+            tidemill.until_settled(60, 50);
             stand.judge(50).must_keep(Promise::Once);
         }
     });

@@ -31,7 +31,7 @@ fn nothing_is_released_past_rows_that_another_table_does_not_take() {
     within(120, || {
         let stand = Stand::new("out_of_order", 1, Model::Duplicate);
         let record = |kind: &str, id: u64| Record::of(format!(r#"{{"id":{id},"kind":"{kind}","amount":1}}"#));
-        let mut pipeline = stand.pipeline();
+        let mut pipeline = stand.pipeline().soon_forgotten();
         stand.routed(&mut pipeline);
         pipeline.source_more = "commit_interval = \"50ms\"".to_owned();
         let refused = stand.warehouse.fault_on("clicks", FaultKind::TooManyVersions);
@@ -57,7 +57,7 @@ fn a_dead_letter_that_cannot_be_kept_releases_nothing() {
     within(120, || {
         let stand = Stand::new("unkept_letter", 1, Model::Duplicate);
         let directory = stand.folder.path().join("letters");
-        let mut pipeline = stand.pipeline();
+        let mut pipeline = stand.pipeline().soon_forgotten();
         pipeline.transforms = transform(&machine::test_plugin(), "{}");
         pipeline.dead_letters = format!("directory = {directory:?}");
         let mut tidemill = stand.run(&pipeline);
@@ -85,10 +85,10 @@ fn what_lands_after_its_partition_was_taken_moves_no_offset_back() {
             let record = |id: u64| Record::of(row(id)).on(i32::from(id.is_multiple_of(2)));
             stand.kafka.produce(&stand.name, ids.map(record));
         };
-        let mut pipeline = stand.pipeline();
+        let mut pipeline = stand.pipeline().soon_forgotten();
         pipeline.source_more = "commit_interval = \"50ms\"".to_owned();
         produce(0..1_000);
-        let slow = stand.warehouse.fault_on(&stand.table, FaultKind::SlowLoad { delay_ms: 1_000 });
+        let slow = stand.warehouse.fault_on(&stand.table, FaultKind::SlowLoad { delay_ms: 3_000 });
         let mut frozen = stand.run(&pipeline);
         stand.warehouse.until_fired(slow, 1);
         frozen.freeze();
@@ -115,7 +115,7 @@ fn exactly_once(stand: &Stand) -> Pipeline {
         delivery: "exactly_once".to_owned(),
         batch: "linger = \"200ms\"".to_owned(),
         source_more: "commit_interval = \"50ms\"".to_owned(),
-        ..stand.pipeline()
+        ..stand.pipeline().soon_forgotten()
     }
 }
 
@@ -126,7 +126,7 @@ fn a_body_whose_answer_was_lost_counts_once() {
         let stand = Stand::new("body_answer", 1, Model::Duplicate);
         let mut tidemill = stand.run(&exactly_once(&stand));
         until_assigned(&mut tidemill, 1);
-        let slow = stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 1_000 });
+        let slow = stand.warehouse.fault(FaultKind::SlowRedirect { delay_ms: 3_000 });
         stand.produce(0..1_000);
         // The first redirect is that of the begin; while the second one waits, the body is the next thing to come.
         stand.warehouse.until_fired(slow, 2);
@@ -146,7 +146,8 @@ fn a_body_whose_answer_was_lost_counts_once() {
 fn a_decision_stands_until_its_loads_are_committed() {
     within(120, || {
         let stand = Stand::new("standing", 1, Model::Duplicate);
-        let pipeline = exactly_once(&stand);
+        // All records are in one epoch: a second one would wait for the commit of the first.
+        let pipeline = Pipeline { batch: "linger = \"2s\"".to_owned(), ..exactly_once(&stand) };
         let mut tidemill = stand.run(&pipeline);
         until_assigned(&mut tidemill, 1);
         // A load is asked for before it is committed, and not before it is prepared.
@@ -225,7 +226,7 @@ fn a_load_that_begins_after_its_process_was_overtaken_is_not_sent() {
         replica.until_equal(60, &["orders"]);
         replica.postgres.until_streaming(60, &replica.slot());
         // On its way to the BE, and there it freezes.
-        let slow = replica.warehouse.fault_on("orders", FaultKind::SlowRedirect { delay_ms: 1_000 });
+        let slow = replica.warehouse.fault_on("orders", FaultKind::SlowRedirect { delay_ms: 3_000 });
         replica.postgres.run("UPDATE orders SET note = 'frozen'");
         replica.warehouse.until_fired(slow, 1);
         frozen.freeze();

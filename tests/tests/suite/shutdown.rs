@@ -48,7 +48,7 @@ fn a_second_signal_ends_at_once_and_loses_nothing() {
         tidemill.terminate();
         tidemill.until_logged(10, "drain");
         tidemill.terminate();
-        let ended = tidemill.until_ended(5);
+        let ended = tidemill.until_ended(20);
         assert_ne!(ended.code, Some(0), "what was not drained is not a success");
         assert_eq!(stand.committed(), 0, "nothing was released");
 

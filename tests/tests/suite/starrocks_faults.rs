@@ -202,7 +202,7 @@ fn a_table_that_is_never_compacted_stops_loads_without_a_spin_and_turns_ready_re
         let stand = Stand::on(kafka::shared(), "never_compacted", 1, Model::Duplicate, options);
         let mut pipeline = stand.pipeline();
         pipeline.batch = "max_rows = 10\nlinger = \"100ms\"".to_owned();
-        pipeline.process = "stall_after = \"2s\"".to_owned();
+        pipeline.process = "stall_after = \"5s\"".to_owned();
         stand.produce(0..500);
         let mut tidemill = stand.run(&pipeline);
         tidemill.until_ready(30);
@@ -249,7 +249,7 @@ fn a_backend_that_is_down_is_waited_for() {
         stand.warehouse.fault(FaultKind::BackendRefuses);
         stand.produce(0..1_000);
         let mut pipeline = stand.pipeline();
-        pipeline.process = "stall_after = \"2s\"".to_owned();
+        pipeline.process = "stall_after = \"5s\"".to_owned();
         let mut tidemill = stand.run(&pipeline);
         // Red it is also before it has begun.
         tidemill.until_ready(30);

@@ -30,7 +30,7 @@ fn batches_grow_while_there_are_too_many_versions_and_return_after() {
         let stand = Stand::on(kafka::shared(), "version_pressure", 1, Model::Duplicate, options);
         let mut pipeline = stand.pipeline();
         pipeline.batch = "max_rows = 100\nlinger = \"50ms\"\n[batch.stretch]\nlinger = \"2s\"\n\
-                          max_rows = 1_600\ncalm = \"1s\""
+                          max_rows = 1_600\ncalm = \"5s\""
             .to_owned();
         stand.produce(0..BEFORE);
         let mut tidemill = stand.run(&pipeline);
@@ -93,8 +93,9 @@ fn without_the_right_to_see_versions_everything_else_goes_on() {
         stand.warehouse.fault_on(&stand.table, FaultKind::TooManyVersions);
         stand.produce(0..1_000);
         let mut tidemill = stand.run(&stand.pipeline());
-        let metrics = tidemill.until(30, "the sign", |metrics| signs(metrics, "too_many_versions") >= 1);
-        assert!(metrics.count(STRETCH, &[]) >= 2, "{metrics:?}");
+        let metrics = tidemill.until(30, "the sign, and what it leads to", |metrics| {
+            signs(metrics, "too_many_versions") >= 1 && metrics.count(STRETCH, &[]) >= 2
+        });
         assert_eq!(metrics.count("tidemill_table_versions", &[]), 0, "it was asked, and refused");
         stand.warehouse.clear_faults();
         tidemill.until_settled(60, 1_000);

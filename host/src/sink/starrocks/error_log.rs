@@ -24,7 +24,7 @@ use serde_json::value::RawValue;
 use crate::sink::Destination;
 
 /// A log with fewer entries has one for each row that was filtered.
-const ENTRIES_MAX: usize = 50;
+pub(super) const ENTRIES_MAX: usize = 50;
 
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -174,4 +174,16 @@ proptest::proptest! {
         let complaints = complaints(&log);
         proptest::prop_assert!(culprits([row.as_bytes()], &complaints, Keys::AreColumns, Some(1)).len() <= 1);
     }
+
+    #[test]
+    fn a_log_that_nobody_counted_names_no_more_rows_than_it_has_entries(
+        entries in proptest::collection::vec("Error: NULL value in non-nullable column 'id'\\. Row: (\\[NULL\\]|)", 0..60),
+        rows in proptest::collection::vec("\\{(\"note\":\"(\\\\nError: |x)\"|)\\}", 0..60),
+    ) {
+        let complaints = complaints(&entries.join("\n"));
+        let named = culprits(rows.iter().map(String::as_bytes), &complaints, Keys::AreColumns, None);
+        proptest::prop_assert!(named.len() <= complaints.len() || complaints.len() >= ENTRIES_MAX);
+        let forges = rows.iter().any(|row| row.contains("nError: "));
+        proptest::prop_assert!(!forges || named.is_empty());
+    }
 }
