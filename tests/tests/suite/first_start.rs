@@ -1,6 +1,6 @@
 //! The first start of a group, of several processes at once.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use rdkafka::{
     ClientConfig,
@@ -46,17 +46,6 @@ fn add_partitions(stand: &Stand, count: usize) {
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
 }
 
-/// A file whose process a group waits for while it is frozen.
-fn patient(stand: &Stand, pipeline: &Pipeline) -> PathBuf {
-    let path = stand.write(pipeline);
-    let text = fs::read_to_string(&path).expect("the file was written");
-    let key = "\"session.timeout.ms\" = \"";
-    let (before, after) = text.split_once(key).expect("the file has it");
-    let (_, after) = after.split_once('"').expect("a value");
-    fs::write(&path, format!("{before}{key}20000\"{after}")).expect("the folder is there");
-    path
-}
-
 /// The second process hears of its partitions when the first one has claimed its own.
 fn check(name: &str, model: Model, delivery: &str) {
     let broker = kafka::own_broker(&[("group.initial.rebalance.delay.ms", "2000")]);
@@ -71,7 +60,7 @@ fn check(name: &str, model: Model, delivery: &str) {
         source_more: "start = \"latest\"".to_owned(),
         ..stand.pipeline()
     };
-    let file = patient(&stand, &pipeline);
+    let file = stand.write(&pipeline);
     let mut first = Tidemill::run(&[&file]);
     until_members(&stand, 1);
     let mut second = Tidemill::run(&[&file]);
