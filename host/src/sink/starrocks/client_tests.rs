@@ -292,13 +292,27 @@ fn state(state: &str) -> Vec<Step> {
     answering(json(&format!(r#"{{"state":"{state}","status":"OK","msg":"Success"}}"#)))
 }
 
-/// Commits a load that was decided just now.
-async fn commit_decided(fes: &[&str]) -> Result<(), Fault> {
+fn decided_just_now() -> Decision {
     let terms =
         Terms { tables_max: 1, prepared_timeout: Duration::from_secs(86_400), database: "shop".into() };
-    let decision = Decision::of_epoch("orders-0", 7, 1, clock::since_1970().as_secs(), &terms);
+    Decision::of_epoch("orders-0", 7, 1, clock::since_1970().as_secs(), &terms)
+}
+
+async fn commit_decided(fes: &[&str]) -> Result<(), Fault> {
     let loads = [(Arc::clone(&test_load().destination), "orders-0-7-0".to_owned())];
-    two_phase::commit_all(&client(fes), &loads, &decision, &Extent::default()).await
+    two_phase::commit_all(&client(fes), &loads, &decided_just_now(), &Extent::default()).await
+}
+
+#[tokio::test]
+async fn what_another_cluster_does_not_know_is_not_taken_for_forgotten() {
+    let fe = Scripted::start(vec![state("PREPARED"), state("UNKNOWN")]).await;
+    let client = client(&[&fe.url]);
+    let ask = || async { two_phase::must_be_known(&client, &decided_just_now(), &Extent::default()).await };
+    ask().await.expect("it knows the load");
+    let fault = ask().await.expect_err("it does not");
+    assert_eq!(fault.kind, FaultKind::Halt);
+    assert!(fault.what.contains("orders-0-7-0"), "{}", fault.what);
+    assert_eq!(fe.finish().await.len(), 2);
 }
 
 /// One that is cut off from the others has not heard that the load was prepared.

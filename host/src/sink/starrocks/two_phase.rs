@@ -112,6 +112,26 @@ pub async fn commit_all(
     worst
 }
 
+/// Of a decision that was made with other FEs an unknown label proves nothing: it may be another cluster that is asked now.
+///
+/// # Errors
+/// Halt, if StarRocks does not know a label; retry, if it cannot be asked.
+pub async fn must_be_known(client: &Client, decision: &Decision, extent: &Extent) -> Result<(), Fault> {
+    for label in decision.labels() {
+        if client.label_state(&decision.database, &label).await? == LabelState::Unknown {
+            return Err(Fault::halt(
+                format!(
+                    "load {label} of decided epoch {decision}, with the rows of {extent}, is not known at StarRocks, and `fe` was another \
+                     list when it was decided"
+                ),
+                "if it names another cluster now: start with the former `fe` until the pipeline has drained, and change it then. If it \
+                 names the same cluster, start once with the former list, too",
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Commits a decided load, and returns when it is committed.
 async fn commit(
     client: &Client,

@@ -13,8 +13,6 @@ use super::exactly::decision_beside;
 use crate::delivery::decision::{Decision, Extent, Step, plan};
 use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
-use crate::sink::starrocks::client::Client;
-use crate::sink::starrocks::state::LabelState;
 use crate::sink::starrocks::two_phase;
 use crate::source::kafka::decider::{Standings, Written};
 use crate::source::kafka::start::Starts;
@@ -122,7 +120,7 @@ impl Control {
             let is_same_cluster = decision.frontends.is_none_or(|frontends| frontends == deciding.frontends);
             let finish = async {
                 if !is_same_cluster {
-                    must_be_known(carrier.client(), decision, extent).await?;
+                    two_phase::must_be_known(carrier.client(), decision, extent).await?;
                 }
                 two_phase::commit_all(carrier.client(), &loads, decision, extent).await
             };
@@ -152,24 +150,4 @@ impl Control {
             }
         });
     }
-}
-
-/// Of a decision that was made with other FEs an unknown label proves nothing: it may be another cluster that is asked now.
-///
-/// # Errors
-/// Halt, if StarRocks does not know a label; retry, if it cannot be asked.
-async fn must_be_known(client: &Client, decision: &Decision, extent: &Extent) -> Result<(), Fault> {
-    for label in decision.labels() {
-        if client.label_state(&decision.database, &label).await? == LabelState::Unknown {
-            return Err(Fault::halt(
-                format!(
-                    "load {label} of decided epoch {decision}, with the rows of {extent}, is not known at StarRocks, and `fe` was another \
-                     list when it was decided"
-                ),
-                "if it names another cluster now: start with the former `fe` until the pipeline has drained, and change it then. If it \
-                 names the same cluster, start once with the former list, too",
-            ));
-        }
-    }
-    Ok(())
 }
