@@ -15,6 +15,7 @@ pub mod carry;
 pub mod decision;
 pub mod epoch;
 pub mod epoch_carrier;
+pub mod first_sight;
 mod fold;
 mod isolation;
 pub mod marker;

@@ -203,6 +203,20 @@ impl Ledger {
         })
     }
 
+    /// Moves the watermark over a span in which the source has no record for us. Only whoever opens the stay's spans may
+    /// say so. False, and nothing is moved, if the stay has ended, while a span of it is open, and if this one does not
+    /// begin where the last one ended.
+    pub fn advance(&self, span: &Span) -> bool {
+        let mut state = lock(&self.state);
+        let Some(track) = state.stays.get_mut(&span.stay) else { return false };
+        let is_next = span.after == track.opened_upto && span.upto > span.after;
+        let advances = is_next && track.spans.is_empty();
+        if advances {
+            (track.opened_upto, track.safe_upto) = (span.upto, span.upto);
+        }
+        advances
+    }
+
     /// Where the next span of a stay has to begin; none if the stay has ended.
     pub fn opened_upto(&self, stay: &Stay) -> Option<i64> {
         lock(&self.state).stays.get(stay).map(|track| track.opened_upto)

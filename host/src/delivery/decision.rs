@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::first_sight::FirstSight;
 use crate::sink::starrocks::state::LabelState;
 
 /// The form of [`Decision::to_metadata`]; at_least_once claims are 1.
@@ -50,6 +51,12 @@ pub struct Decision {
     /// Database that the labels are of.
     #[serde(rename = "db")]
     pub database: String,
+    /// [Digest](super::first_sight::digest) of the FEs that the labels were asked of. Older versions did not say.
+    #[serde(rename = "fe", default, skip_serializing_if = "Option::is_none")]
+    pub frontends: Option<u32>,
+    /// How this partition's topic stood when the group began to read it. Older versions did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<FirstSight>,
 }
 
 /// What all decisions of a pipeline have in common.
@@ -76,6 +83,8 @@ impl Decision {
             prepared_at_s: 0,
             prepared_timeout_s: terms.prepared_timeout.as_secs(),
             database: terms.database.clone(),
+            frontends: None,
+            first: None,
         }
     }
 
@@ -87,6 +96,16 @@ impl Decision {
     /// The same for a partition in which the epoch begins at `from`.
     pub fn beginning_at(&self, from: i64) -> Decision {
         Decision { from, ..self.clone() }
+    }
+
+    /// The same for a partition whose topic stood like that at first.
+    pub fn first_seen(&self, first: Option<FirstSight>) -> Decision {
+        Decision { first, ..self.clone() }
+    }
+
+    /// The same of a process whose file names these FEs.
+    pub fn asked_of(&self, frontends: u32) -> Decision {
+        Decision { frontends: Some(frontends), ..self.clone() }
     }
 
     /// The text beside an offset.
@@ -209,7 +228,8 @@ pub enum Recovery {
 /// What a decided load in `state` needs, asked `age` after its first phase began.
 ///
 /// A prepared transaction is never evicted and nobody rolls a decided one back, so before StarRocks itself gives
-/// prepared ones up an unknown label can only have been committed and then forgotten.
+/// prepared ones up an unknown label can only have been committed and then forgotten. Unknown to all FEs, that is, and to
+/// those of the cluster that prepared it.
 pub fn recover(state: LabelState, age: Duration, prepared_timeout: Duration) -> Recovery {
     match state {
         LabelState::Committed | LabelState::Visible => Recovery::Done,
@@ -244,6 +264,12 @@ mod tests {
         assert_eq!(Decision::read(&text), Ok(Some(decision.clone())), "{text}");
         assert!(text.len() < 220, "{text}");
         assert!(decision.labels().eq(["orders-00ff-3-7-0".to_owned(), "orders-00ff-3-7-1".to_owned()]));
+        let first = FirstSight { at_ms: 1_700_000_000_123, partitions: 96, topics: Some(u32::MAX) };
+        let more = decision.first_seen(Some(first)).asked_of(u32::MAX);
+        let longer = more.to_metadata();
+        assert_eq!(Decision::read(&longer), Ok(Some(more)), "{longer}");
+        assert!(longer.len() <= text.len() + 80, "{longer}");
+        assert_eq!(FirstSight::read(&longer), Some(first));
         let undecided: Vec<String> = decision.undecided_labels().collect();
         assert_eq!(undecided.len(), 4 * 5);
         assert_eq!(undecided.first().map(String::as_str), Some("orders-00ff-3-8-0"));

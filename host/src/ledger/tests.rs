@@ -46,6 +46,30 @@ fn records_are_told_apart_by_when_they_were_read() {
 }
 
 #[test]
+fn a_place_without_records_is_passed_once_nothing_before_it_is_open() {
+    let (ledger, mut tickets) = ledger_with(&[(-1, 9)]);
+    assert!(!ledger.advance(&span(1, 9, 11)), "a span is open before it");
+    drop(tickets.remove(0).settle());
+    assert!(!ledger.advance(&span(1, 10, 11)), "what lies before it was never opened");
+    assert!(!ledger.advance(&span(1, 9, 9)) && !ledger.advance(&span(2, 9, 11)));
+    assert_eq!(ledger.progress(), [Watermark { stay: stay(1), upto: 9 }]);
+    assert!(ledger.advance(&span(1, 9, 11)));
+    assert_eq!(ledger.progress(), [Watermark { stay: stay(1), upto: 11 }]);
+    assert_eq!(ledger.opened_upto(&stay(1)), Some(11));
+    let next = ledger.open(&span(1, 11, 12)).unwrap();
+    assert_eq!(ledger.watermark(&stay(1)).unwrap().upto, 11);
+    assert_eq!(next.settle().unwrap().upto, 12);
+}
+
+#[test]
+fn nothing_is_passed_behind_a_span_that_was_given_up() {
+    let (ledger, mut tickets) = ledger_with(&[(-1, 9)]);
+    tickets.remove(0).forget();
+    assert!(!ledger.advance(&span(1, 9, 11)));
+    assert_eq!(ledger.watermark(&stay(1)).unwrap().upto, -1);
+}
+
+#[test]
 fn a_span_waits_for_all_of_its_tickets() {
     let (ledger, mut tickets) = ledger_with(&[(-1, 9)]);
     let first = tickets.remove(0);

@@ -391,14 +391,18 @@ fn rows_of_before_a_new_column_and_of_after_it_share_a_batch() {
         copying.kill();
         replica.warehouse.clear_faults();
         replica.postgres.run("UPDATE orders SET note = 'before' WHERE id <= 500");
-        replica.postgres.run("ALTER TABLE orders ADD COLUMN extra bigint; UPDATE orders SET extra = id WHERE id % 7 = 0");
+        replica
+            .postgres
+            .run("ALTER TABLE orders ADD COLUMN extra bigint; UPDATE orders SET extra = id WHERE id % 7 = 0");
         let mut following = replica.run(&pipeline);
         following.until_logged(60, "following the slot");
         replica.until_equal(30, &["orders"]);
         replica.postgres.run("INSERT INTO orders VALUES (2000, 'after', 1)");
         replica.until_equal(30, &["orders"]);
         following.drain(30);
-        for load in replica.warehouse.loads() { println!("{load:?}"); }
+        for load in replica.warehouse.loads() {
+            println!("{load:?}");
+        }
         replica.until_equal(1, &["orders"]);
     });
 }

@@ -14,7 +14,7 @@ use super::request::{add_load_headers, cancel_path, credentials, load_headers, l
 use super::state::LabelState;
 use super::transport::{Answer, BodyMark, Call, Transport, TransportError};
 use crate::config::model::StarRocks;
-use crate::fault::Fault;
+use crate::fault::{Fault, FaultKind};
 use crate::sink::{Load, Outcome};
 
 mod transaction;
@@ -123,6 +123,37 @@ impl Client {
         let path = state_path(database, label);
         let answer = self.0.ask_frontends(Method::GET, &path, &self.0.credentials, FE_PATIENCE).await?;
         self.0.read_state(database, label, &answer)
+    }
+
+    /// What the FEs of the file say of `label`, each asked for itself.
+    ///
+    /// # Errors
+    /// `Retry` unless more than half of them give a state; `Halt` as [`Client::label_state`].
+    pub async fn label_states(&self, database: &str, label: &str) -> Result<Vec<LabelState>, Fault> {
+        let path = state_path(database, label);
+        let addresses = self.0.cluster_addresses();
+        let mut states = Vec::new();
+        let mut failures = Vec::new();
+        for address in &addresses {
+            let first = self.0.bodyless(Method::GET, address, &path, &self.0.credentials, FE_PATIENCE).await;
+            let asked = match first {
+                Ok(answer) => {
+                    let hop = Hop { from: address.clone(), answer };
+                    let answer = self.0.to_leader(hop, Method::GET, &self.0.credentials, FE_PATIENCE).await;
+                    answer.and_then(|answer| self.0.read_state(database, label, &answer))
+                }
+                Err(error) => Err(Fault::retry(format!("cannot ask {address}")).caused_by(error)),
+            };
+            match asked {
+                Ok(state) => states.push(state),
+                Err(fault) if fault.kind == FaultKind::Halt => return Err(fault),
+                Err(fault) => failures.push(fault.story()),
+            }
+        }
+        if states.len() * 2 > addresses.len() {
+            return Ok(states);
+        }
+        Err(Fault::retry(format!("too few FEs say what became of load {label}: {}", failures.join("; "))))
     }
 
     /// Asks for the transaction of `label` to be aborted. That it was asked says nothing: a transaction
@@ -321,7 +352,18 @@ impl Shared {
         headers: &HeaderMap,
         patience: Duration,
     ) -> Result<Answer, Fault> {
-        let Hop { mut from, mut answer } = self.first_hop(method.clone(), path, headers, patience).await?;
+        let hop = self.first_hop(method.clone(), path, headers, patience).await?;
+        self.to_leader(hop, method, headers, patience).await
+    }
+
+    /// From an FE's answer to that of the one it names.
+    async fn to_leader(
+        &self,
+        Hop { mut from, mut answer }: Hop,
+        method: Method,
+        headers: &HeaderMap,
+        patience: Duration,
+    ) -> Result<Answer, Fault> {
         for _ in 0..REDIRECTS_MAX {
             if !answer.status.is_redirection() {
                 return Ok(answer);

@@ -1,6 +1,8 @@
 //! Attempts against a server that does, byte by byte, what a script says.
 
 use super::*;
+use crate::clock;
+use crate::delivery::decision::{Decision, Extent, Terms};
 use crate::fault::FaultKind;
 use crate::sink::starrocks::scripted::{
     Nobody, Scripted, Step, answering, cluster, json, load, redirect, response,
@@ -296,6 +298,62 @@ async fn label_states_and_cancels_are_asked_of_the_leader() {
     assert!(asked[0].head.starts_with("GET /api/shop/get_load_state?label=a "));
     assert!(asked[1].head.starts_with("POST /api/shop/orders/_cancel?label=a "));
     assert!(asked.iter().all(|asked| asked.header("authorization").is_some()));
+}
+
+fn state(state: &str) -> Vec<Step> {
+    answering(json(&format!(r#"{{"state":"{state}","status":"OK","msg":"Success"}}"#)))
+}
+
+fn decided_just_now() -> Decision {
+    let terms =
+        Terms { tables_max: 1, prepared_timeout: Duration::from_secs(86_400), database: "shop".into() };
+    Decision::of_epoch("orders-0", 7, 1, clock::since_1970().as_secs(), &terms)
+}
+
+async fn commit_decided(fes: &[&str]) -> Result<(), Fault> {
+    let loads = [(Arc::clone(&test_load().destination), "orders-0-7-0".to_owned())];
+    two_phase::commit_all(&client(fes), &loads, &decided_just_now(), &Extent::default()).await
+}
+
+#[tokio::test]
+async fn what_another_cluster_does_not_know_is_not_taken_for_forgotten() {
+    let fe = Scripted::start(vec![state("PREPARED"), state("UNKNOWN")]).await;
+    let client = client(&[&fe.url]);
+    let ask = || async { two_phase::must_be_known(&client, &decided_just_now(), &Extent::default()).await };
+    ask().await.expect("it knows the load");
+    let fault = ask().await.expect_err("it does not");
+    assert_eq!(fault.kind, FaultKind::Halt);
+    assert!(fault.what.contains("orders-0-7-0"), "{}", fault.what);
+    assert_eq!(fe.finish().await.len(), 2);
+}
+
+/// One that is cut off from the others has not heard that the load was prepared.
+#[tokio::test]
+async fn a_decided_load_that_one_fe_does_not_know_is_asked_of_all() {
+    let cut_off = Scripted::start(vec![
+        state("UNKNOWN"),
+        state("UNKNOWN"),
+        answering(json(r#"{"Status":"OK","Message":""}"#)),
+        state("COMMITTED"),
+    ])
+    .await;
+    let other = Scripted::start(vec![state("PREPARED")]).await;
+    commit_decided(&[&cut_off.url, &other.url]).await.expect("it is committed");
+    assert!(cut_off.finish().await[2].head.starts_with("POST /api/transaction/commit "));
+    assert_eq!(other.finish().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_decided_load_is_taken_for_forgotten_when_most_fes_have_not_known_it_twice() {
+    let unknown = |times| std::iter::repeat_with(|| state("UNKNOWN")).take(times).collect();
+    let (one, two) = (Scripted::start(unknown(3)).await, Scripted::start(unknown(2)).await);
+    let dead = Scripted::nobody().await;
+    commit_decided(&[&one.url, &two.url, &dead]).await.expect("it is done");
+    assert_eq!((one.finish().await.len(), two.finish().await.len()), (3, 2));
+    let alone = Scripted::start(unknown(2)).await;
+    let fault = commit_decided(&[&alone.url, &dead]).await.expect_err("half of them do not say");
+    assert_eq!(fault.kind, FaultKind::Retry);
+    assert_eq!(alone.finish().await.len(), 2);
 }
 
 #[tokio::test]

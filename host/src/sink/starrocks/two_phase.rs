@@ -18,6 +18,9 @@ use crate::sink::{Destination, Load, Outcome, Receipt, Rejection, Scarce};
 
 /// How often a commit is asked for before somebody hears that it is not made.
 const COMMITS_PER_TRY: u32 = 3;
+/// How long after all FEs did not know a decided load they are asked once more: an FE that is cut off from the others says what
+/// it knew, until it hears that it leads no more.
+const UNKNOWN_AGAIN_AFTER: Duration = Duration::from_secs(3);
 /// How often a load that nobody will commit is asked to be rolled back. It does no harm where it stands: its
 /// label is never used again, and StarRocks gives it up by itself.
 const ROLLBACK_TRIES: u32 = 5;
@@ -109,6 +112,26 @@ pub async fn commit_all(
     worst
 }
 
+/// Of a decision that was made with other FEs an unknown label proves nothing: it may be another cluster that is asked now.
+///
+/// # Errors
+/// Halt, if StarRocks does not know a label; retry, if it cannot be asked.
+pub async fn must_be_known(client: &Client, decision: &Decision, extent: &Extent) -> Result<(), Fault> {
+    for label in decision.labels() {
+        if client.label_state(&decision.database, &label).await? == LabelState::Unknown {
+            return Err(Fault::halt(
+                format!(
+                    "load {label} of decided epoch {decision}, with the rows of {extent}, is not known at StarRocks, and `fe` was another \
+                     list when it was decided"
+                ),
+                "if it names another cluster now: start with the former `fe` until the pipeline has drained, and change it then. If it \
+                 names the same cluster, start once with the former list, too",
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Commits a decided load, and returns when it is committed.
 async fn commit(
     client: &Client,
@@ -120,7 +143,7 @@ async fn commit(
     let mut backoff = Backoff::new(Pace::POLLING);
     let mut told = String::new();
     for asked in 0..=COMMITS_PER_TRY {
-        let state = client.label_state(&destination.cluster.database, label).await?;
+        let state = state_of_decided(client, &destination.cluster.database, label).await?;
         // Read after the state, or a load that was given up in between would be too young.
         let age = clock::since_1970().saturating_sub(Duration::from_secs(decision.prepared_at_s));
         match recover(state, age, prepared_timeout) {
@@ -134,6 +157,23 @@ async fn commit(
         told = client.commit(destination, label).await?;
     }
     Err(Fault::retry(format!("StarRocks does not commit decided load {label}: {told}")))
+}
+
+/// The state of a load that was decided. That it is unknown has to be said by most FEs, by none otherwise, and twice: it is
+/// taken for proof that the load is committed.
+async fn state_of_decided(client: &Client, database: &str, label: &str) -> Result<LabelState, Fault> {
+    let state = client.label_state(database, label).await?;
+    if state != LabelState::Unknown {
+        return Ok(state);
+    }
+    for wait in [Duration::ZERO, UNKNOWN_AGAIN_AFTER] {
+        tokio::time::sleep(wait).await;
+        let states = client.label_states(database, label).await?;
+        if let Some(known) = states.into_iter().find(|state| *state != LabelState::Unknown) {
+            return Ok(known);
+        }
+    }
+    Ok(LabelState::Unknown)
 }
 
 fn lost(decision: &Decision, extent: &Extent, label: &str, state: LabelState) -> Fault {

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::delivery::first_sight::FirstSight;
+
 /// The form of [`Claim::text`]; decisions of exactly_once are 2.
 const VERSION: u32 = 1;
 /// Numbers that are claimed ahead: each commit claims anew, so few are used between two. A successor asks
@@ -28,12 +30,15 @@ pub(super) struct Claim {
     /// Numbers before `from` that may be open, as what they are short of it: few digits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     open: Vec<u64>,
+    /// How the partition's topic stood when the group began to read it. Older versions did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    first: Option<FirstSight>,
 }
 
 impl Claim {
     /// No label with rows of the partition is open, or will be.
     pub(super) fn nothing(stem: &str) -> Claim {
-        Claim { version: VERSION, stem: stem.to_owned(), from: 0, end: 0, open: Vec::new() }
+        Claim { version: VERSION, stem: stem.to_owned(), from: 0, end: 0, open: Vec::new(), first: None }
     }
 
     /// Labels that may be open: `open` of those that were used, and `ahead` of those that were not.
@@ -42,9 +47,10 @@ impl Claim {
         Claim { from, end: from.saturating_add(ahead), open, ..Claim::nothing(stem) }
     }
 
-    /// The text beside an offset. At most 128 numbers of 20 digits: well within the brokers' 4096 bytes.
-    pub(super) fn text(&self) -> String {
-        serde_json::json!(self).to_string()
+    /// The text beside an offset of a topic that stood like `first` when the group began to read it. At most 128 numbers
+    /// of 20 digits: well within the brokers' 4096 bytes.
+    pub(super) fn text(&self, first: Option<FirstSight>) -> String {
+        serde_json::json!(Claim { first, ..self.clone() }).to_string()
     }
 
     /// Reads the text beside an offset; none if it is no claim of ours.
@@ -73,9 +79,15 @@ mod tests {
     #[test]
     fn a_claim_is_read_as_it_was_written() {
         let claim = Claim::of("orders-00ff", 40, 2, [3, 39, 40].into_iter());
-        let text = claim.text();
+        let text = claim.text(None);
         assert_eq!(text, r#"{"v":1,"stem":"orders-00ff","from":40,"end":42,"open":[37,1]}"#);
         assert_eq!(Claim::read(&text), Some(claim.clone()));
+        let first = FirstSight { at_ms: 1_700_000_000_123, partitions: 12, topics: None };
+        assert_eq!(FirstSight::read(&claim.text(Some(first))), Some(first));
+        assert_eq!(
+            Claim::read(&claim.text(Some(first))),
+            Some(Claim { first: Some(first), ..claim.clone() })
+        );
         let labels: Vec<String> = claim.labels().collect();
         assert_eq!(labels, ["orders-00ff-3", "orders-00ff-39", "orders-00ff-40", "orders-00ff-41"]);
         let covered: Vec<u64> = (0..50).filter(|number| claim.covers(*number)).collect();
@@ -85,7 +97,7 @@ mod tests {
     #[test]
     fn a_partition_that_was_given_up_in_order_has_nothing_open() {
         let claim = Claim::nothing("orders-00ff");
-        assert_eq!(Claim::read(&claim.text()), Some(claim.clone()));
+        assert_eq!(Claim::read(&claim.text(None)), Some(claim.clone()));
         assert_eq!(claim.labels().count(), 0);
     }
 
@@ -102,7 +114,9 @@ mod tests {
     fn the_largest_claim_fits_beside_an_offset() {
         let stem = "s".repeat(107);
         let largest = Claim::of(&stem, u64::MAX - CLAIMED_AHEAD, CLAIMED_AHEAD, 0..OPEN_MAX as u64);
-        assert!(largest.text().len() <= TEXT_BYTES_MAX, "{} bytes", largest.text().len());
+        let text =
+            largest.text(Some(FirstSight { at_ms: i64::MAX, partitions: u32::MAX, topics: Some(u32::MAX) }));
+        assert!(text.len() <= TEXT_BYTES_MAX, "{} bytes", text.len());
         let forged = Claim { end: u64::MAX, ..Claim::nothing("s") };
         assert_eq!(forged.labels().count() as u64, CLAIMED_AHEAD, "nobody asks for ever");
     }

@@ -47,6 +47,10 @@ const POLL_WAIT: Duration = Duration::from_millis(50);
 const DECISION_POLL_WAIT: Duration = Duration::from_millis(5);
 /// A lane that does not go round for so long is told of: longer than a plugin's default time-out.
 const LANE_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a read of a lane that was called may take to end: it ends at once, on a machine that has time for it.
+const READ_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether it has.
+const READ_POLL: Duration = Duration::from_millis(1);
 /// How long a broker in trouble is asked whether it is back.
 const TROUBLE_ASK: Duration = Duration::from_millis(300);
 /// How often lag and health are looked at.
@@ -75,6 +79,22 @@ impl Lane {
     fn take_back(&self, stays: &[Stay]) {
         self.orders.take_back(stays);
         self.queue.wake();
+    }
+
+    /// Waits until the read is over that it is within, if it is.
+    ///
+    /// # Errors
+    /// Retry, if it is not over by `deadline`.
+    fn end_read(&self, deadline: Instant) -> Result<(), Fault> {
+        let Some(read) = self.orders.read_under_way() else { return Ok(()) };
+        self.queue.wake();
+        while self.orders.read_under_way() == Some(read) {
+            if Instant::now() >= deadline {
+                return Err(Fault::retry("a lane does not come back from a read"));
+            }
+            std::thread::sleep(READ_POLL);
+        }
+        Ok(())
     }
 
     /// Has it end.
@@ -159,7 +179,12 @@ impl Control {
         for number in 0..lane_count {
             let queue = Queue::new(&reader).ok_or_else(|| Fault::retry("cannot make a librdkafka queue"))?;
             let (queue, orders) = (Arc::new(queue), Arc::new(Orders::default()));
-            let feed = KafkaFeed::new(Arc::clone(&queue), Arc::clone(&orders), parts.gathering);
+            let feed = KafkaFeed::new(
+                Arc::clone(&queue),
+                Arc::clone(&orders),
+                parts.ledger.clone(),
+                parts.gathering,
+            );
             let thread = spawn_lane(number, feed)
                 .map_err(|error| Fault::retry("cannot start a lane's thread").caused_by(error))?;
             let turns = (0, Instant::now());

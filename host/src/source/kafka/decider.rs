@@ -33,7 +33,7 @@ const CONNECTION_PROPERTIES: [&str; 7] =
     ["ssl.", "sasl.", "socket.", "broker.", "reconnect.", "metadata.", "enable.ssl."];
 /// A metadata text that is as long as any of ours: the claim is padded to it, and shows at once whether the brokers
 /// take such texts for all partitions together (`offset.metadata.max.bytes`, 4096 by default).
-pub(super) const METADATA_BYTES: usize = 320;
+pub(super) const METADATA_BYTES: usize = 384;
 
 /// What transactions take.
 pub(crate) const RIGHTS: &str = "WRITE and DESCRIBE on TransactionalId with the pipeline's name as prefix";

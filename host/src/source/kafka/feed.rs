@@ -1,13 +1,15 @@
 //! A lane's input: reads its queue by the thousand and gathers each partition's records by column.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::bindings::rd_kafka_resp_err_t as NativeError;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::orders::{Orders, Start};
 use super::queue::{MESSAGES_PER_CALL, Message, Messages, Queue};
 use crate::fault::Fault;
+use crate::ledger::Ledger;
 use crate::position::{Span, Stay};
 use crate::record::{Columns, MARK_DELETE, MARK_KEY, MARK_VALUE};
 use crate::source::{Fed, Feed, Gathering};
@@ -24,14 +26,21 @@ const READ_WAIT: Duration = Duration::from_millis(20);
 /// [wake](Queue::wake) it, so this costs nobody time: it is only there in case that a call is missed.
 const REST: Duration = Duration::from_millis(500);
 
+/// How often it is looked for places that were read over: markers of transactions, and what was aborted.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// A lane's queue and what it has gathered from it.
 pub(crate) struct KafkaFeed {
     messages: Messages,
     /// Behind `messages`: fields are dropped in order, and messages must go before their queue.
     queue: Arc<Queue>,
     orders: Arc<Orders>,
+    /// Told of places without records, which nobody opens a span for.
+    ledger: Ledger,
     gathering: Gathering,
     partitions: Vec<Gathered>,
+    /// When it was last looked for such places.
+    looked_at: Instant,
     /// The last message's topic and partition, and its place in `partitions`.
     last: Option<(usize, i32, usize)>,
     /// Reads of the queue so far: the number of the one that `messages` came from.
@@ -52,11 +61,65 @@ struct Gathered {
     columns: Columns,
     /// End of the last span handed on.
     handed_upto: i64,
-    /// The last record gathered.
+    /// The last record gathered, or the end of the last place that was read over.
     upto: i64,
+    /// Of the last place that was read over: what it lies behind, and its end.
+    read_over: (i64, i64),
+    /// Until the position is beyond it, an error may be taken for a record there.
+    doubtful: i64,
 }
 
 impl Gathered {
+    fn of(start: Start, first_read: u64) -> Gathered {
+        let after = start.after;
+        Gathered {
+            start,
+            first_read,
+            columns: Columns::default(),
+            handed_upto: after,
+            upto: after,
+            read_over: (after, after),
+            doubtful: i64::MIN,
+        }
+    }
+
+    /// Something came that is not behind what came last. librdkafka reads again what a pause interrupted; but where it had
+    /// read on without a record there can be none.
+    fn check_repeated(&self, offset: i64) -> Result<(), Fault> {
+        let (after, upto) = self.read_over;
+        if offset <= after || offset > upto {
+            return Ok(());
+        }
+        Err(Fault::halt(
+            format!(
+                "a record of {} at offset {offset} came after its place was passed",
+                self.start.stay.partition
+            ),
+            format!(
+                "this is a defect of tidemill: report it, set the group's offset of the partition back to {offset} with \
+                 kafka-consumer-groups --reset-offsets, and start again"
+            ),
+        ))
+    }
+
+    /// Tells the ledger that there is no record before `position`, if it is beyond all that was read, and handed on.
+    fn read_on(&mut self, position: i64, ledger: &Ledger) {
+        if position < self.doubtful {
+            // librdkafka's note was made anew since.
+            self.doubtful = i64::MIN;
+        }
+        let upto = position.saturating_sub(1);
+        if position <= self.doubtful || upto <= self.upto || !self.columns.is_empty() {
+            return;
+        }
+        let span = Span { stay: self.start.stay.clone(), after: self.handed_upto, upto };
+        if ledger.advance(&span) {
+            let after = if self.read_over.1 == self.upto { self.read_over.0 } else { self.upto };
+            self.read_over = (after, upto);
+            (self.handed_upto, self.upto) = (upto, upto);
+        }
+    }
+
     fn is_full(&self) -> bool {
         let Columns { values, keys, headers, .. } = &self.columns;
         let bytes = values.data.len() + keys.data.len() + headers.contents.data.len();
@@ -65,13 +128,20 @@ impl Gathered {
 }
 
 impl KafkaFeed {
-    pub(super) fn new(queue: Arc<Queue>, orders: Arc<Orders>, gathering: Gathering) -> KafkaFeed {
+    pub(super) fn new(
+        queue: Arc<Queue>,
+        orders: Arc<Orders>,
+        ledger: Ledger,
+        gathering: Gathering,
+    ) -> KafkaFeed {
         KafkaFeed {
             messages: Messages::new(),
             queue,
             orders,
+            ledger,
             gathering,
             partitions: Vec::new(),
+            looked_at: Instant::now(),
             last: None,
             reads: 0,
             flushing: false,
@@ -89,15 +159,7 @@ impl KafkaFeed {
         self.partitions.retain(|gathered| news.stays.contains(&gathered.start));
         for start in news.stays {
             if !self.partitions.iter().any(|gathered| gathered.start == start) {
-                let after = start.after;
-                let columns = Columns::default();
-                self.partitions.push(Gathered {
-                    start,
-                    first_read,
-                    columns,
-                    handed_upto: after,
-                    upto: after,
-                });
+                self.partitions.push(Gathered::of(start, first_read));
             }
         }
     }
@@ -119,7 +181,13 @@ impl KafkaFeed {
         loop {
             let Some(message) = self.messages.next() else { return Ok(None) };
             if let Some((code, text)) = message.error() {
-                check_error(&message, code, &text)?;
+                let place = format!("{}[{}]", message.topic(), message.partition());
+                check_error(&place, message.offset(), code, &text)?;
+                if let Some(place) = find(&self.partitions, self.reads, &message) {
+                    let gathered = &mut self.partitions[place];
+                    gathered.doubtful = gathered.doubtful.max(message.offset().saturating_add(1));
+                    message.go_on_at(gathered.upto.saturating_add(1));
+                }
                 continue;
             }
             let known = self.last.filter(|(topic, partition, _)| {
@@ -135,12 +203,55 @@ impl KafkaFeed {
             };
             let gathered = &mut self.partitions[place];
             if message.offset() <= gathered.upto {
-                // Nothing that librdkafka should do; the record was read already.
+                gathered.check_repeated(message.offset())?;
                 continue;
             }
             copy(&message, gathered, self.gathering);
             if gathered.is_full() {
                 return Ok(Some(place));
+            }
+        }
+    }
+
+    /// Reads the queue, and follows what was ordered meanwhile: a partition may have been given while the read waited, and
+    /// may have delivered into it. Its records must not be taken for those of a stranger.
+    fn read(&mut self) {
+        self.orders.begin_read();
+        if self.resting {
+            self.queue.read_after_rest(&mut self.messages, REST, READ_WAIT);
+        } else {
+            self.queue.read(&mut self.messages, READ_WAIT);
+        }
+        self.resting = self.messages.came() == 0;
+        self.reads += 1;
+        self.follow_orders(self.reads);
+        self.orders.end_read();
+    }
+
+    /// Now and then, when all that was read is gathered: has the ledger follow the position where no record was, or a
+    /// partition that is quiet from then on would be read again from before its last marker, which retention may have
+    /// taken away by then.
+    fn look_for_places_read_over(&mut self) {
+        if self.looked_at.elapsed() < LOOK_EVERY {
+            return;
+        }
+        self.looked_at = Instant::now();
+        let at_rest =
+            || self.partitions.iter().enumerate().filter(|(_, gathered)| gathered.columns.is_empty());
+        let mut list = TopicPartitionList::with_capacity(self.partitions.len());
+        let mut places = Vec::with_capacity(self.partitions.len());
+        for (place, gathered) in at_rest() {
+            let partition = &gathered.start.stay.partition;
+            let Ok(number) = i32::try_from(partition.number) else { continue };
+            list.add_partition(&partition.source, number);
+            places.push(place);
+        }
+        if places.is_empty() || !self.queue.positions(&list) {
+            return;
+        }
+        for (element, place) in list.elements().into_iter().zip(places) {
+            if let Offset::Offset(position) = element.offset() {
+                self.partitions[place].read_on(position, &self.ledger);
             }
         }
     }
@@ -199,16 +310,23 @@ fn copy(message: &Message<'_>, gathered: &mut Gathered, gathering: Gathering) {
 }
 
 /// Errors that stand in the queue in place of a record. Passing ones are librdkafka's to get over.
-fn check_error(message: &Message<'_>, code: NativeError, text: &str) -> Result<(), Fault> {
-    let place = format!("{}[{}]", message.topic(), message.partition());
+fn check_error(place: &str, offset: i64, code: NativeError, text: &str) -> Result<(), Fault> {
     match code {
         NativeError::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET
         | NativeError::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE => Err(Fault::halt(
-            format!("cannot read {place} at offset {}: {text}", message.offset()),
+            format!("cannot read {place} at offset {offset}: {text}"),
             "records between the committed offset and the oldest one that the broker still has are gone \
              (retention), or the topic was made anew; decide where to go on and set the group's offset \
              with kafka-consumer-groups --reset-offsets",
         )),
+        // librdkafka goes on behind these records, which would be left out.
+        NativeError::RD_KAFKA_RESP_ERR__BAD_MSG | NativeError::RD_KAFKA_RESP_ERR__NOT_IMPLEMENTED => {
+            Err(Fault::halt(
+                format!("cannot read {place} at offset {offset}: {text}"),
+                "the records there are damaged, or of a format that nobody writes any more: mend the partition, or set the \
+                 group's offset behind them with kafka-consumer-groups --reset-offsets",
+            ))
+        }
         NativeError::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
         | NativeError::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
         | NativeError::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION => Err(Fault::halt(
@@ -247,16 +365,8 @@ impl Feed for KafkaFeed {
             if let Some(place) = self.fullest().filter(|_| bytes >= GATHERED_BYTES_MAX) {
                 return Ok(Fed::Chunk(self.hand_on(place, into)));
             }
-            if self.resting {
-                self.queue.read_after_rest(&mut self.messages, REST, READ_WAIT);
-            } else {
-                self.queue.read(&mut self.messages, READ_WAIT);
-            }
-            self.resting = self.messages.came() == 0;
-            self.reads += 1;
-            // A partition may have been given while this read waited, and may have delivered into it:
-            // its records must not be taken for those of a stranger.
-            self.follow_orders(self.reads);
+            self.look_for_places_read_over();
+            self.read();
             if self.ended {
                 return Ok(Fed::Ended);
             }
@@ -279,148 +389,4 @@ impl Feed for KafkaFeed {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-    use std::time::Instant;
-
-    use rdkafka::config::ClientConfig;
-    use rdkafka::consumer::Consumer as _;
-    use rdkafka::mocking::MockCluster;
-    use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
-    use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-
-    use super::*;
-    use crate::config::model::{self, Isolation, Kafka, KafkaSecurity};
-    use crate::position::{Epoch, Partition};
-    use crate::source::kafka::consumer;
-
-    const PATIENCE: Duration = Duration::from_secs(30);
-
-    fn settings(brokers: String) -> Kafka {
-        Kafka {
-            brokers: vec![brokers],
-            topics: vec!["t".into()],
-            group: "g".into(),
-            start: model::Start::Earliest,
-            isolation: Isolation::ReadCommitted,
-            commit_interval: Duration::from_secs(1),
-            fetch_queue_bytes: 1 << 20,
-            security: KafkaSecurity::default(),
-            properties: BTreeMap::new(),
-        }
-    }
-
-    /// In one batch, so that one read of the queue brings all of them.
-    fn produce(brokers: &str, records: u8) {
-        let producer: BaseProducer = ClientConfig::new()
-            .set("bootstrap.servers", brokers)
-            // Longer than any test takes to give it the records; the flush waits for none of it.
-            .set("linger.ms", "60000")
-            .create()
-            .expect("a producer");
-        for record in 0..records {
-            let record = [record];
-            let sent = producer.send(BaseRecord::<[u8], [u8]>::to("t").partition(0).payload(&record[..]));
-            sent.map_err(|(error, _)| error).expect("room in the producer's queue");
-        }
-        producer.flush(PATIENCE).expect("the mock brokers take records");
-    }
-
-    /// A feed that has read `records` records of `t[0]` and was told of no stay so far.
-    fn feed_after_a_read(
-        records: u8,
-    ) -> (MockCluster<'static, rdkafka::producer::DefaultProducerContext>, KafkaFeed) {
-        let cluster = MockCluster::new(1).expect("mock brokers");
-        cluster.create_topic("t", 1, 1).expect("a topic");
-        produce(&cluster.bootstrap_servers(), records);
-        let reader = Arc::new(consumer::connect(&settings(cluster.bootstrap_servers())).expect("a consumer"));
-        let queue = Arc::new(Queue::new(&reader).expect("a queue"));
-        assert!(queue.take_partition("t", 0));
-        let mut assignment = TopicPartitionList::new();
-        assignment.add_partition_offset("t", 0, Offset::Offset(0)).expect("an offset");
-        reader.assign(&assignment).expect("assigned");
-        let mut feed = KafkaFeed::new(queue, Arc::default(), Gathering::default());
-        let began = Instant::now();
-        while feed.messages.came() < usize::from(records) && began.elapsed() < PATIENCE {
-            feed.queue.read(&mut feed.messages, Duration::from_millis(200));
-        }
-        feed.reads = 1;
-        (cluster, feed)
-    }
-
-    /// Longer than any test waits: who is still at rest then was not woken.
-    const LONG: Duration = Duration::from_secs(60);
-
-    #[test]
-    fn a_lane_at_rest_is_woken_by_a_call_and_by_a_message() {
-        let (cluster, mut feed) = feed_after_a_read(3);
-        let began = Instant::now();
-        feed.queue.wake();
-        feed.queue.read_after_rest(&mut feed.messages, LONG, LONG);
-        assert_eq!(feed.messages.came(), 0, "a call before the wait ends it, too");
-        let queue = Arc::clone(&feed.queue);
-        std::thread::scope(|scope| {
-            scope.spawn(|| feed.queue.read_after_rest(&mut feed.messages, LONG, LONG));
-            queue.wake();
-        });
-        assert_eq!(feed.messages.came(), 0);
-        produce(&cluster.bootstrap_servers(), 1);
-        feed.queue.read_after_rest(&mut feed.messages, LONG, Duration::ZERO);
-        assert_eq!(feed.messages.came(), 1);
-        assert!(began.elapsed() < LONG);
-    }
-
-    #[test]
-    fn what_comes_with_the_first_message_after_a_rest_is_read_with_it() {
-        let (cluster, mut feed) = feed_after_a_read(0);
-        produce(&cluster.bootstrap_servers(), 3);
-        let mut came = 0;
-        while came < 3 {
-            feed.queue.read_after_rest(&mut feed.messages, LONG, READ_WAIT);
-            assert!(feed.messages.came() > 0);
-            let offsets: Vec<i64> =
-                std::iter::from_fn(|| feed.messages.next().map(|message| message.offset())).collect();
-            let expected: Vec<i64> = (came..).take(offsets.len()).collect();
-            assert_eq!(offsets, expected, "in their order, none twice");
-            came += i64::try_from(offsets.len()).expect("at most three");
-        }
-    }
-
-    fn give(feed: &KafkaFeed) -> Stay {
-        let stay = Stay { partition: Partition { source: "t".into(), number: 0 }, epoch: Epoch(2) };
-        feed.orders.give(Start { stay: stay.clone(), after: -1 });
-        stay
-    }
-
-    #[test]
-    fn large_keys_fill_a_chunk_as_large_values_do() {
-        let stay = Stay { partition: Partition { source: "t".into(), number: 0 }, epoch: Epoch(1) };
-        let start = Start { stay, after: -1 };
-        let columns = Columns::default();
-        let mut gathered = Gathered { start, first_read: 0, columns, handed_upto: -1, upto: -1 };
-        assert!(!gathered.is_full());
-        gathered.columns.keys.push(&vec![0; CHUNK_BYTES_MAX]);
-        assert!(gathered.is_full());
-    }
-
-    #[test]
-    fn a_stay_given_during_a_read_takes_what_the_read_brought() {
-        let (_cluster, mut feed) = feed_after_a_read(3);
-        give(&feed);
-        feed.follow_orders(feed.reads);
-        assert_eq!(feed.gather().expect("no error in the queue"), None);
-        assert_eq!(feed.partitions[0].upto, 2);
-    }
-
-    /// The lane waits for the budget in the middle of what it read, while the partition is taken back,
-    /// given to another process and returned: what is left of the read lies past the new start, and
-    /// taking it would skip everything before it.
-    #[test]
-    fn a_stay_given_after_a_read_takes_nothing_of_it() {
-        let (_cluster, mut feed) = feed_after_a_read(3);
-        let stay = give(&feed);
-        assert!(feed.owns(&stay));
-        assert_eq!(feed.gather().expect("no error in the queue"), None);
-        assert_eq!(feed.partitions[0].upto, -1);
-    }
-}
+mod tests;

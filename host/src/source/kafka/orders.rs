@@ -15,6 +15,8 @@ pub(super) struct Orders {
     /// The last version that the lane has acted upon: of stays that were taken back before it, no
     /// further span will be opened.
     seen: AtomicU64,
+    /// Grows when a read of the queue begins and when it ends: odd while one is under way.
+    reads: AtomicU64,
     /// Grows with each turn of the lane's loop, so that a hung lane can be told from an idle one:
     /// polling any queue resets `max.poll.interval.ms`, so Kafka cannot tell (delivery.md §1 rule 8).
     turns: AtomicU64,
@@ -63,6 +65,21 @@ impl Orders {
         self.seen.load(Ordering::Acquire) == self.version.load(Ordering::Acquire)
     }
 
+    /// The lane: a read of its queue begins. It ends when what it brought is known to be of one stay or of none.
+    pub(super) fn begin_read(&self) {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The lane: the read has ended.
+    pub(super) fn end_read(&self) {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The read that is under way, by a number of its own; none between reads.
+    pub(super) fn read_under_way(&self) -> Option<u64> {
+        Some(self.reads.load(Ordering::SeqCst)).filter(|reads| reads % 2 == 1)
+    }
+
     /// How often the lane went round.
     pub(super) fn turns(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)
@@ -107,5 +124,18 @@ mod tests {
         orders.take_back(&[stay]);
         assert!(!orders.are_seen());
         assert_eq!(orders.news(), Some(News { stays: Vec::new(), ended: false }));
+    }
+
+    #[test]
+    fn a_read_is_told_from_the_one_after_it() {
+        let orders = Orders::default();
+        assert_eq!(orders.read_under_way(), None);
+        orders.begin_read();
+        let first = orders.read_under_way();
+        assert!(first.is_some());
+        orders.end_read();
+        assert_eq!(orders.read_under_way(), None);
+        orders.begin_read();
+        assert_ne!(orders.read_under_way(), first);
     }
 }

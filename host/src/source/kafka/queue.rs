@@ -87,6 +87,17 @@ impl Queue {
         }
     }
 
+    /// Fills in how far the application has read each partition of `list`, which is no offset where nothing was read yet:
+    /// librdkafka's own note, made when a read returns. It passes over markers of transactions, which no read shows.
+    ///
+    /// It is behind every record that a read which has returned brought, and beyond none that is still to come, but for one
+    /// case: [an error](Message::error) in place of a record counts as a record (rd_kafka_q_serve_rkmessages).
+    pub(super) fn positions(&self, list: &TopicPartitionList) -> bool {
+        // SAFETY: client and list are valid for the call, which only writes the list's offsets and errors.
+        let answer = unsafe { native::rd_kafka_position(self.reader.client().native_ptr(), list.ptr()) };
+        answer == native::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
+    }
+
     /// Ends the wait of the read that is under way, or of the next one.
     pub(super) fn wake(&self) {
         // SAFETY: the queue is valid while `self` lives, and librdkafka allows the call from any thread.
@@ -189,6 +200,20 @@ impl<'a> Message<'a> {
             if text.is_null() { String::new() } else { CStr::from_ptr(text).to_string_lossy().into_owned() }
         };
         Some((error, text))
+    }
+
+    /// Has librdkafka go on in this partition at `offset`, which is behind all that was read of it.
+    ///
+    /// For errors: librdkafka notes the position behind one as if a record had been there, and after a rebalance, which
+    /// pauses all partitions, it fetches on from its note. The record at which the error came would be left out.
+    pub(super) fn go_on_at(&self, offset: i64) {
+        let topic = self.fields().rkt;
+        if topic.is_null() {
+            return;
+        }
+        // SAFETY: the message keeps its topic alive for the call, which does not wait. It fails for a partition that is not
+        // fetched any more: then there is no note either.
+        let _ = unsafe { native::rd_kafka_seek(topic, self.partition(), offset, 0) };
     }
 
     /// Identity of the topic while the consumer lives: cheaper to compare than its name.

@@ -14,12 +14,11 @@ use crate::position::Watermark;
 
 impl Control {
     fn list_of(&self, watermarks: &BTreeMap<(String, i32), i64>) -> Result<TopicPartitionList, KafkaError> {
-        let text = self.claim.text();
         let mut list = TopicPartitionList::new();
         for ((topic, partition), upto) in watermarks {
             let mut element = list.add_partition(topic, *partition);
             element.set_offset(Offset::Offset(upto + 1))?;
-            element.set_metadata(&text);
+            element.set_metadata(self.claim.text(self.rule.first_sight(topic)));
         }
         Ok(list)
     }

@@ -9,6 +9,7 @@ use crate::dead_letter::{Outbox, Undecided};
 use crate::delivery::carry::Carrier;
 use crate::delivery::decision::Decision;
 use crate::delivery::epoch::Epochs;
+use crate::delivery::first_sight::digest;
 use crate::ledger::Reach;
 use crate::meter::Waiting;
 use crate::position::Stay;
@@ -34,6 +35,8 @@ pub(crate) struct Exactly {
 pub(super) struct Deciding {
     pub(super) parts: Exactly,
     pub(super) decider: Decider,
+    /// Digest of the FEs that are asked for labels.
+    pub(super) frontends: u32,
     /// Assignments so far: each has a stem of its own.
     pub(super) stems: u64,
     /// Offset (the next one to read) that the group has for each partition.
@@ -86,7 +89,10 @@ impl Asked {
 
 impl Deciding {
     pub(super) fn new(parts: Exactly, decider: Decider) -> Deciding {
+        let mut frontends: Vec<&str> = parts.destination.cluster.fe.iter().map(String::as_str).collect();
+        frontends.sort_unstable();
         Deciding {
+            frontends: digest(frontends.into_iter()),
             parts,
             decider,
             stems: 0,

@@ -104,7 +104,9 @@ impl Control {
         for (place, held) in &self.held {
             let Some(Reach { upto, .. }) = reach.get(&held.stay) else { continue };
             let from = deciding.committed.get(place).copied().unwrap_or(*upto + 1);
-            standings.insert(place.clone(), (upto + 1, offer.decision.beginning_at(from)));
+            let decision = offer.decision.beginning_at(from).asked_of(deciding.frontends);
+            let decision = decision.first_seen(self.rule.first_sight(&place.0));
+            standings.insert(place.clone(), (upto + 1, decision));
         }
         let letters = deciding.take_letters(&reach);
         self.write(Asked { standings, letters, epoch: true })
@@ -167,7 +169,7 @@ impl Control {
         let Some((place, (offset, decided))) = asked.telling(&deciding.committed) else { return Ok(()) };
         let (topic, partition) = place;
         let committed = match committed_offsets(&self.reader, topic, &[*partition]) {
-            Ok(committed) => committed.get(partition).cloned().flatten(),
+            Ok(committed) => committed.of(*partition),
             Err(fault) => return self.hear_of_no_decision(fault),
         };
         let found = committed.as_ref().map(|(found, _)| *found);
@@ -212,7 +214,9 @@ impl Control {
             let known = deciding.committed.get(place).copied().unwrap_or(0);
             let offset = known.max(upto + 1);
             moved |= deciding.committed.get(place).is_none_or(|known| *known < offset);
-            standings.insert(place.clone(), (offset, standing.beginning_at(offset)));
+            let standing = standing.beginning_at(offset).asked_of(deciding.frontends);
+            let standing = standing.first_seen(self.rule.first_sight(&place.0));
+            standings.insert(place.clone(), (offset, standing));
         }
         let progress = Progress { moved, is_waited_for: self.parts.share.is_waiting() };
         if standings.is_empty() || !is_due(deciding, self.kafka.commit_interval, progress) {

@@ -284,12 +284,15 @@ impl Control {
     fn write_all(&mut self, starts: &Starts, last: bool) -> Result<(), Fault> {
         let Some(guarding) = &mut self.guarding else { return Ok(()) };
         let claim = guarding.fence.claim(last);
-        let mut offsets = Offsets::new();
+        let mut offsets = BTreeMap::new();
         for (place, held) in &self.held {
             let Some(watermark) = self.parts.ledger.watermark(&held.stay) else { continue };
-            offsets.insert(place.clone(), (watermark.upto + 1, claim.text()));
+            offsets.insert(place.clone(), watermark.upto + 1);
         }
-        offsets.extend(starts.iter().map(|(place, found)| (place.clone(), (found.offset, claim.text()))));
+        offsets.extend(starts.iter().map(|(place, found)| (place.clone(), found.offset)));
+        let text = |topic: &str| claim.text(self.rule.first_sight(topic));
+        let offsets: Offsets =
+            offsets.into_iter().map(|(place, next)| (place.clone(), (next, text(&place.0)))).collect();
         if offsets.is_empty() {
             // A rebalance may leave us without any, and there is nothing to say.
             return Ok(());
@@ -378,7 +381,9 @@ impl Control {
             let is_clear = guarding.fence.open_labels(|open| open == stay).is_empty();
             let nothing = Claim::nothing(guarding.fence.stem());
             let claim = if is_clear { nothing } else { guarding.fence.claim(true) };
-            offsets.insert(place_of(stay), (watermark.upto + 1, claim.text()));
+            let place = place_of(stay);
+            let text = claim.text(self.rule.first_sight(&place.0));
+            offsets.insert(place, (watermark.upto + 1, text));
         }
         if offsets.is_empty() {
             return Ok(());

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-use super::{ASK_AGAIN_AFTER, Control, Held, Lane, RESTART, exactly, place_of};
+use super::{ASK_AGAIN_AFTER, Control, Held, Lane, READ_PATIENCE, RESTART, exactly, place_of};
 use crate::failpoint;
 use crate::fault::{Fault, FaultKind};
 use crate::planted::{Bug, planted};
@@ -101,6 +101,10 @@ impl Control {
     fn assign(&mut self, list: &TopicPartitionList) -> Result<(), Fault> {
         let named: Vec<(String, i32)> =
             list.elements().iter().map(|one| (one.topic().to_owned(), one.partition())).collect();
+        // What a read brings that began under an earlier stay of these partitions, and how far it has come, would be taken
+        // for the next one's.
+        let deadline = Instant::now() + READ_PATIENCE;
+        self.lanes.iter().try_for_each(|lane| lane.end_read(deadline))?;
         self.settle_own()?;
         let marker = &self.marker;
         let gone = |topic: &str| marker.has_read(topic).then(|| marker.offsets_gone(topic));

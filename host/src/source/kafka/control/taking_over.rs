@@ -84,11 +84,13 @@ impl Control {
         // A stem is claimed once: the answer to a try may be lost.
         deciding.stems += 1;
         let stem = format!("{}-{}", self.parts.label_stem, deciding.stems);
-        let claim = Decision::empty(&stem, 0, &deciding.parts.epochs.terms);
+        let claim = Decision::empty(&stem, 0, &deciding.parts.epochs.terms).asked_of(deciding.frontends);
         let added = starts.iter().map(|(place, found)| (place.clone(), found.offset));
         let all: BTreeMap<_, _> = deciding.committed.clone().into_iter().chain(added).collect();
-        let standing =
-            |(place, offset): (&(String, i32), &i64)| (place.clone(), (*offset, claim.beginning_at(*offset)));
+        let standing = |(place, offset): (&(String, i32), &i64)| {
+            let first = self.rule.first_sight(&place.0);
+            (place.clone(), (*offset, claim.beginning_at(*offset).first_seen(first)))
+        };
         let standings: Standings = all.iter().map(standing).collect();
         let reader = Arc::clone(&self.reader);
         match deciding.decider.write(&reader, &standings, None, || !reader.assignment_lost()) {
@@ -115,7 +117,13 @@ impl Control {
             tracing::info!(pipeline = %name, %decision, "finishing what was decided before");
             failpoint::at("epoch.recovering");
             let loads: Vec<_> = decision.labels().map(|label| (Arc::clone(destination), label)).collect();
-            let finish = two_phase::commit_all(carrier.client(), &loads, decision, extent);
+            let is_same_cluster = decision.frontends.is_none_or(|frontends| frontends == deciding.frontends);
+            let finish = async {
+                if !is_same_cluster {
+                    two_phase::must_be_known(carrier.client(), decision, extent).await?;
+                }
+                two_phase::commit_all(carrier.client(), &loads, decision, extent).await
+            };
             // All of them, also when one is lost: the mend takes the decisions away.
             match self.parts.runtime.block_on(finish) {
                 Err(fault) if worst.is_ok() || fault.kind == FaultKind::Halt => worst = Err(fault),
