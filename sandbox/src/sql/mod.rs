@@ -85,7 +85,9 @@ impl Session {
                 self.hears_of_all();
                 Ok(changed)
             }
-            "SYNC" if !self.cluster.faults.is_set(|kind| *kind == FaultKind::FollowerLags { sync: false }) => {
+            "SYNC"
+                if !self.cluster.faults.is_set(|kind| *kind == FaultKind::FollowerLags { sync: false }) =>
+            {
                 cursor.next();
                 cursor.expect_end()?;
                 self.hears_of_all();

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::{Reads, schema_view};
 use super::token::Token;
+use super::{Reads, schema_view};
 use crate::catalog::{Table, storage_name};
 use crate::cluster::Cluster;
 use crate::column::{ColumnType, print_decimal};

@@ -13,7 +13,7 @@ use crate::config::model::{Compression, PartialUpdate, RowFormat, Secret, StarRo
 use crate::sink::{Destination, Load};
 
 /// A settings table as a file would give it.
-pub(super) fn cluster(fe: &[&str]) -> StarRocks {
+pub(crate) fn cluster(fe: &[&str]) -> StarRocks {
     StarRocks {
         fe: fe.iter().map(|url| (*url).to_owned()).collect(),
         query: None,
