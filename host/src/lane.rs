@@ -107,6 +107,10 @@ impl<F: Feed> Lane<F> {
         }
         let mut built =
             rows::build(chunk, &mut transformed, &self.parts.targets, self.parts.line_feeds, &mut self.spare);
+        // A request is told of it; letters would pile up unseen.
+        if let Some(table) = built.unknown.filter(|_| !matches!(self.parts.owner.rejects, Rejects::Answer)) {
+            return Err(self.parts.targets.unknown_model(table));
+        }
         let letters = self.letters(chunk, &mut transformed, &mut built, span);
         if !self.post(letters, built.refused, span, &ticket)? {
             self.give_up(records, ticket);

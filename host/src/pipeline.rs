@@ -26,6 +26,7 @@ use crate::ledger::Ledger;
 use crate::meter::{Meter, PipelineMeter, TableMeter};
 use crate::plugin::{Engine, Plugin, Wants};
 use crate::sink::Destination;
+use crate::sink::late::{LateTables, Model};
 use crate::sink::starrocks::query;
 use crate::source::postgres::{Ended, Round};
 use crate::source::{Feed, Gathering, Parts, kafka};
@@ -81,18 +82,18 @@ pub fn plugin_instances(process: &Process, pipelines: &[Arc<Pipeline>]) -> usize
     pipelines.iter().map(|pipeline| each(pipeline) * lane_count(process)).sum()
 }
 
-/// Asks StarRocks for the model of each table, unless the file says it.
-async fn table_models(sink: &model::StarRocks, names: &[String]) -> Result<Vec<TableModel>, Fault> {
+/// Asks StarRocks for the model of each table, unless the file says it. That of a table that is not there is not known.
+async fn table_models(sink: &model::StarRocks, names: &[String]) -> Result<Vec<Model>, Fault> {
     let mut models = Vec::with_capacity(names.len());
     for name in names {
         let model = match sink.table_model {
-            Some(model) => model,
+            Some(model) => model.into(),
             None => match query::table_model(sink, name).await {
-                Ok(Some(model)) => model,
+                Ok(Some(model)) => model.into(),
                 Ok(None) => {
                     // The first load is refused with the statement that would make it.
                     tracing::warn!(table = %name, "the table is not there yet");
-                    TableModel::Duplicate
+                    Model::default()
                 }
                 Err(fault) if fault.kind == FaultKind::Retry => {
                     return Err(Fault::halt(
@@ -177,7 +178,7 @@ impl Wiring<'_> {
         let followed = origin.followed();
         let destinations = Arc::new(Destinations::of(pipeline, &self.plugins, &followed)?);
         let others = destinations.names().get(followed.len()..).unwrap_or_default();
-        let mut models = vec![TableModel::Primary; followed.len()];
+        let mut models: Vec<Model> = followed.iter().map(|_| TableModel::Primary.into()).collect();
         models.extend(shared.runtime.block_on(table_models(sink, others))?);
 
         // Promises: what loads have to ask for, and what decides them.
@@ -201,6 +202,7 @@ impl Wiring<'_> {
             share: self.share.clone(),
             buffers: Buffers::default(),
             fence: origin.fence().or_else(|| fencing.as_ref().map(kafka::Fencing::fence)),
+            late: late_tables(pipeline, sink, destinations.names(), &models),
         });
 
         // The shared stage, and what carries its batches away.
@@ -289,6 +291,20 @@ fn fencing_of(
         Delivery::AtLeastOnce => Some(kafka::Fencing::new(&pipeline.name, meter, carrier, guarded)),
         // Its loads are prepared, and a process of before cannot decide them.
         Delivery::ExactlyOnce => None,
+    }
+}
+
+/// Tables whose model has to be known before they are loaded.
+fn late_tables(
+    pipeline: &Pipeline,
+    sink: &Arc<model::StarRocks>,
+    names: &[String],
+    models: &[Model],
+) -> LateTables {
+    match pipeline.source {
+        Source::Kafka(_) | Source::Postgres(_) => LateTables::of(sink, names.iter().zip(models)),
+        // It has no fence to set up, and is not halted by what it is sent.
+        Source::Http(_) => LateTables::default(),
     }
 }
 

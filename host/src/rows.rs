@@ -8,13 +8,15 @@ use crate::batch::stage::TableIndex;
 use crate::batch::{FIRST_ROW, PARTIAL_ROW, POSITION_BITS, RowIndex};
 use crate::chain::Transformed;
 use crate::config::model::TableModel;
+use crate::fault::Fault;
 use crate::record::{Columns, MARK_DELETE, MARK_VALUE, RecordReject};
+use crate::sink::late::Model;
 
 /// What rows need to know of a destination.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Target {
     /// What a delete may do there.
-    pub model: TableModel,
+    pub model: Model,
 }
 
 /// A pipeline's destinations, as rows see them.
@@ -34,6 +36,15 @@ impl Targets {
     /// The name of a table.
     pub fn name(&self, table: TableIndex) -> Option<Arc<str>> {
         self.names.get(usize::from(table)).cloned()
+    }
+
+    /// Halts: a delete is for a table of which nobody knows what it does with deletes.
+    pub fn unknown_model(&self, table: TableIndex) -> Fault {
+        let name = self.name(table).unwrap_or_default();
+        Fault::halt(
+            format!("a delete is for table `{name}`, which was not there when the pipeline started"),
+            "make the table, with a Primary Key if it is to take deletes, and start the pipeline again",
+        )
     }
 }
 
@@ -57,6 +68,8 @@ pub struct Built {
     pub rejects: Vec<RecordReject>,
     /// Distinct records that have rows in segments and were not refused.
     pub kept: u64,
+    /// A table that has deletes and was not there when the pipeline started: its rows here are refused.
+    pub unknown: Option<TableIndex>,
     /// Distinct records of which a plugin or a destination refused something.
     pub refused: u64,
 }
@@ -217,6 +230,10 @@ fn row_by_row(chunk: &Columns, transformed: &Transformed, targets: &Targets) -> 
     let mut places: Vec<Option<usize>> = vec![None; targets.tables.len()];
     let own = own_table(chunk, targets);
     let deletes = any_deletes(chunk, transformed, targets, rows);
+    let is_unknown = |table: &TableIndex| {
+        deletes[usize::from(*table)] && targets.tables[usize::from(*table)].model.get().is_none()
+    };
+    built.unknown = (0..).take(deletes.len()).find(is_unknown);
     let hasher = key_hasher(chunk);
     let (mut last_kept, mut last_refused) = (usize::MAX, usize::MAX);
     for row in 0..rows {
@@ -321,10 +338,19 @@ fn check_row<'a>(
         return Err(("unrouted", why));
     };
     let delete = mark & MARK_DELETE != 0;
-    let model = targets.tables[usize::from(table)].model;
-    if delete && model != TableModel::Primary {
-        let why = format!("a delete cannot be loaded into a table of the {} model", model.name());
-        return Err(("delete", why));
+    if delete {
+        let why = match targets.tables[usize::from(table)].model.get() {
+            Some(TableModel::Primary) => None,
+            Some(model) => Some(format!("a delete cannot be loaded into a table of the {} model", model.name())),
+            None => Some(
+                "a delete cannot be loaded into a table that was not there when the pipeline started: make it, and start \
+                 again"
+                    .to_owned(),
+            ),
+        };
+        if let Some(why) = why {
+            return Err(("delete", why));
+        }
     }
     if mark & MARK_VALUE == 0 {
         let why = "a record without a value (tombstone) needs a plugin that makes the key columns of its key";

@@ -12,6 +12,7 @@ use crate::config::model::{StarRocks, TableModel};
 use crate::fault::Fault;
 use crate::position::Stay;
 
+pub mod late;
 pub mod starrocks;
 
 /// Everything that shapes a load request: rows may share a batch only if all of it is equal

@@ -8,10 +8,10 @@ use tokio::sync::watch;
 
 use crate::catalog::{Catalog, Table};
 use crate::error::SandboxError;
-use crate::fault::{FaultKind, Faults};
+use crate::fault::{Fault, FaultKind, Faults};
 use crate::options::{Options, VersionLimits};
 use crate::schema_change::SchemaJobs;
-use crate::store::Store;
+use crate::store::{HeldRows, ResultSet, Store};
 use crate::transaction::{Limits, TransactionState, Transactions};
 
 mod load;
@@ -87,6 +87,8 @@ pub(crate) struct Cluster {
     history: Mutex<VecDeque<LoadRecord>>,
     error_logs: Mutex<ErrorLogs>,
     schema_jobs: Mutex<SchemaJobs>,
+    /// What the FE behind the query port knows of the rows, while it lags.
+    behind: Mutex<Option<HeldRows>>,
 }
 
 impl Cluster {
@@ -113,7 +115,57 @@ impl Cluster {
             history: Mutex::default(),
             error_logs: Mutex::default(),
             schema_jobs: Mutex::default(),
+            behind: Mutex::default(),
         })
+    }
+
+    /// Switches a fault on and returns its id.
+    pub(crate) fn set_fault(&self, fault: Fault) -> u64 {
+        if matches!(fault.kind, FaultKind::FollowerLags { .. }) {
+            self.hold_rows();
+        }
+        self.faults.add(fault)
+    }
+
+    /// Switches a fault off, or all of them.
+    pub(crate) fn clear_fault(&self, id: Option<u64>) {
+        self.faults.clear(id);
+        if !self.is_behind() {
+            *self.behind() = None;
+        }
+    }
+
+    fn behind(&self) -> MutexGuard<'_, Option<HeldRows>> {
+        self.behind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_behind(&self) -> bool {
+        self.faults.is_set(|kind| matches!(kind, FaultKind::FollowerLags { .. }))
+    }
+
+    fn hold_rows(&self) {
+        match self.store.hold() {
+            Ok(rows) => *self.behind() = Some(rows),
+            Err(error) => tracing::error!(%error, "could not hold the rows of a follower that lags"),
+        }
+    }
+
+    /// The FE behind the query port hears of all that was loaded, if it lags.
+    pub(crate) fn catch_up(&self) {
+        if self.is_behind() {
+            self.hold_rows();
+        }
+    }
+
+    /// What the FE behind the query port answers if it lags; none if it does not, for none of these tables.
+    pub(crate) fn query_behind(
+        &self,
+        sql: &str,
+        tables: &[Arc<Table>],
+    ) -> Option<rusqlite::Result<ResultSet>> {
+        let lags = |kind: &FaultKind| matches!(kind, FaultKind::FollowerLags { .. }).then_some(());
+        tables.iter().find_map(|table| self.faults.fire(&table.db, &table.name, lags))?;
+        self.behind().as_ref().map(|rows| rows.query(sql))
     }
 
     pub(crate) fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {

@@ -171,6 +171,19 @@ pub enum FaultKind {
         /// Milliseconds.
         delay_ms: u64,
     },
+    /// The FE behind the query port is a follower that hears nothing of loads by itself: its sessions read rows as they were when
+    /// the fault was set, or when one of them last had it catch up: by SYNC, or by a statement that changes something.
+    /// Tables and columns it knows. Fires at each read of a table; `Sandbox::execute` reads from the leader.
+    FollowerLags {
+        /// Whether the FE knows SYNC; otherwise that is a syntax error.
+        #[serde(default = "knows_sync")]
+        sync: bool,
+    },
+    /// A TRUNCATE is taken and takes effect only after a while, whatever becomes of the client.
+    SlowTruncate {
+        /// Milliseconds.
+        delay_ms: u64,
+    },
     /// Another FE has become the leader: it does not know which BE has which open transaction, and the BE's context
     /// is gone. Labels survive, and what is PREPARED can be committed. Fires at the next request about a transaction
     /// that is not.
@@ -182,6 +195,10 @@ pub enum FaultKind {
         /// The `Message`.
         message: String,
     },
+}
+
+fn knows_sync() -> bool {
+    true
 }
 
 /// A fault with its scope.
@@ -292,6 +309,13 @@ impl Faults {
 
     pub(crate) fn reports(&self) -> Vec<FaultReport> {
         self.set.lock().unwrap_or_else(PoisonError::into_inner).reports.clone()
+    }
+
+    /// Whether a fault that `wanted` recognises is set and not spent, whatever its table.
+    pub(crate) fn is_set(&self, wanted: impl Fn(&FaultKind) -> bool) -> bool {
+        let set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut faults = set.reports.iter().map(|report| &report.fault);
+        faults.any(|fault| fault.times != Some(0) && wanted(&fault.kind))
     }
 
     /// Fires the first fault that `wanted` recognises and whose scope holds; spent faults stay listed.

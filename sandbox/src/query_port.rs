@@ -41,7 +41,7 @@ async fn session(cluster: Arc<Cluster>, stream: TcpStream, id: u32) {
     let (reader, writer) = stream.into_split();
     let password = cluster.options.password.clone().unwrap_or_default();
     let client = Client {
-        session: Arc::new(Mutex::new(Session::new(cluster))),
+        session: Arc::new(Mutex::new(Session::at_the_port(cluster))),
         password,
         id,
         salt: salt(id),

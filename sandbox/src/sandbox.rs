@@ -99,17 +99,17 @@ impl Sandbox {
 
     /// Switches a fault on and returns its id.
     pub fn set_fault(&self, fault: Fault) -> u64 {
-        self.cluster.faults.add(fault)
+        self.cluster.set_fault(fault)
     }
 
     /// Switches a fault off.
     pub fn clear_fault(&self, id: u64) {
-        self.cluster.faults.clear(Some(id));
+        self.cluster.clear_fault(Some(id));
     }
 
     /// Switches all faults off.
     pub fn clear_faults(&self) {
-        self.cluster.faults.clear(None);
+        self.cluster.clear_fault(None);
     }
 
     /// The faults that are set, spent ones included, with how often each fired.

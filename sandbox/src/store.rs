@@ -188,10 +188,27 @@ impl Store {
         outcome
     }
 
+    /// Rows as they are now, for as long as this is kept.
+    pub(crate) fn hold(&self) -> rusqlite::Result<HeldRows> {
+        let reader = self.open_reader()?;
+        // The first read of a transaction settles what all others see.
+        reader.execute_batch("BEGIN; SELECT count(*) FROM sqlite_schema")?;
+        Ok(HeldRows(reader))
+    }
+
     fn open_reader(&self) -> rusqlite::Result<Connection> {
         let reader = Connection::open_with_flags(&self.path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         reader.busy_timeout(std::time::Duration::from_secs(10))?;
         Ok(reader)
+    }
+}
+
+/// Rows as they were at a moment: a read transaction that stays open.
+pub(crate) struct HeldRows(Connection);
+
+impl HeldRows {
+    pub(crate) fn query(&self, sql: &str) -> rusqlite::Result<ResultSet> {
+        read_all(&self.0, sql)
     }
 }
 

@@ -12,6 +12,7 @@ use crate::fault::Fault;
 use crate::pipeline::{Destinations, load_plugins};
 use crate::record::Columns;
 use crate::rows::{self, Built, Targets};
+use crate::sink::late::Model;
 use crate::source::kafka::dry_run;
 use crate::source::replay::chunks::{self, Chunk, Chunks, Way};
 
@@ -37,7 +38,7 @@ pub(super) fn print(plan: &Plan, records: usize) -> Result<u8, Fault> {
             }
         };
         // Without a connection to StarRocks the model is the file's; deletes are shown either way.
-        let model = pipeline.sink.table_model.unwrap_or(TableModel::Primary);
+        let model = Model::from(pipeline.sink.table_model.unwrap_or(TableModel::Primary));
         let models = vec![model; destinations.names().len()];
         let targets = destinations.targets(&models, pipeline);
         let (mut read, mut made, mut refused) = (0, 0, 0);
@@ -70,7 +71,7 @@ pub(super) fn print_letters(
     let followed: Vec<_> = followed.iter().map(|table| (table.clone(), Vec::new())).collect();
     let destinations = Destinations::of(pipeline, &plugins, &followed)?;
     let mut chain = Chain::start(&plugins, &|plugin| destinations.of_plugin(plugin))?;
-    let model = pipeline.sink.table_model.unwrap_or(TableModel::Primary);
+    let model = Model::from(pipeline.sink.table_model.unwrap_or(TableModel::Primary));
     let targets = destinations.targets(&vec![model; destinations.names().len()], pipeline);
     let tombstones = matches!(pipeline.source, Source::Kafka(_));
     let (mut read, mut made, mut refused) = (0, 0, 0);

@@ -328,6 +328,7 @@ impl Shared {
         // Nothing was committed under an earlier label, and the bytes are others now: a new one.
         let (label, number) = self.labels.next_numbered(&named.meter.name);
         let mut load = load_of(destination, label, columns, pieces);
+        load.fences.extend(owners.iter().filter_map(|owner| owner.late.guard(destination)));
         let (delivered, watching) = match fence_of(named) {
             None => self.deliver(&mut load, pieces, &owners, signs).await,
             Some(fence) => {

@@ -10,6 +10,7 @@ use crate::buffers::Buffers;
 use crate::dead_letter::Rejects;
 use crate::meter::{PipelineMeter, TableMeter};
 use crate::sink::Fence;
+use crate::sink::late::LateTables;
 
 /// A pipeline, as its rows know it.
 #[derive(Debug)]
@@ -32,4 +33,6 @@ pub struct Owner {
     pub buffers: Buffers,
     /// Guards its rows against what comes too late; none for a source that has no such guard.
     pub fence: Option<Arc<dyn Fence>>,
+    /// Its tables that were not there when it started.
+    pub late: LateTables,
 }

@@ -88,7 +88,7 @@ impl Bench {
             ledger: Ledger::new(),
             owner: Arc::new(owner(0, &share, Rejects::Keep(letter_box, None))),
             targets: Targets {
-                tables: vec![Target { model: TableModel::Duplicate }],
+                tables: vec![Target { model: TableModel::Duplicate.into() }],
                 own: Some(0),
                 row_bytes_max: 1_000,
                 names: std::sync::Arc::default(),

@@ -9,6 +9,7 @@ use crate::fault::Fault;
 use crate::plugin::Plugin;
 use crate::rows::{Target, Targets};
 use crate::sink::Destination;
+use crate::sink::late::Model;
 
 /// Destinations of a pipeline; indexes have 16 bits and the last one means "none".
 const DESTINATIONS_MAX: usize = 4096;
@@ -81,19 +82,20 @@ impl Destinations {
         &self.names
     }
 
-    /// What a load has to know of each.
-    pub(super) fn shapes(&self, cluster: &Arc<StarRocks>, models: &[TableModel]) -> Vec<Arc<Destination>> {
+    /// What a load has to know of each. One whose model is not known is loaded as if it only took rows.
+    pub(super) fn shapes(&self, cluster: &Arc<StarRocks>, models: &[Model]) -> Vec<Arc<Destination>> {
         let shapes = self.names.iter().zip(models).enumerate().map(|(place, (table, model))| {
             let (cluster, table, key) = (Arc::clone(cluster), table.clone(), self.key(place));
-            Arc::new(Destination { cluster, table, model: *model, key })
+            let model = model.get().unwrap_or(TableModel::Duplicate);
+            Arc::new(Destination { cluster, table, model, key })
         });
         shapes.collect()
     }
 
     /// What lanes have to know of each.
-    pub(crate) fn targets(&self, models: &[TableModel], pipeline: &Pipeline) -> Targets {
+    pub(crate) fn targets(&self, models: &[Model], pipeline: &Pipeline) -> Targets {
         Targets {
-            tables: models.iter().map(|model| Target { model: *model }).collect(),
+            tables: models.iter().map(|model| Target { model: model.clone() }).collect(),
             own: self.own,
             row_bytes_max: pipeline.batch.max_bytes,
             names: self.names.iter().map(|name| name.as_str().into()).collect(),

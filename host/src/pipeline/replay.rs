@@ -59,10 +59,10 @@ fn keep_newer_rows(
     let destinations = Destinations::of(pipeline, plugins, &keyed)?;
     let names = destinations.names();
     let models = shared.runtime.block_on(table_models(&pipeline.sink, names))?;
-    let replaced = names.iter().zip(&models).find(|(_, model)| match model {
-        TableModel::Primary | TableModel::Unique => true,
+    let replaced = names.iter().zip(&models).find_map(|(table, model)| match model.get()? {
+        model @ (TableModel::Primary | TableModel::Unique) => Some((table, model)),
         // What an aggregate makes of an older row its functions say.
-        TableModel::Duplicate | TableModel::Aggregate => false,
+        TableModel::Duplicate | TableModel::Aggregate => None,
     });
     let Some((table, model)) = replaced else { return Ok(()) };
     Err(Fault::halt(

@@ -3,7 +3,7 @@ use crate::record::{BytesColumn, MARK_KEY};
 
 fn targets(models: &[TableModel]) -> Targets {
     Targets {
-        tables: models.iter().map(|model| Target { model: *model }).collect(),
+        tables: models.iter().map(|model| Target { model: (*model).into() }).collect(),
         own: Some(0),
         row_bytes_max: 100,
         names: std::sync::Arc::default(),
@@ -155,4 +155,25 @@ fn a_value_of_white_space_is_refused_and_not_sent_as_no_row() {
     let built = build(&mut columns, &mut Transformed::default(), &own, true, &mut Vec::new());
     assert_eq!(bodies(&built), [(0, "{\"a\":1}\n{\"a\":2}\n")]);
     assert_eq!(codes(&built), [(1, "empty")]);
+}
+
+#[test]
+fn a_delete_into_a_table_that_was_not_there_is_told_apart() {
+    let mut targets = targets(&[TableModel::Primary]);
+    targets.tables[0].model = Model::default();
+    let mut deletes = chunk(&[Some(r#"{"id":1}"#), Some(r#"{"id":2}"#)], false);
+    deletes.marks[1] |= MARK_DELETE;
+    let built = build(&mut deletes, &mut Transformed::default(), &targets, false, &mut Vec::new());
+    assert_eq!(built.unknown, Some(0));
+    assert_eq!(built.rejects.iter().map(|reject| reject.input).collect::<Vec<_>>(), [1]);
+    assert!(built.rejects[0].message.contains("was not there"), "{}", built.rejects[0].message);
+    assert!(targets.unknown_model(0).story().contains("start the pipeline again"));
+    let mut rows = chunk(&[Some(r#"{"id":1}"#)], false);
+    let built = build(&mut rows, &mut Transformed::default(), &targets, false, &mut Vec::new());
+    assert_eq!((built.unknown, built.rejects.len()), (None, 0));
+    targets.tables[0].model = TableModel::Primary.into();
+    let mut deletes = chunk(&[Some(r#"{"id":1}"#)], false);
+    deletes.marks[0] |= MARK_DELETE;
+    let built = build(&mut deletes, &mut Transformed::default(), &targets, false, &mut Vec::new());
+    assert_eq!((built.unknown, built.rejects.len()), (None, 0));
 }

@@ -39,6 +39,6 @@ mod fuzzed;
 #[cfg(test)]
 mod sandbox_tests;
 #[cfg(test)]
-mod scripted;
+pub(crate) mod scripted;
 #[cfg(test)]
 mod tls_tests;

@@ -20,19 +20,19 @@ pub(super) async fn handle(cluster: &Cluster, method: &Method, rest: &[&str], bo
             let body = Limited::new(body, FAULT_BYTES_MAX).collect().await.map_err(|_| HangUp)?.to_bytes();
             Ok(match Fault::from_json(&body) {
                 Ok(fault) => {
-                    let id = cluster.faults.add(fault);
+                    let id = cluster.set_fault(fault);
                     answer::json(&serde_json::json!({ "id": id }))
                 }
                 Err(message) => bad_request(&message),
             })
         }
         (&Method::DELETE, ["faults"]) => {
-            cluster.faults.clear(None);
+            cluster.clear_fault(None);
             Ok(answer::json(&serde_json::json!({ "cleared": "all" })))
         }
         (&Method::DELETE, ["faults", id]) => Ok(match id.parse() {
             Ok(id) => {
-                cluster.faults.clear(Some(id));
+                cluster.clear_fault(Some(id));
                 answer::json(&serde_json::json!({ "cleared": id }))
             }
             Err(_) => bad_request("the id of a fault is a number"),

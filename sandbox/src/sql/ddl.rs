@@ -1,11 +1,14 @@
 //! CREATE, DROP and TRUNCATE.
 
+use std::time::Duration;
+
 use super::alter;
 use super::token::{Cursor, Token};
 use crate::catalog::{KeyModel, Schema, fits_primary_key};
 use crate::cluster::Cluster;
 use crate::column::{Column, ColumnType};
 use crate::error::{SqlError, SqlErrorKind};
+use crate::fault::FaultKind;
 
 /// Bytes of a `STRING` column.
 const STRING_BYTES: u32 = 65_533;
@@ -39,6 +42,13 @@ pub(super) fn run(
         cursor.expect_end()?;
         let table = cluster.catalog().table(&db, &name);
         let table = table.ok_or_else(|| SqlError::unknown_table(&db, &name))?;
+        let slow = |kind: &FaultKind| match kind {
+            FaultKind::SlowTruncate { delay_ms } => Some(Duration::from_millis(*delay_ms)),
+            _ => None,
+        };
+        if let Some(delay) = cluster.faults.fire(&db, &name, slow) {
+            std::thread::sleep(delay);
+        }
         return Ok(cluster.store.truncate_table(&table.storage_name())?);
     }
     if cursor.words("ALTER TABLE") {

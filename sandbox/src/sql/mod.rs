@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::cluster::Cluster;
 use crate::error::SqlError;
+use crate::fault::FaultKind;
 use crate::store::ResultSet;
 pub(crate) use query::MYSQL_VERSION;
 use token::{Cursor, Token};
@@ -20,11 +21,25 @@ use token::{Cursor, Token};
 pub(crate) struct Session {
     cluster: Arc<Cluster>,
     database: Option<String>,
+    reads: Reads,
+}
+
+/// Which FE answers a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    Leader,
+    /// That of the query port, which may lag.
+    Follower,
 }
 
 impl Session {
     pub(crate) fn new(cluster: Arc<Cluster>) -> Self {
-        Self { cluster, database: None }
+        Self { cluster, database: None, reads: Reads::Leader }
+    }
+
+    /// One of the query port.
+    pub(crate) fn at_the_port(cluster: Arc<Cluster>) -> Self {
+        Self { reads: Reads::Follower, ..Self::new(cluster) }
     }
 
     /// `USE db`.
@@ -36,6 +51,13 @@ impl Session {
         Ok(())
     }
 
+    /// A follower's session waits for what it has caused at the leader, or for all there is if it asks to.
+    fn hears_of_all(&self) {
+        if self.reads == Reads::Follower {
+            self.cluster.catch_up();
+        }
+    }
+
     /// Runs one statement; a result without columns is a plain OK.
     pub(crate) fn execute(&mut self, sql: &str) -> Result<ResultSet, SqlError> {
         let tokens = token::tokens(sql)?;
@@ -44,18 +66,33 @@ impl Session {
             return match tokens.first() {
                 None => Ok(ResultSet::default()),
                 // A query in brackets.
-                Some(_) => query::select(&self.cluster, self.database.as_deref(), &tokens),
+                Some(_) => query::select(&self.cluster, self.database.as_deref(), self.reads, &tokens),
             };
         };
         match verb.to_ascii_uppercase().as_str() {
-            "SELECT" | "WITH" | "VALUES" => query::select(&self.cluster, self.database.as_deref(), &tokens),
+            "SELECT" | "WITH" | "VALUES" => {
+                query::select(&self.cluster, self.database.as_deref(), self.reads, &tokens)
+            }
             "SHOW" => show::show(&self.cluster, self.database.as_deref(), &mut cursor),
             "DESC" | "DESCRIBE" => show::describe(&self.cluster, self.database.as_deref(), &mut cursor),
             "CREATE" | "DROP" | "TRUNCATE" | "ALTER" => {
                 ddl::run(&self.cluster, self.database.as_deref(), &mut cursor)?;
+                self.hears_of_all();
                 Ok(ResultSet::default())
             }
-            "INSERT" | "DELETE" => change::run(&self.cluster, self.database.as_deref(), &tokens),
+            "INSERT" | "DELETE" => {
+                let changed = change::run(&self.cluster, self.database.as_deref(), &tokens)?;
+                self.hears_of_all();
+                Ok(changed)
+            }
+            "SYNC"
+                if !self.cluster.faults.is_set(|kind| *kind == FaultKind::FollowerLags { sync: false }) =>
+            {
+                cursor.next();
+                cursor.expect_end()?;
+                self.hears_of_all();
+                Ok(ResultSet::default())
+            }
             "USE" => {
                 cursor.next();
                 let db = cursor.name()?;

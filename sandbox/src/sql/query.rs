@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::schema_view;
 use super::token::Token;
+use super::{Reads, schema_view};
 use crate::catalog::{Table, storage_name};
 use crate::cluster::Cluster;
 use crate::column::{ColumnType, print_decimal};
@@ -52,6 +52,7 @@ pub(super) const VARIABLES: [(&str, &str); 28] = [
 pub(super) fn select(
     cluster: &Cluster,
     database: Option<&str>,
+    reads_from: Reads,
     tokens: &[Token],
 ) -> Result<ResultSet, SqlError> {
     if let Some(result) = counted_only(cluster, database, tokens) {
@@ -61,7 +62,12 @@ pub(super) fn select(
     rewriter.run()?;
     let Rewriter { out, views, tables, .. } = rewriter;
     let views: Vec<_> = views.iter().filter_map(|name| schema_view::view(cluster, name)).collect();
-    let mut result = cluster.store.query(&out, &views).map_err(|error| explain(&error, database))?;
+    let behind = match reads_from {
+        Reads::Follower if views.is_empty() => cluster.query_behind(&out, &tables),
+        Reads::Follower | Reads::Leader => None,
+    };
+    let result = behind.unwrap_or_else(|| cluster.store.query(&out, &views));
+    let mut result = result.map_err(|error| explain(&error, database))?;
     print_decimals(&mut result, &tables);
     Ok(result)
 }

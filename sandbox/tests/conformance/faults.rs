@@ -424,3 +424,39 @@ async fn a_new_leader_knows_labels_and_no_open_transactions() {
     assert_eq!(commit.text("Status"), "OK", "what is prepared is not concerned: {commit:?}");
     assert_eq!(target.count("t").await, 2);
 }
+
+#[tokio::test]
+async fn a_follower_lags_until_a_session_says_sync() {
+    let Some(target) = Target::sandbox(Options::default()).await else { return };
+    target.table("t", "PRIMARY KEY").await;
+    target.load("t", "a", ROW).await;
+    let lags = target.own().set_fault(Fault::always(FaultKind::FollowerLags { sync: true }).on("t"));
+    target.load("t", "b", "{\"id\":2}").await;
+    assert_eq!(target.count("t").await, 1, "it has not heard of the second load");
+    let sql = format!("SELECT count(*) FROM {}.t", target.db);
+    let at_the_leader = target.own().execute(&sql).expect("a query");
+    assert_eq!(at_the_leader[0][0].as_deref(), Some("2"));
+    target.sql("SYNC").await;
+    assert_eq!(target.count("t").await, 2);
+    target.load("t", "c", "{\"id\":3}").await;
+    assert_eq!(target.count("t").await, 2, "SYNC is about what was there");
+    target.sql("DELETE FROM t WHERE id = 2").await;
+    assert_eq!(target.count("t").await, 2, "a session reads what it wrote: the first row and the third");
+    target.own().clear_fault(lags);
+    target.load("t", "d", "{\"id\":4}").await;
+    assert_eq!(target.count("t").await, 3);
+    target.own().set_fault(Fault::always(FaultKind::FollowerLags { sync: false }));
+    target.load("t", "e", "{\"id\":5}").await;
+    assert_eq!(target.error("SYNC").await.code, 1064);
+    assert_eq!(target.count("t").await, 3);
+}
+
+#[tokio::test]
+async fn a_truncate_may_take_effect_late() {
+    let Some(target) = Target::sandbox(Options::default()).await else { return };
+    target.table("t", "PRIMARY KEY").await;
+    target.own().set_fault(Fault::times(FaultKind::SlowTruncate { delay_ms: 300 }, 1).on("t"));
+    let began = Instant::now();
+    target.sql("TRUNCATE TABLE t").await;
+    assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+}

@@ -258,3 +258,14 @@ async fn the_stock_client_counts_rows() {
     let lines: Vec<&str> = printed.lines().collect();
     assert_eq!(lines, [heading.as_str(), "t", "count(*)", "2", "id\tname", "1\ta", "2\tNULL"]);
 }
+
+#[tokio::test]
+async fn sync_shows_what_other_sessions_wrote() {
+    let target = Target::any().await;
+    target.table("t", "PRIMARY KEY").await;
+    target.load("t", "a", "{\"id\":1}\n{\"id\":2}").await;
+    target.sql("SYNC").await;
+    assert_eq!(target.count("t").await, 2);
+    let error = target.error("SYNC everything").await;
+    assert!(error.message.to_lowercase().contains("input 'everything'"), "{error}");
+}

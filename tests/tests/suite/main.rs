@@ -19,6 +19,7 @@ mod http_connections;
 mod http_plugins;
 mod kafka_faults;
 mod kafka_fence;
+mod late_tables;
 mod load;
 mod memory;
 mod patterns;

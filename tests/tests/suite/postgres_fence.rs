@@ -2,7 +2,8 @@
 
 use tidemill_sandbox::{ClientFate, FaultKind, Hop, LoadRecord, TransactionState};
 use tidemill_tests::metrics::Metrics;
-use tidemill_tests::process::Tidemill;
+use tidemill_tests::pipeline::Pipeline;
+use tidemill_tests::process::{Tidemill, tidemill_output};
 use tidemill_tests::replica::Replica;
 use tidemill_tests::wait_until;
 
@@ -138,4 +139,127 @@ fn a_pipeline_that_halts_lets_the_slot_go_though_its_process_lives_on() {
     both.terminate();
     let ended = both.until_ended(30);
     assert_eq!(ended.code, Some(1), "one of its pipelines was halted: {}", ended.log);
+}
+
+/// Changes rows that are loaded, and waits until the slot is confirmed past what a FE knows that lags from before on.
+fn confirmed_past_what_is_known(replica: &Replica) {
+    let before = replica.postgres.cell("SELECT pg_current_wal_lsn()::text").expect("a place in the log");
+    let slot = replica.slot();
+    replica.postgres.run("UPDATE orders SET note = 'loaded'");
+    replica.until_equal(30, &["orders"]);
+    replica.postgres.until(
+        60,
+        &format!(
+            "SELECT confirmed_flush_lsn > '{before}' FROM pg_replication_slots WHERE slot_name = '{slot}'"
+        ),
+    );
+}
+
+#[test]
+fn a_successor_whose_fe_lags_goes_on_where_its_predecessor_ended() {
+    let (replica, mut first) = followed("lagging");
+    let lags = replica.warehouse.fault(FaultKind::FollowerLags { sync: true });
+    confirmed_past_what_is_known(&replica);
+    first.kill();
+    replica.postgres.run("UPDATE orders SET note = 'new'; DELETE FROM orders WHERE id > 50");
+    let mut successor = replica.run(&replica.pipeline());
+    replica.until_equal(60, &["orders"]);
+    assert!(replica.warehouse.fired(lags) > 0, "nothing was read over the query port");
+    assert!(!successor.log().contains("was confirmed up to"), "{}", successor.log());
+    successor.drain(30);
+}
+
+#[test]
+fn a_slot_that_seems_ahead_is_waited_for_where_nobody_knows_sync() {
+    let (replica, mut first) = followed("seems_ahead");
+    let lags = replica.warehouse.fault(FaultKind::FollowerLags { sync: false });
+    confirmed_past_what_is_known(&replica);
+    first.kill();
+    replica.postgres.run("UPDATE orders SET note = 'new'");
+    let mut successor = replica.run(&replica.pipeline());
+    successor.until_logged(30, "as far as it shows; waiting and trying again");
+    replica.warehouse.clear_fault(lags);
+    replica.until_equal(30, &["orders"]);
+    successor.drain(30);
+}
+
+#[test]
+fn a_successor_whose_fe_lags_finds_the_loads_that_are_open() {
+    let (replica, mut first) = followed("lagging_claim");
+    first.drain(30);
+    // What it hears of is the first one's claim.
+    let lags = replica.warehouse.fault(FaultKind::FollowerLags { sync: true });
+    let mut second = replica.run(&replica.pipeline());
+    replica.postgres.until_streaming(60, &replica.slot());
+    let late = FaultKind::LateCommit { delay_ms: LATE_MS, client: ClientFate::KeptWaiting };
+    let late = replica.warehouse.fault_times_on("orders", late, 1);
+    replica.postgres.run("UPDATE orders SET note = 'dead'");
+    replica.warehouse.until_fired(late, 1);
+    second.kill();
+    replica.postgres.run("UPDATE orders SET note = 'new'");
+    let mut third = replica.run(&replica.pipeline());
+    replica.until_equal(60, &["orders"]);
+    assert!(replica.warehouse.fired(lags) > 0, "nothing was read over the query port");
+    let ended = |load: &LoadRecord| load.table == "orders" && load.state == TransactionState::Aborted;
+    let loads = replica.warehouse.loads();
+    assert!(loads.iter().any(ended), "{loads:?}");
+    replica.until_equal(1, &["orders"]);
+    third.drain(30);
+}
+
+#[test]
+fn a_leader_that_gets_its_lock_back_reads_who_led_meanwhile() {
+    let (replica, mut first) = followed("lagging_lock");
+    let held = replica.warehouse.fault_times_on("orders", FaultKind::ContinueWithheld { delay_ms: 2_000 }, 1);
+    replica.postgres.run("UPDATE orders SET note = 'frozen'");
+    replica.warehouse.until_fired(held, 1);
+    first.freeze();
+    replica.warehouse.fault(FaultKind::FollowerLags { sync: true });
+    replica.postgres.run("UPDATE orders SET note = 'new'; DELETE FROM orders WHERE id > 50");
+    let mut second = replica.run(&replica.pipeline());
+    replica.until_equal(TAKEN_OVER_WITHIN_S, &["orders"]);
+    second.kill();
+    first.thaw();
+    // The lock is free, and it was not always its own.
+    first.until_logged(60, "another process has taken slot");
+    replica.postgres.run("INSERT INTO orders VALUES (1000, 'after')");
+    replica.until_equal(60, &["orders"]);
+    first.drain(30);
+}
+
+#[test]
+fn a_truncate_that_takes_effect_behind_a_successor_halts_and_says_so() {
+    let replica = Replica::new("late_truncate");
+    replica.postgres.run(
+        "CREATE TABLE orders (id bigint PRIMARY KEY, note text);
+         INSERT INTO orders SELECT n, 'old' FROM generate_series(1, 100) n",
+    );
+    let pipeline = Pipeline { source_more: "truncate = \"apply\"".to_owned(), ..replica.pipeline() };
+    let mut first = replica.run(&pipeline);
+    replica.until_equal(60, &["orders"]);
+    replica.postgres.until_streaming(60, &replica.slot());
+    let mut second = replica.run(&pipeline);
+    second.until_logged(30, "standing by");
+    // As if it were frozen behind its question, or its line were slow.
+    let slow = FaultKind::SlowTruncate { delay_ms: LATE_MS };
+    let slow = replica.warehouse.fault_times_on("orders", slow, 1);
+    replica.postgres.run("TRUNCATE orders; INSERT INTO orders VALUES (1, 'after')");
+    replica.warehouse.until_fired(slow, 1);
+    replica.postgres.run(
+        "SELECT pg_terminate_backend(pid) FROM pg_locks JOIN pg_stat_activity USING (pid)
+         WHERE locktype = 'advisory' AND granted AND datname = current_database()",
+    );
+    let ended = first.until_ended(60);
+    assert_eq!(ended.code, Some(1), "{}", ended.log);
+    for words in ["may have been emptied behind its new reader", "`tidemill resync <file> public.orders`"] {
+        assert!(ended.log.contains(words), "{words:?} is not in {}", ended.log);
+    }
+    // What it says to do brings the rows back.
+    second.drain(60);
+    let file = replica.write(&pipeline);
+    let resync = tidemill_output(&["resync", file.to_str().expect("a path of letters"), "public.orders"]);
+    assert!(resync.status.success(), "{resync:?}");
+    let mut third = replica.run(&pipeline);
+    replica.until_equal(60, &["orders"]);
+    third.drain(30);
 }

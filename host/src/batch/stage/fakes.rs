@@ -14,6 +14,7 @@ use crate::delivery::Alarm;
 use crate::delivery::owner::Owner;
 use crate::meter::Meter;
 use crate::sink::Destination;
+use crate::sink::late::LateTables;
 
 /// Shows each batch to the test, which ends the load.
 pub(crate) struct Shown(pub(crate) mpsc::Sender<(Batch, Done)>);
@@ -70,6 +71,7 @@ pub(crate) fn owner(pipeline: PipelineId, share: &Share, rejects: Rejects) -> Ow
         share: share.clone(),
         buffers: Buffers::default(),
         fence: None,
+        late: LateTables::default(),
     }
 }
 

@@ -20,6 +20,11 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What MySQL clients know as "no such table" and "unknown table", and StarRocks' own number.
 const NO_SUCH_TABLE_CODES: [u16; 3] = [1146, 1051, 5502];
 
+/// What a query port says that does not know a statement: StarRocks has had SYNC from its beginnings, a proxy that speaks
+/// the protocol in its place may not.
+const NOT_KNOWN_WORDS: [&str; 5] =
+    ["syntax", "unexpected input", "no viable statement", "not support", "unsupported"];
+
 /// SQLSTATE "invalid authorization": unknown user, wrong password, no right to the database.
 const NOT_AUTHORIZED: &str = "28000";
 
@@ -36,7 +41,8 @@ pub struct Column {
     pub key: bool,
 }
 
-/// A connection to the query port. Closed when dropped, and once a statement was not answered in time: those that follow
+/// A connection to the query port. It reads what was written before it was made, whoever wrote it, and what it writes itself:
+/// StarRocks promises another session's writes only after SYNC, and a FE that does not lead hears of them late. Closed when dropped, and once a statement was not answered in time: those that follow
 /// fail at once.
 #[derive(Debug)]
 pub struct Query {
@@ -48,10 +54,10 @@ pub struct Query {
 }
 
 impl Query {
-    /// Connects and logs in; at most 5 seconds.
+    /// Connects and logs in, in at most 5 seconds, and waits until the FE has heard of all that was written so far.
     ///
     /// # Errors
-    /// `Halt` when the credentials are refused, `Retry` when nobody answers.
+    /// `Halt` when the credentials are refused, `Retry` when nobody answers, or the FE cannot ask the leading one.
     pub async fn connect(cluster: &StarRocks) -> Result<Self, Fault> {
         let (host, port) = query_address(cluster)?;
         let address = format!("{host}:{port}");
@@ -73,7 +79,24 @@ impl Query {
             }
         };
         let (connection, database) = (Some(connection), cluster.database.clone());
-        Ok(Self { connection, address, database, patience: STATEMENT_TIMEOUT })
+        let mut query = Self { connection, address, database, patience: STATEMENT_TIMEOUT };
+        query.sync().await?;
+        Ok(query)
+    }
+
+    /// Has what follows read all that other sessions wrote before. Needs no privilege.
+    async fn sync(&mut self) -> Result<(), Fault> {
+        match self.rows("SYNC").await {
+            Ok(_none) => Ok(()),
+            Err(failure) if failure.not_known() => {
+                tracing::debug!(
+                    query = %self.address, why = %self.fault(failure, "run SYNC").story(),
+                    "SYNC is not known here: what other sessions wrote a moment ago may be read as it was before"
+                );
+                Ok(())
+            }
+            Err(failure) => Err(self.fault(failure, "wait for what other sessions wrote (SYNC)")),
+        }
     }
 
     /// Whether the table is there.
@@ -254,6 +277,16 @@ enum Failure {
 }
 
 impl Failure {
+    fn not_known(&self) -> bool {
+        match self {
+            Self::Refused(mysql_async::Error::Server(error)) => {
+                let message = error.message.to_ascii_lowercase();
+                NOT_KNOWN_WORDS.iter().any(|words| message.contains(words))
+            }
+            Self::Refused(_) | Self::Late | Self::Closed => false,
+        }
+    }
+
     fn no_such_table(&self) -> bool {
         match self {
             Self::Refused(mysql_async::Error::Server(error)) => {
@@ -339,7 +372,7 @@ fn quoted(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use tidemill_sandbox::{Options, Sandbox};
+    use tidemill_sandbox::{Fault as Lags, FaultKind, Options, Sandbox};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::watch;
@@ -435,5 +468,33 @@ mod tests {
         let refused = query.table_exists("nothing").await.expect_err("it would be read as this one's");
         assert!(refused.what.contains("earlier statement"), "{}", refused.what);
         assert!(query.versions("orders").await.is_err());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_connection_reads_what_others_wrote_before_it() {
+        let sandbox = Sandbox::start(Options::default()).await.expect("free ports");
+        for sql in [
+            "CREATE DATABASE shop",
+            "CREATE TABLE shop.orders (id BIGINT) PRIMARY KEY(id)",
+            "INSERT INTO shop.orders (id) VALUES (1)",
+        ] {
+            sandbox.execute(sql).expect("well-formed");
+        }
+        let mut file = cluster(&[&sandbox.fe_url()]);
+        file.query = Some(format!("127.0.0.1:{}", sandbox.query_port()));
+        file.password = Secret::default();
+        let count = async || {
+            let mut query = Query::connect(&file).await.expect("a query port");
+            query.execute("SELECT count(*) FROM shop.orders").await.expect("a table")[0][0].clone()
+        };
+        let lags = |sync| sandbox.set_fault(Lags::always(FaultKind::FollowerLags { sync }));
+        lags(true);
+        sandbox.execute("INSERT INTO shop.orders (id) VALUES (2)").expect("a row");
+        assert_eq!(count().await.as_deref(), Some("2"));
+        sandbox.clear_faults();
+        // A port that does not know the word is used all the same.
+        lags(false);
+        sandbox.execute("INSERT INTO shop.orders (id) VALUES (3)").expect("a row");
+        assert_eq!(count().await.as_deref(), Some("2"));
     }
 }

@@ -16,7 +16,7 @@ use crate::sink::{Destination, Load};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A settings table as a file would give it.
-pub(super) fn cluster(fe: &[&str]) -> StarRocks {
+pub(crate) fn cluster(fe: &[&str]) -> StarRocks {
     StarRocks {
         fe: fe.iter().map(|url| (*url).to_owned()).collect(),
         query: None,

@@ -48,16 +48,23 @@ impl Beginning {
     }
 }
 
-/// Decides.
+/// Whether the slot was confirmed past the position that is known.
+pub(super) fn is_ahead(known: &Known, slot: Option<&Slot>) -> bool {
+    let confirmed = slot.and_then(|slot| slot.confirmed);
+    confirmed.zip(known.stream).is_some_and(|(confirmed, stream)| confirmed > stream)
+}
+
+/// Decides. A slot that [is ahead](is_ahead) `may_pass` if StarRocks may not show its latest rows yet.
 ///
 /// # Errors
-/// Halt, when changes between here and there are lost, or may be.
+/// Halt, when changes between here and there are lost, or may be; retry, if that may pass.
 pub(super) fn decide(
     source: &Postgres,
     known: &Known,
     slot: Option<&Slot>,
     system: Option<u64>,
     tables: &[TableName],
+    may_pass: bool,
 ) -> Result<Beginning, Fault> {
     check_system(source, known, system)?;
     let uncopied = || {
@@ -92,13 +99,18 @@ pub(super) fn decide(
     let Some(confirmed) = slot.confirmed else {
         return Err(Fault::retry(format!("replication slot {name} is still being made")));
     };
+    let what = |stream| {
+        format!(
+            "replication slot {name} was confirmed up to {confirmed}, but StarRocks has changes up to {stream} only"
+        )
+    };
     match known.stream {
         None => Ok(Beginning::Resume { from: confirmed, copy: wanted }),
-        Some(stream) if confirmed > stream => Err(Fault::halt(
-            format!(
-                "replication slot {name} was confirmed up to {confirmed}, but StarRocks has changes up to {stream} only: \
-                 those between are lost"
-            ),
+        Some(stream) if is_ahead(known, Some(slot)) && may_pass => {
+            Err(Fault::retry(format!("{}, as far as it shows", what(stream))))
+        }
+        Some(stream) if is_ahead(known, Some(slot)) => Err(Fault::halt(
+            format!("{}: those between are lost", what(stream)),
             format!(
                 "another program reads the slot, or StarRocks was restored from a backup; {}",
                 start_over(source)
@@ -158,7 +170,7 @@ mod tests {
     }
 
     fn check(known: &Known, slot: Option<&Slot>) -> Result<Beginning, Fault> {
-        decide(&fixtures::source(), known, slot, Some(7), &tables())
+        decide(&fixtures::source(), known, slot, Some(7), &tables(), false)
     }
 
     #[test]
@@ -179,6 +191,19 @@ mod tests {
         let resumed =
             check(&known(Some(30), &["public.a", "public.b"]), Some(&slot(9))).expect("nothing is lost");
         assert_eq!(resumed, Beginning::Resume { from: Lsn(30), copy: Vec::new() });
+    }
+
+    #[test]
+    fn a_slot_that_is_ahead_is_asked_for_again_before_that_halts() {
+        let (known, slot) = (known(Some(30), &["public.a", "public.b"]), slot(31));
+        assert!(is_ahead(&known, Some(&slot)));
+        let decided = decide(&fixtures::source(), &known, Some(&slot), Some(7), &tables(), true);
+        let fault = decided.expect_err("the latest position may not show yet");
+        assert_eq!(fault.kind, crate::fault::FaultKind::Retry, "{}", fault.story());
+        assert_eq!(
+            check(&known, Some(&slot)).expect_err("it was waited for").kind,
+            crate::fault::FaultKind::Halt
+        );
     }
 
     #[test]

@@ -163,6 +163,8 @@ pub(super) struct Control {
     coming: Option<Coming>,
     /// When the lock was last asked for.
     led_at: Option<Instant>,
+    /// Since when the slot is ahead of the position.
+    ahead_since: Option<Instant>,
     /// There was a replication connection already.
     has_connected: bool,
 }
@@ -184,6 +186,7 @@ impl Control {
             halts,
             coming: None,
             led_at: None,
+            ahead_since: None,
             has_connected: false,
         }
     }

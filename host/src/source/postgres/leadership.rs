@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::connect::{Connector, Control as Connection};
-use super::position::{Claim, Positions};
+use super::position::{Claim, Claims, Positions};
 use crate::fault::Fault;
 use crate::position::Stay;
 use crate::sink::{Destination, Fence, FenceAnswer};
@@ -37,7 +37,7 @@ pub(crate) struct Leadership {
     key: i64,
     /// The connection that holds the lock.
     holder: AsyncMutex<Option<Connection>>,
-    claims: AsyncMutex<Option<Claims>>,
+    own: AsyncMutex<Option<Own>>,
     /// Numbers of labels that are not decided.
     undecided: Mutex<BTreeSet<u64>>,
     /// It is known that nobody led since this process did: rows may be sent.
@@ -46,7 +46,8 @@ pub(crate) struct Leadership {
     is_kept_alive: AtomicBool,
 }
 
-struct Claims {
+/// What this process has claimed.
+struct Own {
     positions: Arc<Positions>,
     claim: Claim,
 }
@@ -72,7 +73,7 @@ impl Leadership {
             key: key_of(&connector.source().slot),
             connector: Arc::clone(connector),
             holder: AsyncMutex::default(),
-            claims: AsyncMutex::default(),
+            own: AsyncMutex::default(),
             undecided: Mutex::default(),
             admitted: AtomicBool::new(false),
             is_kept_alive: AtomicBool::new(false),
@@ -139,10 +140,10 @@ impl Leadership {
     pub(super) async fn retire(&self) {
         self.admitted.store(false, Ordering::Release);
         *self.holder.lock().await = None;
-        *self.claims.lock().await = None;
+        *self.own.lock().await = None;
     }
 
-    /// Resolves what the predecessor may have left open, and claims what comes for this process, whose labels
+    /// Resolves what processes before may have left open, and claims what comes for this process, whose labels
     /// begin with `stem`. True once that is done; false if a label is still open.
     ///
     /// # Errors
@@ -150,38 +151,38 @@ impl Leadership {
     pub(super) async fn take_over(
         &self,
         positions: &Arc<Positions>,
-        before: Option<&Claim>,
+        before: &Claims,
         stem: &str,
     ) -> Result<bool, Fault> {
-        let mut claims = self.claims.lock().await;
-        if let Some(before) = before {
-            for number in before.first..before.end {
-                let label = format!("{}-{number}", before.stem);
+        let mut own = self.own.lock().await;
+        for claim in before.values() {
+            for number in claim.first..claim.end {
+                let label = format!("{}-{number}", claim.stem);
                 if !positions.resolve(&label).await? {
                     tracing::info!(%label, "a load of the process before is open: it is cancelled");
                     return Ok(false);
                 }
             }
         }
-        let generation = before.map_or(0, |before| before.generation) + 1;
-        let claim = Claim { generation, stem: stem.to_owned(), first: 0, end: 0 };
+        let claim = Claim::after(before, stem);
         positions.claimed(&claim).await?;
-        *claims = Some(Claims { positions: Arc::clone(positions), claim });
+        *own = Some(Own { positions: Arc::clone(positions), claim });
         self.admit();
+        // The next one to take over looks at what is left, and tidies up in its turn.
+        if let Err(fault) = positions.tidied(before).await {
+            tracing::debug!("{}; claims of processes before stay for now", fault.story());
+        }
         Ok(true)
     }
 
     /// Whether this process took over, and nobody has since.
-    pub(super) async fn is_newest(&self, found: Option<&Claim>) -> bool {
-        let claims = self.claims.lock().await;
-        let own = claims.as_ref().map(|Claims { claim, .. }| claim);
-        own.zip(found)
-            .is_some_and(|(own, found)| (own.generation, &own.stem) == (found.generation, &found.stem))
+    pub(super) async fn is_newest(&self, found: &Claims) -> bool {
+        self.own.lock().await.as_ref().is_some_and(|Own { claim, .. }| claim.is_newest(found))
     }
 
     async fn claim(&self, number: u64) -> Result<(), Fault> {
-        let mut claims = self.claims.lock().await;
-        let Some(Claims { positions, claim }) = claims.as_mut() else {
+        let mut own = self.own.lock().await;
+        let Some(Own { positions, claim }) = own.as_mut() else {
             return Err(Fault::retry("the slot was not taken over yet"));
         };
         self.undecided().insert(number);
@@ -190,6 +191,8 @@ impl Leadership {
             return Ok(());
         }
         let first = self.undecided().first().copied().unwrap_or(number);
+        // Also for one that was given up, and may land yet.
+        claim.revision += 1;
         let longer = Claim { first, end: claim.end.max(number + CLAIMED_AT_A_TIME), ..claim.clone() };
         positions.claimed(&longer).await?;
         *claim = longer;

@@ -4,6 +4,7 @@
 //! before version 17. The position is passed to START_REPLICATION instead, and a slot that is ahead of it tells
 //! that changes are lost. A row is only ever replaced by one of the same or a later position
 //! (`merge_condition`), so that a load of a process that is dead, or thinks that it is not, cannot take it back.
+//! They are read over a connection that was made for it: see [`Query`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
@@ -16,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+use self::claim::CLAIM;
+pub(super) use self::claim::{Claim, Claims};
 use super::leadership::Leadership;
 use super::lsn::Lsn;
 use super::prepare::add_columns;
@@ -31,6 +34,8 @@ use crate::sink::starrocks::deliver::{DeliverContext, Delivered, Observer, Paces
 use crate::sink::starrocks::query::Query;
 use crate::sink::starrocks::state::LabelState;
 use crate::sink::{Destination, Fence, Guarded, Load};
+
+mod claim;
 
 /// The table, in the pipeline's own database.
 pub(super) const TABLE: &str = "tidemill_positions";
@@ -60,8 +65,8 @@ pub(super) struct Known {
     pub(super) columns: BTreeMap<String, Vec<Remembered>>,
     /// Tables that have, or may have, rows in StarRocks.
     pub(super) traces: BTreeMap<String, Trace>,
-    /// Who loads, or did.
-    pub(super) claim: Option<Claim>,
+    /// Who loads, or did, by the ids of their rows.
+    pub(super) claims: Claims,
 }
 
 /// A table that is followed, or was.
@@ -110,24 +115,8 @@ impl Known {
     }
 }
 
-/// Which labels a process may have open: `<stem>-<number>` with numbers from `first` to before `end`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Claim {
-    /// Grows with each process that takes the slot over.
-    pub(super) generation: u64,
-    /// Begin of its labels.
-    pub(super) stem: String,
-    /// First number that may be undecided.
-    pub(super) first: u64,
-    /// Number behind the last one that may be used.
-    pub(super) end: u64,
-}
-
 /// What a row is about in the place of a table's name: the stream.
 const STREAM: &str = "";
-/// Likewise: the claim, whose generation is in the place of the position.
-const CLAIM: &str = "#claim";
-
 /// Likewise, with the table's name behind it: its oid and its columns, from before its first row is loaded until it is to be
 /// copied anew, also when it is followed no more. A table's own row tells that it was copied, and a table that is
 /// followed without a copy has none.
@@ -240,7 +229,7 @@ async fn rows(query: &mut Query, database: &str, pipeline: &str, slot: &str) -> 
     let details = if there.iter().any(|column| column.name == DETAILS) { DETAILS } else { "NULL" };
     let quoted = |text: &str| text.replace('\\', "\\\\").replace('\'', "''");
     let statement = format!(
-        "SELECT source_table, lsn, system_identifier, stem, first_label, end_label, {details} FROM `{database}`.`{TABLE}` \
+        "SELECT id, source_table, lsn, system_identifier, stem, first_label, end_label, {details} FROM `{database}`.`{TABLE}` \
          WHERE pipeline = '{}' AND slot = '{}'",
         quoted(pipeline),
         quoted(slot)
@@ -256,7 +245,9 @@ async fn rows(query: &mut Query, database: &str, pipeline: &str, slot: &str) -> 
     };
     let mut known = Known::default();
     for row in query.execute(&statement).await? {
-        let [Some(table), Some(lsn), system, stem, first, end, details] = row.as_slice() else { continue };
+        let [Some(id), Some(table), Some(lsn), system, stem, first, end, details] = row.as_slice() else {
+            continue;
+        };
         let place = number(lsn)?;
         let Details { timeline, columns, oid, left } = read_details(details.as_deref());
         if let Some(table) = table.strip_prefix(COLUMNS) {
@@ -272,7 +263,7 @@ async fn rows(query: &mut Query, database: &str, pipeline: &str, slot: &str) -> 
             CLAIM => {
                 let text = |cell: &Option<String>| cell.clone().unwrap_or_default();
                 let (first, end) = (number(&text(first))?, number(&text(end))?);
-                known.claim = Some(Claim { generation: place, stem: text(stem), first, end });
+                known.claims.insert(id.clone(), Claim::read(place, text(stem), first, end));
                 continue;
             }
             table => {
@@ -402,22 +393,6 @@ impl Positions {
         self.write_positions(&[self.row(&name, lsn, &details)?]).await
     }
 
-    /// Labels of `claim` may be open from now on.
-    ///
-    /// # Errors
-    /// As [`Positions::reached`].
-    pub(super) async fn claimed(&self, claim: &Claim) -> Result<(), Fault> {
-        let row = Row {
-            stem: &claim.stem,
-            first_label: claim.first,
-            end_label: claim.end,
-            ..self.row(CLAIM, Lsn(claim.generation), &Details::default())?
-        };
-        // Nobody has to know of it: one that comes late is older than what is there.
-        let label = self.carrier.next_label(&format!("{}-claim", self.pipeline)).0;
-        self.write(&[row], label, Vec::new()).await
-    }
-
     /// The server whose changes these are.
     pub(super) fn system(&self) -> &str {
         &self.system
@@ -477,13 +452,24 @@ impl Positions {
     }
 
     async fn write(&self, rows: &[Row<'_>], label: String, fences: Vec<Guarded>) -> Result<(), Fault> {
+        self.send(&self.client, &self.destination, rows, label, fences).await
+    }
+
+    async fn send(
+        &self,
+        client: &Client,
+        destination: &Arc<Destination>,
+        rows: &[impl Serialize],
+        label: String,
+        fences: Vec<Guarded>,
+    ) -> Result<(), Fault> {
         let mut body = Vec::new();
         for row in rows {
             serde_json::to_writer(&mut body, row).map_err(cannot_be_json)?;
             body.push(b'\n');
         }
         let mut load = Load {
-            destination: Arc::clone(&self.destination),
+            destination: Arc::clone(destination),
             label,
             columns: None,
             packed: None,
@@ -501,7 +487,7 @@ impl Positions {
             paces: Paces::default(),
         };
         let delivered = {
-            let mut delivering = pin!(deliver(&self.client, &mut load, &context));
+            let mut delivering = pin!(deliver(client, &mut load, &context));
             match tokio::time::timeout(WRITE_PATIENCE, delivering.as_mut()).await {
                 Ok(delivered) => delivered,
                 Err(_elapsed) => {
@@ -546,39 +532,4 @@ impl Positions {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn details_are_read_back_and_those_of_other_versions_are_unknown() {
-        let columns = vec![Remembered { name: "n\"1".into(), number: 2, type_oid: 25, type_modifier: -1 }];
-        let note = Note { table: TableName::new("public", "t"), oid: 7, columns: columns.clone() };
-        let text = serde_json::to_string(&note.details()).expect("plain data");
-        assert_eq!(text, r#"{"columns":[{"name":"n\"1","number":2,"type":25,"modifier":-1}],"oid":7}"#);
-        let read = read_details(Some(&text));
-        assert_eq!((read.columns, read.oid, read.left), (Some(columns), Some(7), false));
-        let left = read_details(Some(r#"{"oid":7,"left":true}"#));
-        assert_eq!((left.columns, left.oid, left.left), (None, Some(7), true));
-        let later = read_details(Some(r#"{"timeline":3,"weather":"fair"}"#));
-        assert_eq!((later.timeline, later.columns), (Some(3), None));
-        for unknown in [None, Some(""), Some("{}"), Some(r#"{"columns":{"a":1}}"#), Some("no JSON")] {
-            let read = read_details(unknown);
-            assert_eq!((read.timeline, read.columns), (None, None), "{unknown:?}");
-        }
-    }
-
-    #[test]
-    fn a_table_that_has_left_is_known_and_not_followed() {
-        let trace = |has_left| Trace { oid: Some(7), has_left, at: Lsn(1) };
-        let known = Known {
-            copied: ["a", "b"].map(|table| (table.to_owned(), Lsn(1))).into(),
-            columns: ["b", "c", "d"].map(|table| (table.to_owned(), Vec::new())).into(),
-            traces: [("b", true), ("c", false), ("d", true)]
-                .map(|(table, left)| (table.to_owned(), trace(left)))
-                .into(),
-            ..Known::default()
-        };
-        assert_eq!(known.followed().into_iter().collect::<Vec<_>>(), ["a", "c"]);
-        assert_eq!((known.oid("a"), known.oid("b")), (None, Some(7)));
-    }
-}
+mod tests;

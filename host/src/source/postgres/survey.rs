@@ -111,7 +111,7 @@ impl Survey {
         }
         let names: Vec<_> = tables.iter().map(|table| table.name.clone()).collect();
         let system = self.facts.server.system_identifier;
-        if let Err(fault) = decide(&self.source, known, self.facts.slot.as_ref(), system, &names) {
+        if let Err(fault) = decide(&self.source, known, self.facts.slot.as_ref(), system, &names, false) {
             self.blocked_by(fault);
         }
     }

@@ -85,7 +85,7 @@ impl Bench {
         let owner = Arc::new(owner(0, &share, Rejects::Answer));
         let targets = Targets {
             names: std::sync::Arc::default(),
-            tables: vec![Target { model: TableModel::Duplicate }],
+            tables: vec![Target { model: TableModel::Duplicate.into() }],
             own: Some(0),
             row_bytes_max: ROW_BYTES_MAX,
         };

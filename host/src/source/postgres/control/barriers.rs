@@ -64,10 +64,32 @@ impl Control {
                     let statement = format!("TRUNCATE TABLE `{}`.`{name}`", self.sink.database);
                     // Done twice it would empty what was loaded in between, by a successor even.
                     self.prepared.leadership.ask().await?;
-                    query.execute(&statement).await?;
+                    let emptied = query.execute(&statement).await;
+                    // No fence stands between begin and end of a statement: it may have been on its way for longer than
+                    // the lock was ours.
+                    if let Err(why) = self.prepared.leadership.ask().await {
+                        return Err(self.emptied_behind(table, &name, &why));
+                    }
+                    emptied?;
                 }
                 Ok(())
             }
         }
+    }
+
+    /// Another process may have loaded rows before the statement took effect.
+    fn emptied_behind(&self, table: &TableName, name: &str, why: &Fault) -> Fault {
+        let (database, pipeline) = (&self.sink.database, &self.parts.meter.name);
+        Fault::halt(
+            format!(
+                "{database}.{name} may have been emptied behind its new reader: pipeline {pipeline} sent its TRUNCATE, and \
+                 then could not be sure any more that it leads ({})",
+                why.story()
+            ),
+            format!(
+                "if another process has led since, rows of {table} may be missing: end all processes of the pipeline, and \
+                 `tidemill resync <file> {table}`"
+            ),
+        )
     }
 }

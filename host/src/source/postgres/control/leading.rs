@@ -10,7 +10,7 @@ use crate::fault::{Fault, FaultKind};
 use crate::meter::Waiting;
 use crate::retry::{Backoff, Pace};
 use crate::sink::starrocks::query::Query;
-use crate::source::postgres::begin::{Beginning, decide};
+use crate::source::postgres::begin::{Beginning, decide, is_ahead};
 use crate::source::postgres::catalog;
 use crate::source::postgres::identity::check_failover;
 use crate::source::postgres::position::Positions;
@@ -20,6 +20,9 @@ use crate::source::postgres::setup::{Identified, identify};
 
 /// How often a standby asks whether the slot is free, at the longest.
 const STANDBY_ASKS_EVERY: Duration = Duration::from_secs(1);
+
+/// How long a slot may be ahead of the position before that halts the pipeline: StarRocks may show its latest rows late.
+const AHEAD_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a round begins with.
 pub(super) enum Begun {
@@ -89,11 +92,11 @@ impl Control {
         let positions = Positions::open(&self.sink, name, &source.slot, &system, &self.carrier, &leadership);
         let positions = Arc::new(positions.await?);
         let before = positions.read().await?;
-        let has_led = leadership.is_newest(before.claim.as_ref()).await;
+        let has_led = leadership.is_newest(&before.claims).await;
         if has_led {
             // In the round before.
             leadership.admit();
-        } else if !leadership.take_over(&positions, before.claim.as_ref(), &self.parts.label_stem).await? {
+        } else if !leadership.take_over(&positions, &before.claims, &self.parts.label_stem).await? {
             return Err(Fault::retry("a load of the process before is still open"));
         }
         leadership.keep_alive(&self.parts.runtime);
@@ -113,7 +116,11 @@ impl Control {
         let followed = self.prepared.followed.iter();
         check_same(&known, followed.map(|one| (&one.table.name, one.table.oid)))?;
         check_failover(&self.prepared.connector, &identified, &known, slot.as_ref()).await?;
-        let beginning = decide(source, &known, slot.as_ref(), Some(system_identifier), &tables)?;
+        let ahead_since =
+            is_ahead(&known, slot.as_ref()).then(|| self.ahead_since.unwrap_or_else(Instant::now));
+        self.ahead_since = ahead_since;
+        let may_pass = ahead_since.is_some_and(|since| since.elapsed() < AHEAD_PATIENCE);
+        let beginning = decide(source, &known, slot.as_ref(), Some(system_identifier), &tables, may_pass)?;
         if let Some(timeline) = known.timeline {
             positions.follow_timeline(timeline);
         }
@@ -173,7 +180,7 @@ impl Control {
         let regained = self.parts.runtime.block_on(async {
             let held = leadership.acquire().await?;
             let known = positions.read().await?;
-            Ok::<_, Fault>((held, leadership.is_newest(known.claim.as_ref()).await))
+            Ok::<_, Fault>((held, leadership.is_newest(&known.claims).await))
         });
         match regained {
             // Somebody else led meanwhile, and read what we have read and not loaded.
