@@ -123,7 +123,7 @@ impl Work {
             Self::Append { chunk, spare } => {
                 let inputs = (0..chunk.len() as u32).collect();
                 let mut kept = Transformed { inputs: Some(inputs), ..Transformed::default() };
-                let own = Target { model: TableModel::Duplicate };
+                let own = Target { model: TableModel::Duplicate.into() };
                 let names = ["orders".into()].into();
                 let targets = Targets { tables: vec![own], own: Some(0), row_bytes_max: 10 << 20, names };
                 let mut built = rows::build(chunk, &mut kept, &targets, false, spare);

@@ -347,11 +347,11 @@ async fn a_decided_load_that_one_fe_does_not_know_is_asked_of_all() {
 async fn a_decided_load_is_taken_for_forgotten_when_most_fes_have_not_known_it_twice() {
     let unknown = |times| std::iter::repeat_with(|| state("UNKNOWN")).take(times).collect();
     let (one, two) = (Scripted::start(unknown(3)).await, Scripted::start(unknown(2)).await);
-    let dead = Scripted::nobody().await;
-    commit_decided(&[&one.url, &two.url, &dead]).await.expect("it is done");
+    let dead = Nobody::new();
+    commit_decided(&[&one.url, &two.url, &dead.url]).await.expect("it is done");
     assert_eq!((one.finish().await.len(), two.finish().await.len()), (3, 2));
     let alone = Scripted::start(unknown(2)).await;
-    let fault = commit_decided(&[&alone.url, &dead]).await.expect_err("half of them do not say");
+    let fault = commit_decided(&[&alone.url, &dead.url]).await.expect_err("half of them do not say");
     assert_eq!(fault.kind, FaultKind::Retry);
     assert_eq!(alone.finish().await.len(), 2);
 }
