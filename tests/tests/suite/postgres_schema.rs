@@ -374,35 +374,34 @@ fn a_failover_that_lost_changes_is_noticed_though_the_new_log_is_longer() {
     });
 }
 
-/// Copied behind a change of the table that the stream, which begins before the copy, tells of after older rows.
+/// The copy knows the new columns, and the stream, which begins before it, tells of older rows again: in one chunk with newer
+/// ones, and in chunks that follow each other.
 #[test]
-fn rows_of_before_a_new_column_and_of_after_it_share_a_batch() {
+fn rows_of_before_a_new_column_and_of_after_it_share_batches() {
     within(120, || {
+        const ROWS: u64 = 20_000;
         let replica = Replica::new("replayed");
-        replica.postgres.run(
+        replica.postgres.run(&format!(
             "CREATE TABLE orders (id bigint PRIMARY KEY, note text);
-             INSERT INTO orders SELECT n, 'first' FROM generate_series(1, 1000) n",
-        );
-        let mut pipeline = replica.pipeline();
-        pipeline.batch = "linger = \"2s\"".to_owned();
-        replica.warehouse.fault_on("orders", FaultKind::TooManyVersions);
+             INSERT INTO orders SELECT n, 'first' FROM generate_series(1, {ROWS}) n"
+        ));
+        let pipeline = replica.pipeline();
+        let refused = replica.warehouse.fault_on("orders", FaultKind::TooManyVersions);
         let mut copying = replica.run(&pipeline);
-        copying.until_logged(60, "copying what is there");
+        replica.warehouse.until_fired(refused, 1);
         copying.kill();
         replica.warehouse.clear_faults();
-        replica.postgres.run("UPDATE orders SET note = 'before' WHERE id <= 500");
-        replica
-            .postgres
-            .run("ALTER TABLE orders ADD COLUMN extra bigint; UPDATE orders SET extra = id WHERE id % 7 = 0");
+        for column in ["one", "two"] {
+            replica.postgres.run("UPDATE orders SET note = note || '+' WHERE id % 10 = 0");
+            replica.postgres.run(&format!(
+                "ALTER TABLE orders ADD COLUMN {column} bigint; UPDATE orders SET {column} = id WHERE id % 7 = 0"
+            ));
+        }
         let mut following = replica.run(&pipeline);
         following.until_logged(60, "following the slot");
-        replica.until_equal(30, &["orders"]);
-        replica.postgres.run("INSERT INTO orders VALUES (2000, 'after', 1)");
-        replica.until_equal(30, &["orders"]);
+        replica.postgres.run(&format!("INSERT INTO orders VALUES ({ROWS} + 1, 'after', 1, 1)"));
+        replica.warehouse.until_rows(60, "orders", ROWS + 1);
         following.drain(30);
-        for load in replica.warehouse.loads() {
-            println!("{load:?}");
-        }
         replica.until_equal(1, &["orders"]);
     });
 }
