@@ -1,7 +1,7 @@
 //! Tables that change while no process runs, rows that are asked for after their table has changed, and servers that were
 //! standbys: a start knows what was followed, and from whom.
 
-use std::process::Output;
+use std::{process::Output, time::Duration};
 use tidemill_sandbox::FaultKind;
 use tidemill_test_postgres::{Server, Settings, Stop};
 use tidemill_tests::{
@@ -10,6 +10,7 @@ use tidemill_tests::{
     pipeline::{Pipeline, Source},
     process::{Tidemill, tidemill_output},
     replica::Replica,
+    wait_until,
 };
 
 const ORDERS: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, note text, amount int);
@@ -403,5 +404,55 @@ fn rows_of_before_a_new_column_and_of_after_it_share_batches() {
         replica.warehouse.until_rows(60, "orders", ROWS + 1);
         following.drain(30);
         replica.until_equal(1, &["orders"]);
+    });
+}
+
+/// The stream tells of a commit when it is in the log on disk; other sessions see it later, and on a busy machine so much later
+/// that a column that was just added looked like one that was dropped, and a row that had moved to another key like none.
+#[test]
+fn what_the_stream_tells_of_before_it_is_visible_is_waited_for() {
+    within(180, || {
+        const WAITING: &str = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        let replica = Replica::own("invisible", &Settings::default());
+        replica.postgres.run(
+            "CREATE SCHEMA aside; CREATE TABLE aside.probe (n int);
+             CREATE TABLE orders (id bigint PRIMARY KEY, note text);
+             ALTER TABLE orders ALTER note SET STORAGE EXTERNAL;
+             INSERT INTO orders SELECT n, repeat('x', 5000) FROM generate_series(1, 20) n;
+             CREATE TABLE items (id bigint PRIMARY KEY); INSERT INTO items SELECT generate_series(1, 20)",
+        );
+        let file = replica.write(&replica.pipeline());
+        let mut tidemill = Tidemill::run_with(&[&file], &["--log-level", "debug"]);
+        replica.until_equal(60, &["orders", "items"]);
+        replica.postgres.until_streaming(60, &replica.slot());
+        // A commit waits for a standby that never comes, after it is on disk and before it is visible.
+        replica.postgres.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+        replica.postgres.run("SELECT pg_reload_conf()");
+        let write = |sql: &'static str| {
+            let client = replica.postgres.client();
+            std::thread::spawn(move || client.run(sql).expect("it is committed"))
+        };
+        let waiting = || replica.postgres.number(WAITING);
+        // The server heeds it from some moment on.
+        let mut writers = Vec::new();
+        let heeded = wait_until(Duration::from_secs(30), || {
+            writers.push(write("INSERT INTO aside.probe VALUES (1)"));
+            let last = writers.last()?;
+            wait_until(Duration::from_secs(5), || (last.is_finished() || waiting() > 0).then_some(()))
+                .ok()?;
+            (waiting() > 0).then_some(())
+        });
+        heeded.expect("commits wait");
+        let before = waiting();
+        writers.push(write("UPDATE orders SET id = id + 1000 WHERE id <= 10"));
+        writers.push(write("ALTER TABLE items ADD COLUMN extra bigint; UPDATE items SET extra = id"));
+        wait_until(Duration::from_secs(30), || (waiting() == before + 2).then_some(())).expect("both wait");
+        tidemill.until_logged(30, "is in the log, and not visible yet");
+        replica.postgres.run("ALTER SYSTEM RESET synchronous_standby_names");
+        replica.postgres.run("SELECT pg_reload_conf()");
+        writers.into_iter().for_each(|writer| drop(writer.join().expect("no panic")));
+        replica.postgres.run("INSERT INTO orders VALUES (5000, 'last'); INSERT INTO items VALUES (5000, 1)");
+        replica.until_equal(60, &["orders", "items"]);
+        tidemill.drain(30);
     });
 }

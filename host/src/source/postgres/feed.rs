@@ -251,9 +251,9 @@ impl StreamFeed {
             Ok(records) => records,
             Err(Incomplete) => {
                 self.parts.meter.rows_read_back.inc();
-                let layout = &self.tables[table].layout;
+                let (layout, xid) = (&self.tables[table].layout, self.transaction.xid);
                 let row =
-                    Self::asked(&mut self.parts, async |schema| schema.read_back(layout, update).await)?;
+                    Self::asked(&mut self.parts, async |schema| schema.read_back(layout, update, xid).await)?;
                 let Some(row) = row else {
                     self.gave_up = true;
                     return Ok(());
@@ -298,7 +298,8 @@ impl StreamFeed {
             table = %TableName::new(relation.schema, relation.name), ?columns, at = %self.transaction.final_lsn,
             "the stream told of a table"
         );
-        let change = match Self::asked(&mut self.parts, async |schema| schema.told(relation).await) {
+        let xid = self.transaction.xid;
+        let change = match Self::asked(&mut self.parts, async |schema| schema.told(relation, xid).await) {
             Ok(Some(change)) => change,
             Ok(None) => {
                 self.gave_up = true;

@@ -22,6 +22,8 @@ const CHUNK_BYTES_MAX: usize = 500 << 10;
 pub(super) struct Transaction {
     /// LSN of its commit record.
     pub(super) final_lsn: Lsn,
+    /// Its number in the source.
+    pub(super) xid: u32,
     /// When it was committed, microseconds since 1970 UTC.
     pub(super) commit_time_us: i64,
     /// Headers of its rows, written once.
@@ -35,7 +37,7 @@ impl Transaction {
             ("postgres.xid", xid.to_string()),
             ("postgres.commit_time_us", commit_time_us.to_string()),
         ];
-        Transaction { final_lsn, commit_time_us, headers }
+        Transaction { final_lsn, xid, commit_time_us, headers }
     }
 }
 

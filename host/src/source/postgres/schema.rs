@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio_postgres::Row;
 
@@ -29,6 +30,13 @@ const COLUMNS_SQL: &str = "SELECT a.attname::text, a.attnum, a.atttypid, a.attty
      (SELECT FROM pg_catalog.pg_publication_rel r JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid \
       WHERE p.pubname = $2 AND r.prrelid = a.attrelid AND jsonb_typeof(to_jsonb(r) -> 'prattrs') = 'array' \
       AND NOT (to_jsonb(r) -> 'prattrs') @> to_jsonb(a.attnum)) ORDER BY a.attnum";
+
+/// Whether a transaction still runs, for other sessions: whoever runs one holds a lock on its number.
+const RUNNING_SQL: &str =
+    "SELECT count(*) FROM pg_catalog.pg_locks WHERE locktype = 'transactionid' AND transactionid::text = $1";
+/// How long a transaction that the stream tells of may take to be visible: mostly none, and as long as a synchronous standby
+/// takes to have it.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(60);
 
 /// A source table and where its rows go.
 #[derive(Debug, Clone)]
@@ -139,6 +147,8 @@ pub(super) struct Schema {
     database: String,
     /// Whether columns that StarRocks lacks are added there; otherwise their values are left out.
     grows: bool,
+    /// The transaction that is waited for, and since when.
+    invisible: Option<(u32, Instant)>,
 }
 
 impl Schema {
@@ -157,6 +167,7 @@ impl Schema {
             followed: followed.collect(),
             database: database.to_owned(),
             grows,
+            invisible: None,
         }
     }
 
@@ -165,11 +176,11 @@ impl Schema {
         self.followed.get(table).map_or(NOT_COPIED, |followed| followed.copied_upto)
     }
 
-    /// The stream told of a table.
+    /// The stream told of a table, in transaction `xid`.
     ///
     /// # Errors
-    /// Halt, if its rows no longer fit their destination.
-    pub(super) async fn told(&mut self, relation: &Relation<'_>) -> Result<Change, Fault> {
+    /// Halt, if its rows no longer fit their destination; retry, if the source cannot be asked yet.
+    pub(super) async fn told(&mut self, relation: &Relation<'_>, xid: u32) -> Result<Change, Fault> {
         let name = TableName::new(relation.schema, relation.name);
         if !self.followed.contains_key(&name) {
             return Ok(Change::NotFollowed);
@@ -180,7 +191,11 @@ impl Schema {
         let is_known = self.followed.get(&name).is_some_and(|followed| followed.is_still(&table));
         let (now, type_names) = match is_known {
             true => (Remembered::of(&table), Vec::new()),
-            false => self.columns_now(table.oid).await?,
+            false => {
+                // A column that it has added would be taken for one that was dropped since.
+                self.must_be_visible(xid).await?;
+                self.columns_now(table.oid).await?
+            }
         };
         let (types, grows, database) = (&self.types, self.grows, &self.database);
         let Some(followed) = self.followed.get_mut(&name) else { return Ok(Change::NotFollowed) };
@@ -266,15 +281,46 @@ impl Schema {
         Ok(rows.iter().map(|row| (column(row), row.get::<_, String>(4))).unzip())
     }
 
-    /// All columns of the row that `update` is about, as they are now; none if there is no such row.
+    /// Whether other sessions see what the transaction did. The stream tells of it as soon as its commit is in the log on
+    /// disk; the server shows it a moment later, and lets go of its lock on its own number after that. On a standby there
+    /// is no such lock, and none is needed: there it is shown before the stream tells of it.
     ///
     /// # Errors
-    /// Retry, if the source cannot be asked; Halt, if it no longer has what StarRocks needs.
+    /// Retry, until it is visible; Halt, if it is not for [`VISIBLE_WITHIN`].
+    async fn must_be_visible(&mut self, xid: u32) -> Result<(), Fault> {
+        let control = self.control().await?;
+        let locks = control.client().query_one(RUNNING_SQL, &[&xid.to_string()]).await;
+        let locks = locks.and_then(|row| row.try_get::<_, i64>(0));
+        let locks = locks.map_err(|error| control.fault("ask whether a transaction is visible", error))?;
+        if locks == 0 {
+            self.invisible = None;
+            return Ok(());
+        }
+        let (_, since) = self.invisible.filter(|(other, _)| *other == xid).unwrap_or((xid, Instant::now()));
+        self.invisible = Some((xid, since));
+        let what = format!("transaction {xid} is in the log, and not visible yet");
+        if since.elapsed() < VISIBLE_WITHIN {
+            return Err(Fault::retry(what));
+        }
+        Err(Fault::halt(
+            format!("{what} after {} s", VISIBLE_WITHIN.as_secs()),
+            "it may wait for a synchronous standby; if that is this reader, take tidemill out of \
+             synchronous_standby_names, which \"*\" puts it in, and start again",
+        ))
+    }
+
+    /// All columns of the row that `update` of transaction `xid` is about, as they are now; none if there is no such row.
+    ///
+    /// # Errors
+    /// Retry, if the source cannot be asked yet; Halt, if it no longer has what StarRocks needs.
     pub(super) async fn read_back(
         &mut self,
         layout: &Layout,
         update: &Update<'_>,
+        xid: u32,
     ) -> Result<Option<Vec<Option<Vec<u8>>>>, Fault> {
+        // What was there before, or nothing, would be taken for what it left: nothing later in the stream would tell.
+        self.must_be_visible(xid).await?;
         let Some(followed) = self.followed.get(layout.name()).cloned() else { return Ok(None) };
         let database = self.database.clone();
         let control = self.control().await?;
